@@ -1,0 +1,26 @@
+"""Configs are Python: load `file.py:function`, override fields, write to JSON and read back.
+
+A config is a tree of frozen dataclasses, dicts by name and tuples. Nothing here imports jax or
+another part of mmjax, so that a mistyped field is reported at once.
+"""
+
+from mmjax.config.compare import diff, identity, paths
+from mmjax.config.error import ConfigError
+from mmjax.config.files import load, load_module, seam_classes
+from mmjax.config.overrides import override
+from mmjax.config.serial import dump, fingerprint, from_json, to_json
+
+__all__ = [
+    "ConfigError",
+    "diff",
+    "dump",
+    "fingerprint",
+    "from_json",
+    "identity",
+    "load",
+    "load_module",
+    "override",
+    "paths",
+    "seam_classes",
+    "to_json",
+]

@@ -1,0 +1,120 @@
+"""What differs between two configs, and which fields decide what a resumed run may change.
+
+A field says what it decides by `dataclasses.field(metadata={"identity": "model"})`:
+
+    model     shapes and meaning of parameters      a resume refuses a change
+    tokens    meaning of ids and pieces             a resume refuses a change
+    numerics  values of the updates                 a resume refuses a change
+    data      which samples come in which order     a resume journals a change
+    none      nothing that is computed              a resume ignores a change
+
+The word holds for everything below the field until a deeper field says another; at the root it
+is "none".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from mmjax.config.serial import hints, is_config, item_hint, to_json
+
+__all__ = ["diff", "identity", "paths"]
+
+IDENTITIES = ("model", "tokens", "data", "numerics", "none")
+
+
+class _Leaf(NamedTuple):
+    path: str
+    value: Any
+    hint: Any
+    identity: str
+
+
+def paths(config: Any) -> list[str]:
+    """Dotted paths of all fields that hold a value, as the command line spells them."""
+    return [leaf.path for leaf in _walk(config, Any, "", "none") if "@" not in leaf.path]
+
+
+def identity(config: Any, kind: str) -> dict[str, Any]:
+    """JSON values by path of the fields that decide `kind` (see the module's docstring).
+
+    The class of each part is there as `<path>@class`, the order of each dict as `<path>@order`.
+    """
+    if kind not in IDENTITIES:
+        raise ValueError(f"identity: kind={kind!r} must be one of {', '.join(IDENTITIES)}.")
+    leaves = [leaf for leaf in _walk(config, Any, "", "none") if leaf.identity == kind]
+    return {leaf.path: to_json(leaf.value, leaf.hint, leaf.path) for leaf in leaves}
+
+
+def diff(old: Any, new: Any) -> list[str]:
+    """Readable differences of two configs or their JSON: `tasks.text.batch_size: 64 -> 128`."""
+    trees = [to_json(c) if is_config(c) else c for c in (old, new)]
+    return list(_diff(*trees, ""))
+
+
+def _walk(value: Any, hint: Any, path: str, kind: str) -> Iterator[_Leaf]:
+    """Values without parts of their own, and `@class` and `@order` of those that have parts."""
+    stem = f"{path}." if path else ""
+    if is_config(value):
+        known = hints(type(value))
+        yield _Leaf(f"{path}@class", type(value).__name__, str, kind)
+        for field in dataclasses.fields(value):
+            if field.init:
+                own = field.metadata.get("identity", kind)
+                if own not in IDENTITIES:
+                    raise ValueError(
+                        f"{type(value).__name__}.{field.name}: identity={own!r} must be one of"
+                        f" {', '.join(IDENTITIES)}."
+                    )
+                inner = getattr(value, field.name)
+                yield from _walk(inner, known.get(field.name, Any), f"{stem}{field.name}", own)
+    elif isinstance(value, Mapping) and value:
+        yield _Leaf(f"{path}@order", tuple(value), Any, kind)
+        for key, inner in value.items():
+            yield from _walk(inner, item_hint(hint, key), f"{stem}{key}", kind)
+    elif isinstance(value, (tuple, list)) and any(is_config(v) for v in value):
+        for i, inner in enumerate(value):
+            yield from _walk(inner, item_hint(hint, i), f"{stem}{i}", kind)
+    else:
+        yield _Leaf(path, value, hint, kind)
+
+
+def _diff(old: Any, new: Any, path: str) -> Iterator[str]:
+    stem = f"{path}." if path else ""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        if old.get("class") != new.get("class"):
+            yield f"{path or 'config'}: {_brief(old)} -> {_brief(new)}"
+            return
+        for key in [*old, *(k for k in new if k not in old)]:
+            if key not in old or key not in new:
+                yield f"{stem}{key}: {_brief(old.get(key, ...))} -> {_brief(new.get(key, ...))}"
+            else:
+                yield from _diff(old[key], new[key], f"{stem}{key}")
+        if "class" not in old and list(old) != list(new) and set(old) == set(new):
+            yield f"{path}: order {', '.join(old)} -> {', '.join(new)}"
+    elif _has_parts(old) and _has_parts(new) and len(old) == len(new):
+        for i, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from _diff(a, b, f"{stem}{i}")
+    elif old != new:
+        yield f"{path}: {_brief(old)} -> {_brief(new)}"
+
+
+def _has_parts(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(v, Mapping) for v in value)
+
+
+def _brief(value: Any, room: int = 60) -> str:
+    if value is ...:
+        return "absent"
+    if isinstance(value, Mapping) and "class" in value:
+        inner = ", ".join(f"{k}={_brief(v, 20)}" for k, v in value.items() if k != "class")
+        text = f"{value['class']}({inner})"
+    elif isinstance(value, Mapping):
+        text = "{" + ", ".join(f"{k}: {_brief(v, 20)}" for k, v in value.items()) + "}"
+    elif isinstance(value, list):
+        text = "[" + ", ".join(_brief(v, 20) for v in value) + "]"
+    else:
+        text = repr(value)
+    return text if len(text) <= room else f"{text[: room - 3]}..."

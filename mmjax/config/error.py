@@ -1,0 +1,21 @@
+"""The one error of a wrong command line or config, and the search for the name that was meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["ConfigError", "nearest"]
+
+
+class ConfigError(ValueError):
+    """The command line or the config is wrong; the message says who, value, rule, remedy."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or what there is, to be put after "no such ..."."""
+    names = sorted(set(names))
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there is {', '.join(names)}." if names else "; there is none."

@@ -1,0 +1,226 @@
+"""Loads `file.py:function`, and finds the classes that a `config.json` names."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import enum
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import linecache
+import os
+import pkgutil
+import re
+import sys
+import traceback
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmjax.config.error import ConfigError, nearest
+from mmjax.config.serial import from_json
+
+__all__ = ["load", "load_module", "seam_classes", "seam_modules"]
+
+SEAM_PACKAGES = (
+    "modalities",
+    "tokenizers",
+    "data",
+    "models",
+    "objectives",
+    "optim",
+    "parallel",
+    "evaluate",
+)
+SEAM_MODULES = ("experiment", "checkpoint", "metrics")
+PREFIX = "mmjax_config_"  # of the modules made from config files
+
+
+def load(target: str, *, code: str | None = None, kind: type | None = None) -> Any:
+    """The config that `file.py:function` returns; the function defaults to `get_config`.
+
+    Args:
+      target: a Python file and a function of it, or a `config.json` that a run wrote.
+      code: file with further classes that a `config.json` names.
+      kind: what the function must return; None = any dataclass.
+
+    Raises ConfigError naming the file or function, and the nearest one that exists.
+    """
+    path, _, name = (target, "", "") if Path(target).exists() else target.partition(":")
+    name = name or "get_config"
+    if path.endswith(".json"):
+        config = _read(Path(path), code)
+    else:
+        config = _call(load_module(path), path, name)
+    is_config = dataclasses.is_dataclass(config) and not isinstance(config, type)
+    if not is_config or (kind is not None and not isinstance(config, kind)):
+        wanted = kind.__name__ if kind else "a config (a frozen dataclass)"
+        raise ConfigError(
+            f"Config {path!r}: {name}() returned {type(config).__name__}; it must return {wanted}."
+        )
+    return config
+
+
+def load_module(path: str | os.PathLike[str], *, beside: str | None = None) -> types.ModuleType:
+    """Imports a Python file under a name of its own; the same text gives the same module.
+
+    Its classes are pickled by value, so that data workers need not find the file.
+
+    Args:
+      path: the file.
+      beside: a file in whose folder `path` is looked for; recipes of a family share a file by
+        `common = config.load_module("common.py", beside=__file__)`.
+    """
+    file = Path(beside).parent / path if beside else Path(path)
+    if not file.is_file():
+        raise ConfigError(f"Config {str(file)!r}: no such file{_nearest_file(file)}.")
+    try:
+        source = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Config {str(file)!r} cannot be read: {error}.") from error
+    digest = hashlib.sha256(f"{file.resolve()}\0{source}".encode()).hexdigest()[:12]
+    name = f"{PREFIX}{re.sub(r'[^0-9a-zA-Z]', '_', file.stem)}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    module = types.ModuleType(name)
+    module.__file__ = str(file.resolve())
+    sys.modules[name] = module
+    try:
+        with _config_errors(file):
+            linecache.checkcache(module.__file__)
+            # Not by the import system: its bytecode cache misses two edits within one second.
+            exec(compile(source, module.__file__, "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    with contextlib.suppress(ImportError):  # it comes with grain, whose workers need it
+        cloudpickle = importlib.import_module("cloudpickle")
+        cloudpickle.register_pickle_by_value(module)
+    return module
+
+
+def seam_modules() -> Iterator[types.ModuleType]:
+    """The modules whose classes a config is made of, imported one by one.
+
+    One that needs an absent package (data workers on a host without grain) is left out.
+    """
+    import mmjax
+
+    names = [f"mmjax.{m}" for m in SEAM_MODULES if importlib.util.find_spec(f"mmjax.{m}")]
+    for package in SEAM_PACKAGES:
+        folder = f"{mmjax.__path__[0]}/{package}"
+        names += [f"mmjax.{package}.{m.name}" for m in pkgutil.iter_modules([folder])]
+    for name in sorted(names):
+        try:
+            yield importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("mmjax"):
+                raise
+
+
+def seam_classes(code: str | None = None) -> dict[str, type]:
+    """Classes by short name: of the seam modules, and of the config file `code`.
+
+    Raises ConfigError when two classes have one name: JSON could not tell them apart.
+    """
+    modules = list(seam_modules())
+    if code is not None:
+        own = load_module(code)
+        shared = [m for m in vars(own).values() if isinstance(m, types.ModuleType)]
+        modules += [own, *(m for m in shared if m.__name__.startswith(PREFIX))]
+    classes: dict[str, type] = {}
+    for module in modules:
+        for name, cls in vars(module).items():
+            if not isinstance(cls, type) or cls.__module__ != module.__name__:
+                continue
+            if name.startswith("_") or not (
+                dataclasses.is_dataclass(cls) or issubclass(cls, enum.Enum)
+            ):
+                continue
+            if classes.setdefault(name, cls) is not cls:
+                raise ConfigError(
+                    f"Class {name!r} is defined in {classes[name].__module__} and in"
+                    f" {module.__file__}; a config names classes by their short name, rename one."
+                )
+    return classes
+
+
+def _read(path: Path, code: str | None) -> Any:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"Config {str(path)!r}: no such file.") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"Config {str(path)!r} cannot be read: {error}.") from error
+    return from_json(tree, seam_classes(code))
+
+
+def _call(module: types.ModuleType, path: str, name: str) -> Any:
+    function = getattr(module, name, None)
+    if not inspect.isfunction(function):
+        functions = {n: f for n, f in vars(module).items() if inspect.isfunction(f)}
+        own = [n for n, f in functions.items() if f.__module__ == module.__name__ and n[0] != "_"]
+        raise ConfigError(f"Config {path!r}: no function {name!r}{nearest(name, own)}")
+    needed = [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if needed:
+        raise ConfigError(
+            f"Config {path!r}: {name}() needs arguments {needed}, but a config function is called"
+            " without any; give them defaults."
+        )
+    with _config_errors(Path(path)):
+        return function()
+
+
+@contextlib.contextmanager
+def _config_errors(file: Path):
+    """Turns mistakes made in a config file into ConfigError with the line; our own bugs pass."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f"{error.filename}:{error.lineno}: {error.msg}.") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f for f in frames if os.path.realpath(f.filename) == os.path.realpath(file)]
+        is_theirs = bool(lines) and frames[-1] is lines[-1]
+        is_rule = isinstance(error, ValueError)  # what dataclasses raise for a wrong value
+        is_absent = isinstance(error, ModuleNotFoundError) and "mmjax" not in str(error.name)
+        if not (is_theirs or is_rule or is_absent):
+            raise
+        callers = [f for f in lines if f.name != "__post_init__"]
+        where = f"{file}:{callers[-1].lineno}" if callers else str(file)
+        what = "" if is_rule else f"{type(error).__name__}: "
+        raise ConfigError(f"{where}: {what}{error}{_nearest_keyword(error)}") from error
+
+
+def _nearest_keyword(error: Exception) -> str:
+    """The field that was meant, for a constructor called with an unknown keyword."""
+    pattern = r"(?:.*\.)?(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'"
+    found = re.match(pattern, str(error))
+    if not found or error.__traceback__ is None:
+        return ""
+    frame = list(traceback.walk_tb(error.__traceback__))[-1][0]
+    scope = {**frame.f_globals, **frame.f_locals}
+    spaces = [scope, *(vars(m) for m in scope.values() if isinstance(m, types.ModuleType))]
+    for space in spaces:
+        cls = space.get(found[1])
+        if isinstance(cls, type) and dataclasses.is_dataclass(cls):
+            return nearest(found[2], [f.name for f in dataclasses.fields(cls)])
+    return ""
+
+
+def _nearest_file(file: Path) -> str:
+    if not file.parent.is_dir():
+        return f", nor its folder {str(file.parent)!r}"
+    close = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], n=1)
+    return f"; did you mean {str(file.parent / close[0])!r}" if close else ""

@@ -1,0 +1,83 @@
+"""Sets fields of a config from the command line, by their dotted paths."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from mmjax.config.compare import paths
+from mmjax.config.error import ConfigError
+
+__all__ = ["override"]
+
+
+def override(config: Any, args: Sequence[str], *, prog: str = "mmjax") -> Any:
+    """The config with fields set: `["--tasks.text.batch_size", "32"]`.
+
+    Another member of a union is chosen in the config file, not here.
+
+    Raises ConfigError for an unknown field (naming the nearest) and for a wrong type or value.
+    `--help` prints every field and raises SystemExit(0).
+    """
+    if not args:
+        return config
+    if not any(a in ("-h", "--help") for a in args):
+        _check_names(config, args)
+    import tyro  # 0.1 s that runs without overrides need not pay
+
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(
+                type(config),
+                prog=prog,
+                default=config,
+                args=list(args),
+                config=(tyro.conf.AvoidSubcommands,),
+                use_underscores=True,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigError(_message(stderr.getvalue())) from None
+    except ConfigError:
+        raise
+    except ValueError as error:  # a rule of a dataclass that the new value breaks
+        raise ConfigError(str(error)) from error
+
+
+def _check_names(config: Any, args: Sequence[str]) -> None:
+    if not args[0].startswith("--"):
+        raise ConfigError(f"Unexpected argument {args[0]!r}; fields are set by --field value.")
+    known = list(paths(config))
+    for arg in args:
+        if not re.match(r"--[A-Za-z_]", arg):
+            continue
+        name = arg[2:].partition("=")[0].replace("-", "_")
+        head, dot, last = name.rpartition(".")
+        if name in known or (last.startswith("no_") and f"{head}{dot}{last[3:]}" in known):
+            continue
+        inner = [k for k in known if k.startswith(f"{name}.")]
+        if inner:
+            raise ConfigError(f"--{name} has fields of its own; set one, such as --{inner[0]}.")
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        meant = f"; did you mean --{close[0]}?" if close else "."
+        raise ConfigError(f"No field --{name}{meant} (--help after the config lists them all)")
+
+
+def _message(text: str) -> str:
+    """What stands in tyro's box, above its first rule."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    message: list[str] = []
+    for line in plain.splitlines():
+        if not line.startswith(("\u2502", "|")):
+            continue
+        line = line.strip("\u2502| ")
+        if not line.strip("\u2500- "):
+            break
+        message.append(line)
+    return " ".join(message) or plain.strip() or "The command line could not be read."

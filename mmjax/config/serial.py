@@ -1,0 +1,216 @@
+"""Configs to JSON and back, exactly.
+
+A dataclass becomes `{"class": short name, field: value, ...}`. A bare array is a tuple unless the
+annotation of its field says list; a string is a path or an enum where the annotation says so.
+What an annotation does not settle is written as `{"class": "list", "value": ...}`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import hashlib
+import json
+import math
+import os
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmjax.config.error import ConfigError, nearest
+
+__all__ = ["dump", "fingerprint", "from_json", "hints", "item_hint", "to_json"]
+
+FORMAT = 1  # of config.json
+
+
+def dump(config: Any) -> str:
+    """Text of a `config.json`: format, fingerprint and every field, in order."""
+    tree = to_json(config)
+    document = {"format": FORMAT, "fingerprint": fingerprint(tree), "config": tree}
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of canonical JSON (sorted keys, no spaces) of a config or of JSON values."""
+    tree = to_json(value) if is_config(value) else value
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def to_json(config: Any, hint: Any = Any, path: str = "config") -> Any:
+    """The config as JSON values.
+
+    Args:
+      config: dataclasses, dicts by name, tuples, lists, numbers, text, paths, enums, None.
+      hint, path: annotation and name of a part that is written alone.
+
+    Raises ConfigError, naming the path, for what JSON cannot hold (functions, arrays).
+    """
+    if config is None or isinstance(config, bool):
+        return config
+    if is_config(config) or isinstance(config, (Mapping, tuple, list)):
+        return _encode_many(config, _without_none(hint), path)
+    return _encode_one(config, _without_none(hint), path)
+
+
+def _encode_many(value: Any, hint: Any, path: str) -> Any:
+    if is_config(value):
+        known = hints(type(value))
+        names = [f.name for f in dataclasses.fields(value) if f.init]
+        tree = {n: to_json(getattr(value, n), known.get(n, Any), f"{path}.{n}") for n in names}
+        return {"class": type(value).__name__, **tree}
+    if isinstance(value, Mapping):
+        if "class" in value or not all(isinstance(k, str) for k in value):
+            raise ConfigError(f"{path}: keys of a dict must be names (str), and none 'class'.")
+        return {k: to_json(v, item_hint(hint, k), f"{path}.{k}") for k, v in value.items()}
+    items = [to_json(v, item_hint(hint, i), f"{path}.{i}") for i, v in enumerate(value)]
+    if type(value) is not (list if _origin(hint) is list else tuple):
+        if type(value) not in (list, tuple):
+            raise ConfigError(f"{path}: a {type(value).__name__} cannot be written; use a tuple.")
+        return _tag(type(value).__name__, items)
+    return items
+
+
+def _encode_one(value: Any, hint: Any, path: str) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.name if hint is type(value) else _tag(type(value).__name__, value.name)
+    if isinstance(value, str):
+        return str(value)
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()  # a NumPy number
+    if isinstance(value, int):
+        return float(value) if hint is float else value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else _tag("float", repr(value))
+    if isinstance(value, Path):
+        return str(value) if hint is Path else _tag("Path", str(value))
+    if isinstance(value, os.PathLike) and _is_path(hint):
+        return os.fspath(value)
+    raise ConfigError(
+        f"{path}: a {type(value).__name__} cannot be written to config.json; use numbers, text,"
+        " tuples, dicts by name and frozen dataclasses."
+    )
+
+
+def from_json(tree: Any, classes: Mapping[str, type]) -> Any:
+    """The config that `to_json` or `dump` wrote.
+
+    Args:
+      tree: JSON values.
+      classes: what a "class" may name (see `seam_classes`).
+
+    Raises ConfigError for an unknown class or field, naming the nearest; fields that are not
+    there take their defaults.
+    """
+    if isinstance(tree, Mapping) and "config" in tree and "class" not in tree:
+        if tree.get("format") != FORMAT:
+            raise ConfigError(
+                f"config.json: format={tree.get('format')!r}, but this version reads {FORMAT}."
+            )
+        tree = tree["config"]
+    return _decode(tree, Any, classes, "config")
+
+
+def _decode(tree: Any, hint: Any, classes: Mapping[str, type], path: str) -> Any:
+    hint = _without_none(hint)
+    if isinstance(tree, Mapping):
+        if "class" in tree:
+            return _decode_class(tree, classes, path)
+        return {k: _decode(v, item_hint(hint, k), classes, f"{path}.{k}") for k, v in tree.items()}
+    if isinstance(tree, list):
+        items = [_decode(v, item_hint(hint, i), classes, f"{path}.{i}") for i, v in enumerate(tree)]
+        return items if _origin(hint) is list else tuple(items)
+    if isinstance(tree, str) and isinstance(hint, type):
+        if issubclass(hint, enum.Enum):
+            return _member(hint, tree, path)
+        if _is_path(hint):
+            return hint(tree)
+    return tree
+
+
+def _decode_class(tree: Mapping[str, Any], classes: Mapping[str, type], path: str) -> Any:
+    name = tree["class"]
+    if name in _TAGS:
+        return _TAGS[name](_decode(tree["value"], Any, classes, path))
+    cls = classes.get(name)
+    if cls is None:
+        raise ConfigError(
+            f"{path}: no class {name!r}{nearest(name, classes)} If it stands in a config file, pass"
+            " that file by --code FILE."
+        )
+    if issubclass(cls, enum.Enum):
+        return _member(cls, tree["value"], path)
+    names = [f.name for f in dataclasses.fields(cls) if f.init]
+    for key in tree:
+        if key != "class" and key not in names:
+            raise ConfigError(f"{path}: {name} has no field {key!r}{nearest(key, names)}")
+    known = hints(cls)
+    values = {
+        n: _decode(tree[n], known.get(n, Any), classes, f"{path}.{n}") for n in names if n in tree
+    }
+    try:
+        return cls(**values)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _member(cls: type[enum.Enum], name: str, path: str) -> enum.Enum:
+    if name not in cls.__members__:
+        raise ConfigError(f"{path}: no {cls.__name__} {name!r}{nearest(name, cls.__members__)}")
+    return cls[name]
+
+
+_TAGS = {"float": float, "Path": Path, "tuple": tuple, "list": list}
+
+
+def _tag(name: str, value: Any) -> dict[str, Any]:
+    return {"class": name, "value": value}
+
+
+def is_config(value: Any) -> bool:
+    """Whether the value is an instance of a dataclass."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+@functools.cache
+def hints(cls: type) -> dict[str, Any]:
+    """Resolved annotations of a dataclass; {} when one of them cannot be resolved."""
+    try:
+        return typing.get_type_hints(cls)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def item_hint(hint: Any, key: Any) -> Any:
+    """The annotation of one item of an annotated dict, tuple or list."""
+    hint = _without_none(hint)
+    args, origin = typing.get_args(hint), _origin(hint)
+    if not isinstance(origin, type) or not args:
+        return Any
+    if issubclass(origin, Mapping):
+        return args[-1]
+    if origin is tuple and args[-1] is not Ellipsis:
+        return args[key] if key < len(args) else Any
+    return args[0]
+
+
+def _origin(hint: Any) -> Any:
+    return typing.get_origin(hint) or hint
+
+
+def _without_none(hint: Any) -> Any:
+    """X for an annotation `X | None`; other unions settle nothing."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint
+    members = [m for m in typing.get_args(hint) if m is not type(None)]
+    return members[0] if len(members) == 1 else Any
+
+
+def _is_path(hint: Any) -> bool:
+    return isinstance(hint, type) and hasattr(hint, "__fspath__")
