@@ -5,7 +5,7 @@ another part of mmjax, so that a mistyped field is reported at once.
 """
 
 from mmjax.config.compare import diff, identity, paths
-from mmjax.config.error import ConfigError
+from mmjax.config.error import ConfigError, nearest
 from mmjax.config.files import load, load_module, seam_classes
 from mmjax.config.overrides import override
 from mmjax.config.serial import dump, fingerprint, from_json, to_json
@@ -19,6 +19,7 @@ __all__ = [
     "identity",
     "load",
     "load_module",
+    "nearest",
     "override",
     "paths",
     "seam_classes",

@@ -50,8 +50,8 @@ def identity(config: Any, kind: str) -> dict[str, Any]:
 
 def diff(old: Any, new: Any) -> list[str]:
     """Readable differences of two configs or their JSON: `tasks.text.batch_size: 64 -> 128`."""
-    trees = [to_json(c) if is_config(c) else c for c in (old, new)]
-    return list(_diff(*trees, ""))
+    before, after = (to_json(c) if is_config(c) else c for c in (old, new))
+    return list(_diff(before, after, ""))
 
 
 def _walk(value: Any, hint: Any, path: str, kind: str) -> Iterator[_Leaf]:

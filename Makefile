@@ -1,0 +1,85 @@
+# make demo: train the demo model, evaluate it on the test split.
+# make test: the fast tests.
+# Both set up .venv on first use. PYTHON=python3.12 and INSTALLER=uv are yours to choose.
+
+PYTHON ?= python3
+INSTALLER ?= pip
+WORKDIR ?= runs/demo
+CONFIG ?= configs/quickstart.py
+SPLIT ?= test
+TENTH ?= 0
+
+VENV := .venv
+BIN := $(VENV)/bin
+PINS := pyproject.toml constraints.txt
+# Pins are made for these extras; beam is left out because it holds protobuf of everyone back.
+PINNED := test hf media eval obs cloud quant kernels demo docs dev tpu cuda
+
+ifeq ($(INSTALLER),uv)
+INSTALL = $(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python
+else
+INSTALL = $(BIN)/python -m pip install -q --disable-pip-version-check
+endif
+
+# Where jax runs on CPU, these keep glibc from mapping the arena of XLA anew at each step (a
+# third of its time); `mmjax` sets them for itself. The compile cache makes second runs quick.
+TEST_ENV := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511627776 \
+	MALLOC_TOP_PAD_=268435456
+PYTEST = $(TEST_ENV) $(BIN)/python -m pytest -n 2
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+
+.PHONY: demo test test-ci test-slow-tenth test-nightly test-hf bench docs lint setup constraints clean
+
+demo: setup
+	$(BIN)/mmjax train $(CONFIG) --workdir $(WORKDIR) $(ARGS)
+	$(BIN)/mmjax eval $(WORKDIR) --split $(SPLIT)
+
+test: setup
+	$(PYTEST) -m "not slow and not ci and not nightly and not hf" $(ARGS)
+
+test-ci: setup
+	$(PYTEST) -m "ci and not slow and not nightly and not hf" $(ARGS)
+
+# The slow tests whose names hash to the digit TENTH; none may fall to it (pytest's code 5).
+test-slow-tenth: setup
+	$(PYTEST) -m "slow and not nightly and not hf" --tenth $(TENTH) $(ARGS) || [ $$? -eq 5 ]
+
+test-nightly: setup
+	$(PYTEST) -m "not hf" --timeout 1800 $(ARGS)
+
+test-hf: $(VENV)/.installed-hf
+	$(PYTEST) -m hf $(ARGS)
+
+bench: setup
+	$(TEST_ENV) $(BIN)/python benchmarks/step.py $(ARGS)
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: $(PINS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "mmjax needs Python 3.11 or later; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@[ -x $(BIN)/python ] || { echo "Setting up $(VENV) (a minute or two, once) ..."; \
+		$(PYTHON) -m venv $(VENV); }
+	$(INSTALL) -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(INSTALL) -c constraints.txt -e '.[test,$*]'
+	@touch $@
+
+constraints: $(VENV)/.installed
+	$(BIN)/python -m pip install -q uv
+	$(BIN)/uv pip compile --universal --python-version 3.11 --upgrade --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links --quiet $(PINNED:%=--extra %) pyproject.toml \
+		-o constraints.txt
+
+clean:
+	rm -rf $(VENV) .cache build dist site *.egg-info

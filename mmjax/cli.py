@@ -1,0 +1,380 @@
+"""The `mmjax` command: one function a verb, each with a Python twin. `mmjax --help` is instant.
+
+Exit codes: 0 done, 1 a bug of ours, and those of EXIT_CODES. A user's mistake is told in one
+short message; MMJAX_TRACEBACK=1 shows where it was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import mmjax
+from mmjax import lifecycle
+from mmjax.config.error import ConfigError, nearest
+
+__all__ = ["EXIT_CODES", "main", "parsers"]
+
+EXIT_CODES: dict[type[BaseException], int] = {
+    ConfigError: 2,
+    lifecycle.CheckFailed: 3,
+    lifecycle.BadDataError: 65,
+    lifecycle.NoCheckpoint: 66,
+    lifecycle.HostLost: 69,
+    lifecycle.NumericsError: 70,
+    lifecycle.StorageError: 74,
+    lifecycle.Preempted: 75,
+    lifecycle.WorkdirBusy: 76,
+    KeyboardInterrupt: 130,
+}
+STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+PATH_HELP = "WORKDIR, WORKDIR@STEP or WORKDIR@best:METRIC"
+CODE_HELP = "the config file of the run, when its config names classes of that file"
+
+# glibc otherwise maps and unmaps the temporary arena of XLA:CPU in each execution, which costs
+# about a third of the step; it reads these at the start of the process only.
+MALLOC = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "1099511627776",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+MALLOC_MARKER = "MMJAX_MALLOC"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line (that of the process by default) and returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if args else 2
+    if args[0] in ("-V", "--version"):
+        print(f"mmjax {mmjax.__version__}")
+        return 0
+    try:
+        if args[0] not in VERBS:
+            raise ConfigError(f"no command {args[0]!r}{nearest(args[0], VERBS)}")
+        if argv is None and args[0] in COMPUTING:
+            _restart_with_malloc_settings()
+        VERBS[args[0]](args[1:])
+        return 0
+    except SystemExit as stop:  # --help of a verb
+        return int(stop.code or 0)
+    except BrokenPipeError:  # mmjax list | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except BaseException as error:
+        return _report(error, args)
+
+
+def _report(error: BaseException, args: Sequence[str]) -> int:
+    code, message = _judge(error, args)
+    if not code or os.environ.get("MMJAX_TRACEBACK"):
+        traceback.print_exception(error)
+    if code:
+        verb = f" {args[0]}" if args[0] in VERBS else ""
+        print(f"mmjax{verb}: {message}", file=sys.stderr)
+    return code or 1
+
+
+def _judge(error: BaseException, args: Sequence[str]) -> tuple[int, str]:
+    """Exit code and message; 0 for a bug of ours."""
+    for kind, code in EXIT_CODES.items():
+        if isinstance(error, kind):
+            return code, str(error) or "interrupted"
+    if isinstance(error, OSError):
+        text = f"{error.strerror or error}: {error.filename!r}" if error.filename else str(error)
+        if error.errno in STORAGE_ERRNOS:
+            return 74, text
+        given = [a.partition("=")[2] or a for a in args[1:] if not a.startswith("-")]
+        if error.filename and any(str(error.filename).startswith(g.split("@")[0]) for g in given):
+            return 2, text
+    if isinstance(error, ValueError) and error.__traceback__:
+        # A rule that mmjax states itself is about what the user set; other ValueErrors are bugs.
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        is_ours = Path(frame.filename).is_relative_to(Path(__file__).parent)
+        if is_ours and (frame.line or "").startswith("raise "):
+            return 2, str(error)
+    return 0, ""
+
+
+def _restart_with_malloc_settings() -> None:
+    """Starts this process again, once, with the allocator settings, when it will run on CPU."""
+    missing = {k: v for k, v in MALLOC.items() if k not in os.environ}
+    if MALLOC_MARKER in os.environ or not missing or sys.platform != "linux" or _accelerator():
+        return
+    environment = {**os.environ, **missing, MALLOC_MARKER: "set"}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def _accelerator() -> bool:
+    """Whether jax may find something better than the CPU, judged without importing it."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms:
+        return platforms != "cpu"
+    names = os.listdir("/dev") if os.path.isdir("/dev") else []
+    return any(n.startswith(("nvidia", "accel", "kfd")) for n in names) or any(
+        n.isdigit() for n in (os.listdir("/dev/vfio") if os.path.isdir("/dev/vfio") else [])
+    )
+
+
+# ---------------------------------------------------------------------------- parsers
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (mmjax {self.prog.split()[-1]} --help)")
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each verb."""
+    made: dict[str, argparse.ArgumentParser] = {}
+
+    def verb(name: str, usage: str, text: str) -> argparse.ArgumentParser:
+        made[name] = _Parser(
+            prog=f"mmjax {name}",
+            usage=f"mmjax {name} {usage}",
+            description=text,
+            allow_abbrev=False,
+        )
+        return made[name]
+
+    doctor = verb("doctor", "[--json]", "Devices, versions, missing extras, and a self-test.")
+    listing = verb("list", "[KIND] [--json]", "What there is.")
+    listing.add_argument(
+        "kind",
+        nargs="?",
+        metavar="KIND",
+        help="recipes, modalities, tokenizers, routers, objectives or evaluators",
+    )
+    train = verb(
+        "train",
+        "CONFIG --workdir DIR [--code FILE] [--any.field value ...]",
+        "Trains what CONFIG describes; the same workdir resumes. Any field of the config is set"
+        " by its dotted path; `mmjax train CONFIG --help` lists the fields.",
+    )
+    train.add_argument("config", metavar="CONFIG", help="file.py or file.py:function")
+    train.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+    train.add_argument("--code", metavar="FILE", help="classes that a config.json names")
+    evaluate = verb(
+        "eval", "PATH [--split NAME] [--code FILE] [--json]", "Runs the evaluators of the config."
+    )
+    evaluate.add_argument("--split", metavar="NAME", help="default: the config's eval_split")
+    embed = verb(
+        "embed",
+        "PATH --given MODALITY=VALUE ... --out FILE [--code FILE]",
+        "Embeds images, sounds and text in the shared space.",
+    )
+    embed.add_argument(
+        "--given",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="MODALITY=VALUE",
+        help='such as image=a.png text="two words"',
+    )
+    embed.add_argument("--out", required=True, metavar="FILE", help=".npy or .parquet")
+    info = verb("info", "PATH [--verify] [--json]", "What a run or a checkpoint is.")
+    info.add_argument("--verify", action="store_true", help="read every byte and check its hash")
+    for parser in (evaluate, embed, info):
+        parser.add_argument("path", metavar="PATH", help=PATH_HELP)
+    for parser in (evaluate, embed):
+        parser.add_argument("--code", metavar="FILE", help=CODE_HELP)
+    for parser in (doctor, listing, evaluate, info):
+        parser.add_argument("--json", action="store_true", help="print JSON")
+    return made
+
+
+def _help() -> str:
+    lines = [f"  {name:8} {(f.__doc__ or '').splitlines()[0]}" for name, f in VERBS.items()]
+    return "\n".join(
+        [
+            "mmjax: one transformer for all your modalities",
+            "",
+            "usage: mmjax COMMAND ...      (mmjax COMMAND --help says more)",
+            "",
+            *lines,
+            "",
+            f"PATH is {PATH_HELP}.",
+            "CONFIG is file.py (its get_config()) or file.py:function.",
+        ]
+    )
+
+
+# ------------------------------------------------------------------------------ verbs
+
+
+def _doctor(args: list[str]) -> None:
+    """Devices, versions, what missing extras would enable, and a self-test."""
+    options = parsers()["doctor"].parse_args(args)
+    from mmjax import doctor
+
+    report = doctor.doctor()
+    print(_json(report) if options.json else doctor.text(report))
+    if not report["usable"]:
+        raise lifecycle.CheckFailed("; ".join(report["problems"]))
+
+
+def _list(args: list[str]) -> None:
+    """Recipes, modalities, tokenizers, routers, objectives, evaluators."""
+    options = parsers()["list"].parse_args(args)
+    from mmjax import listing
+
+    found = listing.listing(options.kind)
+    print(_json(found) if options.json else listing.text(found))
+
+
+def _train(args: list[str]) -> None:
+    """Pretrain or fine-tune; the same workdir resumes."""
+    wants_help = any(a in ("-h", "--help") for a in args)
+    if not args or args[0] in ("-h", "--help"):
+        parsers()["train"].parse_args(args)
+    if args[0].startswith("-"):
+        raise ConfigError(f"CONFIG comes before {args[0]}; mmjax train --help shows the order.")
+    target = args[0]
+    options, fields = parsers()["train"].parse_known_args(
+        [a for a in args if a not in ("-h", "--help")] + (["--workdir="] if wants_help else [])
+    )
+    from mmjax import config
+
+    experiment = config.load(target, code=options.code)
+    if wants_help:
+        config.override(experiment, ["--help"], prog=f"mmjax train {target} --workdir DIR")
+    experiment = config.override(experiment, fields)
+    if not options.workdir:
+        raise ConfigError("--workdir is empty; name a folder for the run.")
+    from mmjax.experiment import Experiment
+
+    if not isinstance(experiment, Experiment):
+        raise ConfigError(f"{target} gives a {type(experiment).__name__}, not an Experiment.")
+    file = target if Path(target).exists() else target.rpartition(":")[0]
+    code = options.code or (file if file.endswith(".py") else None)
+    from mmjax import train
+
+    train.train(experiment, options.workdir, code=code)
+
+
+def _eval(args: list[str]) -> None:
+    """The evaluators of the config, on the split that is asked for."""
+    options = parsers()["eval"].parse_args(args)
+    from mmjax import evaluate
+
+    scores = evaluate.evaluate(options.path, split=options.split, code=options.code)
+    print(_json(scores) if options.json else _table(scores))
+
+
+def _embed(args: list[str]) -> None:
+    """Embeddings of any modality in the shared space."""
+    options = parsers()["embed"].parse_args(args)
+    out = Path(options.out)
+    if out.suffix not in (".npy", ".parquet"):
+        raise ConfigError(f"--out {options.out}: {out.suffix!r} must be .npy or .parquet.")
+    rows: list[tuple[str, str]] = []
+    for item in options.given:
+        modality, equals, value = item.partition("=")
+        if not equals or not modality:
+            raise ConfigError(f"--given {item}: write MODALITY=VALUE, such as image=a.png.")
+        rows.append((modality, value))
+    given = {m: [v for n, v in rows if n == m] for m, _ in rows}
+    from mmjax import evaluate
+
+    found = evaluate.embed(options.path, given, code=options.code)
+    _write_embeddings(out, rows, found)
+    width = next(iter(found.values())).shape[-1]
+    print(f"{out}: {len(rows)} embeddings of width {width}, in the order given")
+
+
+def _write_embeddings(out: Path, rows: Sequence[tuple[str, str]], found: dict[str, Any]) -> None:
+    """Rows in the order of the command line; Parquet also names modality and value."""
+    import numpy as np
+
+    queues = {m: iter(np.asarray(x)) for m, x in found.items()}
+    array_ND = np.stack([next(queues[m]) for m, _ in rows]).astype(np.float32)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npy":
+        np.save(out, array_ND)
+        return
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = {
+        "modality": [m for m, _ in rows],
+        "given": [v for _, v in rows],
+        "embedding": list(array_ND),
+    }
+    parquet.write_table(pyarrow.table(columns), out)
+
+
+def _info(args: list[str]) -> None:
+    """What is this run or checkpoint."""
+    options = parsers()["info"].parse_args(args)
+    from mmjax import checkpoint
+
+    found = checkpoint.info(options.path, verify=options.verify)
+    print(_json(found) if options.json else _tree(found))
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "doctor": _doctor,
+    "list": _list,
+    "train": _train,
+    "eval": _eval,
+    "embed": _embed,
+    "info": _info,
+}
+COMPUTING = ("train", "eval", "embed")
+
+
+# ---------------------------------------------------------------------------- printing
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, default=lambda v: v.item() if hasattr(v, "item") else str(v))
+
+
+def _table(scores: dict[str, Any]) -> str:
+    """`name  value  (chance)`, one a line."""
+    flat: dict[str, Any] = {}
+
+    def walk(path: str, value: Any) -> None:
+        if isinstance(value, dict) and "value" not in value:
+            for key, inner in value.items():
+                walk(f"{path}/{key}" if path else str(key), inner)
+        else:
+            flat[path] = value
+
+    walk("", scores)
+    width = max(map(len, flat), default=0)
+    lines = []
+    for name, value in flat.items():
+        chance = value.get("chance") if isinstance(value, dict) else None
+        number = value["value"] if isinstance(value, dict) else value
+        shown = f"{number:.4f}" if isinstance(number, float) else str(number)
+        lines.append(f"{name:{width}}  {shown}" + (f"  (chance {chance:.4g})" if chance else ""))
+    return "\n".join(lines)
+
+
+def _tree(value: Any, indent: str = "") -> str:
+    """Nested dicts as indented lines."""
+    lines = []
+    for key, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            lines += [f"{indent}{key}", _tree(inner, f"{indent}  ")]
+        else:
+            shown = ", ".join(map(str, inner)) if isinstance(inner, (list, tuple)) else inner
+            shown = f"{shown:,}" if type(shown) is int else shown
+            lines.append(f"{indent}{key:{max(1, 24 - len(indent))}} {shown}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
