@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import json
 import math
+import os
 import pickle
 import subprocess
 import sys
@@ -234,6 +235,31 @@ def test_override_names_what_is_wrong(args, message, capfd):
         config.override(tiny(), args)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+def test_messages_are_short_on_any_terminal():
+    program = """
+        import dataclasses
+        from mmjax import config
+
+        @dataclasses.dataclass(frozen=True)
+        class Small:
+            width: int = 3
+
+        try:
+            config.override(Small(), ["--width", "a"])
+        except config.ConfigError as error:
+            print(error)
+    """
+    for encoding in ("ascii", "utf-8"):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )
+        expected = "Error parsing --width: invalid literal for int() with base 10: 'a'\n"
+        assert (done.stdout, done.stderr) == (expected, "")
 
 
 def test_override_help_lists_the_fields(capsys):

@@ -70,14 +70,13 @@ def _check_names(config: Any, args: Sequence[str]) -> None:
 
 
 def _message(text: str) -> str:
-    """What stands in tyro's box, above its first rule."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    message: list[str] = []
-    for line in plain.splitlines():
-        if not line.startswith(("\u2502", "|")):
-            continue
-        line = line.strip("\u2502| ")
-        if not line.strip("\u2500- "):
-            break
-        message.append(line)
-    return " ".join(message) or plain.strip() or "The command line could not be read."
+    """What stands in tyro's box between its first two rules, with or without line drawing."""
+    blocks: list[list[str]] = [[]]
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines():
+        bare = line.strip("\u2502| ")
+        if not bare.strip("\u2500- ") or bare.startswith("\u256d"):
+            blocks.append([])
+        else:
+            blocks[-1].append(bare)
+    message = " ".join(blocks[1]) if len(blocks) > 1 else text.strip()
+    return message or "The command line could not be read."

@@ -1,0 +1,367 @@
+"""The command line: help, options, exit codes, messages. Commands run as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+
+from mmjax import cli, config, doctor, lifecycle
+
+# The whole command line. A new option is a decision: change this with it.
+OPTIONS = {
+    "doctor": ["--json"],
+    "list": ["--json", "KIND"],
+    "train": ["--code", "--workdir", "CONFIG"],
+    "eval": ["--code", "--json", "--split", "PATH"],
+    "embed": ["--code", "--given", "--out", "PATH"],
+    "info": ["--json", "--verify", "PATH"],
+}
+
+
+def run(*args: str, cwd=None, **environment) -> subprocess.CompletedProcess:
+    """`mmjax ARGS` in a process of its own."""
+    paths = [os.path.dirname(os.path.dirname(cli.__file__)), os.environ.get("PYTHONPATH", "")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment}
+    command = [sys.executable, "-m", "mmjax", *args]
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=120)
+
+
+@pytest.fixture
+def broken(tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text(
+        textwrap.dedent(
+            """
+            import dataclasses
+
+            @dataclasses.dataclass(frozen=True)
+            class Small:
+                width: int = 3
+
+            def get_config():
+                return Small()
+
+            def bug():
+                return len(3)
+
+            def ours():
+                import json
+                return json.loads(3)
+            """
+        ).lstrip()
+    )
+    return path
+
+
+# --------------------------------------------------------------------- help and options
+
+
+def test_options_are_pinned():
+    found = {}
+    for verb, parser in cli.parsers().items():
+        names = [a.option_strings[-1] if a.option_strings else a.metavar for a in parser._actions]
+        found[verb] = sorted(n for n in names if n != "--help")
+    assert found == OPTIONS
+    assert list(found) == list(cli.VERBS)
+
+
+def test_help_names_every_verb_quickly_and_without_jax():
+    program = (
+        "import sys; from mmjax import cli; cli.main(['--help']);"
+        "heavy = {'jax', 'flax', 'numpy', 'tyro', 'grain', 'rich', 'etils'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+    seconds = []
+    for _ in range(3):
+        start = time.monotonic()
+        done = run("--help")
+        seconds.append(time.monotonic() - start)
+    assert done.returncode == 0
+    assert all(f"\n  {verb} " in done.stdout for verb in OPTIONS)
+    assert min(seconds) < 0.6
+
+
+@pytest.mark.parametrize("verb", list(OPTIONS))
+def test_each_verb_has_help(verb, capsys):
+    assert cli.main([verb, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: mmjax {verb}")
+    assert all(option in out for option in OPTIONS[verb])
+
+
+def test_no_command_shows_the_help(capsys):
+    assert cli.main([]) == 2
+    assert "usage: mmjax COMMAND" in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0
+
+
+# ---------------------------------------------------------------------------- exit codes
+
+
+def test_every_error_class_has_its_code():
+    documented = {
+        config.ConfigError: 2,
+        lifecycle.CheckFailed: 3,
+        lifecycle.BadDataError: 65,
+        lifecycle.NoCheckpoint: 66,
+        lifecycle.HostLost: 69,
+        lifecycle.NumericsError: 70,
+        lifecycle.StorageError: 74,
+        lifecycle.Preempted: 75,
+        lifecycle.WorkdirBusy: 76,
+        KeyboardInterrupt: 130,
+    }
+    assert documented == cli.EXIT_CODES
+    own = {c for c in vars(lifecycle).values() if isinstance(c, type)}
+    errors = {c for c in own if issubclass(c, lifecycle.RunError)} - {lifecycle.RunError}
+    assert errors <= set(documented)
+
+
+@pytest.mark.parametrize("error", [*cli.EXIT_CODES, lifecycle.Interrupted])
+def test_a_users_error_is_one_message(error, monkeypatch, capsys):
+    def verb(args):
+        raise error("what went wrong")
+
+    monkeypatch.setitem(cli.VERBS, "info", verb)
+    expected = next(c for e, c in cli.EXIT_CODES.items() if issubclass(error, e))
+    assert cli.main(["info", "x"]) == expected
+    assert capsys.readouterr() == ("", "mmjax info: what went wrong\n")
+    monkeypatch.setenv("MMJAX_TRACEBACK", "1")
+    assert cli.main(["info", "x"]) == expected
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch, capsys):
+    monkeypatch.setitem(cli.VERBS, "info", lambda args: int("x"))
+    assert cli.main(["info", "x"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_rules_that_mmjax_states_are_users_errors(monkeypatch, capsys):
+    from mmjax.data import source
+
+    monkeypatch.setitem(cli.VERBS, "info", lambda args: 1 / 0)
+    assert cli.main(["info"]) == 1
+
+    def rule(args):
+        from mmjax.typing import TokenSpec
+
+        TokenSpec(name="x", kind="grid", max_tokens=0)
+
+    monkeypatch.setitem(cli.VERBS, "info", rule)
+    capsys.readouterr()
+    assert cli.main(["info"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    # NotImplementedError is no ValueError: a part that is not finished is a bug of its author
+    monkeypatch.setitem(cli.VERBS, "info", lambda args: source.Source().splits())
+    assert cli.main(["info"]) == 1
+
+
+def test_storage_and_paths(monkeypatch, capsys):
+    def full(args):
+        raise OSError(28, "No space left on device", "runs/x")
+
+    def absent(args):
+        raise FileNotFoundError(2, "No such file or directory", args[0])
+
+    monkeypatch.setitem(cli.VERBS, "info", full)
+    assert cli.main(["info", "runs/x"]) == 74
+    monkeypatch.setitem(cli.VERBS, "info", absent)
+    assert cli.main(["info", "a.png"]) == 2
+    assert "No such file or directory: 'a.png'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["trian"], "no command 'trian'; did you mean 'train'?"),
+        (["train", "--workdir", "x"], "CONFIG comes before --workdir"),
+        (["train", "{}"], "--workdir"),
+        (["train", "{}:get_confg", "--workdir", "x"], "did you mean 'get_config'?"),
+        (["train", "{}", "--workdir", "x", "--widht", "3"], "did you mean --width?"),
+        (["train", "{}", "--workdir", "x", "--width", "a"], "'a'"),
+        (["train", "{}", "--workdir", "x"], "gives a Small, not an Experiment"),
+        (["train", "{}:bug", "--workdir", "x"], "broken.py:11: TypeError"),
+        (["list", "modality"], "did you mean 'modalities'?"),
+        (["info"], "PATH"),
+        (["info", "x", "--verfy"], "--verfy"),
+        (["embed", "x", "--given", "image", "--out", "e.npy"], "write MODALITY=VALUE"),
+        (["embed", "x", "--given", "image=a", "--out", "e.txt"], "must be .npy or .parquet"),
+    ],
+)
+def test_mistakes_on_the_command_line(args, message, broken, capsys):
+    assert cli.main([a.format(broken) for a in args]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_a_mistake_in_a_library_call_of_a_config_is_not_hidden(broken, capsys):
+    assert cli.main(["train", f"{broken}:ours", "--workdir", "x"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_help_of_a_config_lists_its_fields(broken, capsys):
+    assert cli.main(["train", str(broken), "--help"]) == 0
+    assert "--width INT" in capsys.readouterr().out
+
+
+def test_a_reader_that_leaves_is_no_error():
+    command = f"{sys.executable} -m mmjax list --json | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# ----------------------------------------------------------------- verbs without a model
+
+
+def test_list_names_the_parts_with_a_line_each():
+    done = run("list", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    names = {kind: [i["name"] for i in items] for kind, items in found.items()}
+    assert {"Text", "Image", "Audio"} <= set(names["modalities"])
+    assert names["routers"]
+    assert names["objectives"]
+    assert names["evaluators"]
+    assert all(item["does"] for items in found.values() for item in items)
+    text = run("list", "modalities").stdout
+    assert text.startswith("modalities\n  Audio ")
+
+
+def test_list_reads_the_headers_of_recipes(tmp_path):
+    from mmjax import listing
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "method.py").write_text(
+        '"""A method.\n\nPaper: A title,\n  of two lines.\nCatalogue: 7\n'
+        'Status: exact\n\nMore."""\n'
+    )
+    (tmp_path / "a" / "common.py").write_text('"""Shared."""\n')
+    (item,) = listing.recipes(tmp_path)
+    assert item["does"] == "A method."
+    assert item["paper"] == "A title, of two lines."
+    assert (item["catalogue"], item["status"], item["result"]) == ("7", "exact", "")
+    assert "paper: A title, of two lines." in listing.text({"recipes": [item]})
+
+
+def test_doctor_says_that_this_machine_is_usable():
+    start = time.monotonic()
+    done = run("doctor", "--json", XLA_FLAGS="")
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - start < 20  # under 10 s where nothing else runs
+    report = json.loads(done.stdout)
+    assert report["usable"]
+    assert report["self_test"]["seconds"] < 10
+    assert report["devices"] == {"cpu (cpu)": 1}
+
+
+def test_doctor_tells_what_does_not_work(monkeypatch, capsys):
+    def fail():
+        raise RuntimeError("no driver")
+
+    monkeypatch.setattr(doctor, "_devices", fail)
+    assert cli.main(["doctor"]) == 3
+    out, err = capsys.readouterr()
+    assert "PROBLEM   jax does not run: RuntimeError: no driver" in out
+    assert err.startswith("mmjax doctor: jax does not run")
+
+
+def test_embeddings_are_written_in_the_order_given(tmp_path):
+    from pyarrow import parquet
+
+    rows = [("image", "a"), ("text", "t"), ("image", "b")]
+    found = {"image": np.array([[1.0, 1], [3, 3]]), "text": np.array([[2.0, 2]])}
+    cli._write_embeddings(tmp_path / "new" / "e.npy", rows, found)
+    array_ND = np.load(tmp_path / "new" / "e.npy")
+    assert array_ND.dtype == np.float32
+    assert array_ND[:, 0].tolist() == [1, 2, 3]
+    cli._write_embeddings(tmp_path / "e.parquet", rows, found)
+    table = parquet.read_table(tmp_path / "e.parquet").to_pydict()
+    assert table["modality"] == ["image", "text", "image"]
+    assert table["given"] == ["a", "t", "b"]
+    assert table["embedding"] == [[1, 1], [2, 2], [3, 3]]
+
+
+def test_tables_show_values_with_chance():
+    scores = {"retrieval": {"a_R@1": {"value": 0.5, "chance": 0.01}}, "loss": 1.25}
+    assert cli._table(scores).splitlines() == [
+        "retrieval/a_R@1  0.5000  (chance 0.01)",
+        "loss             1.2500",
+    ]
+    assert cli._tree({"step": 1200, "mesh": {"data": 2}}).splitlines() == [
+        "step" + " " * 21 + "1,200",
+        "mesh",
+        "  data" + " " * 19 + "2",
+    ]
+
+
+# ------------------------------------------------------------------- allocator settings
+
+
+@pytest.mark.parametrize(
+    ("environment", "arena"),
+    [
+        ({}, "1"),
+        ({"MALLOC_ARENA_MAX": "3"}, "3"),  # the user's own setting stays
+        ({"JAX_PLATFORMS": "tpu"}, None),
+        ({"MMJAX_MALLOC": "off"}, None),
+    ],
+)
+def test_computing_commands_start_with_malloc_settings(environment, arena, tmp_path):
+    file = tmp_path / "show.py"
+    file.write_text(
+        "import os\nraise ValueError('arena=%s' % os.environ.get('MALLOC_ARENA_MAX'))\n"
+    )
+    clean = (*cli.MALLOC, cli.MALLOC_MARKER)
+    env = {**{k: v for k, v in os.environ.items() if k not in clean}, "JAX_PLATFORMS": "cpu"}
+    env |= {"PYTHONPATH": os.path.dirname(os.path.dirname(cli.__file__)), **environment}
+    command = [sys.executable, "-m", "mmjax", "train", str(file), "--workdir", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 2
+    assert f"arena={arena}" in done.stderr
+    assert done.stderr.count("\n") == 1  # the second start says nothing
+
+
+# --------------------------------------------------------------- config errors are quick
+
+
+def test_a_mistyped_field_is_told_within_two_seconds(root):
+    program = textwrap.dedent(
+        """
+        import sys
+        from mmjax import cli
+        args = ["train", "configs/quickstart.py", "--workdir", "x", "--optimizer.learning_rat", "1"]
+        assert cli.main(args) == 2
+        heavy = {"grain", "orbax", "tensorflow_datasets", "sentencepiece"} & set(sys.modules)
+        assert not heavy, heavy
+        if "jax" in sys.modules:
+            from jax._src import xla_bridge
+            assert not xla_bridge._backends
+        """
+    )
+    seconds = []
+    for _ in range(2):
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, cwd=root
+        )
+        seconds.append(time.monotonic() - start)
+        assert done.returncode == 0, done.stderr
+        assert "did you mean --optimizer.learning_rate?" in done.stderr
+    assert min(seconds) < 2
+
+
+def test_the_commands_in_the_readme_exist(root):
+    verbs = set(re.findall(r"mmjax (\w+)", (root / "README.md").read_text())) & set(OPTIONS)
+    assert verbs == set(OPTIONS)
