@@ -1,0 +1,179 @@
+"""Sound as patches of a log-mel spectrogram.
+
+Patches in time over all bands, as in Huang et al., "Masked Autoencoders that Listen"; bands on
+Slaney's mel scale, as in Radford et al., "Robust Speech Recognition via Large-Scale Weak
+Supervision" (Whisper).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from mmjax.modalities.modality import Modality
+from mmjax.typing import NUM_AXES, Piece, TokenSpec
+
+__all__ = ["Audio"]
+
+QUIET = 1e-8  # band power about 65 dB below a full-scale tone: quieter clips are not raised
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Audio(Modality):
+    """One token for `patch_frames` frames of `num_mels` bands, in decibels below the clip's peak.
+
+    Frame t is a Hann window centred on samples t * hop .. (t + 1) * hop. Band power is taken
+    relative to the loudest band of the clip, so that the gain of a recording does not matter, cut
+    at `dynamic_range` dB below it, and mapped to -2..2. Shorter clips are padded with silence
+    (-2), longer ones cut at the end, and what is cut is counted.
+
+    Fields:
+      sample_rate: of the waveforms, in Hz. seconds: length, rounded up to whole patches.
+      num_mels: bands from 0 Hz to half the sample rate.
+      window, hop: length and distance of frames, in samples.
+      patch_frames: frames of one token.
+      dynamic_range: decibels.
+    """
+
+    sample_rate: int = 16000
+    seconds: float = 10.0
+    num_mels: int = 64
+    window: int = 400
+    hop: int = 160
+    patch_frames: int = 4
+    dynamic_range: float = 50.0
+
+    def __post_init__(self):
+        sizes = ("sample_rate", "num_mels", "window", "hop", "patch_frames")
+        for name in (*sizes, "seconds", "dynamic_range"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"Audio: {name}={getattr(self, name)} must be more than 0.")
+        if self.hop > self.window:
+            raise ValueError(
+                f"Audio: hop={self.hop} is more than window={self.window}, so samples between frames"
+                " would be lost; use a hop of at most the window."
+            )
+        narrowest = _hertz(_mel(self.sample_rate / 2) / (self.num_mels + 1))
+        if narrowest < self.sample_rate / self._fft_size:
+            most = int(_mel(self.sample_rate / 2) / _mel(self.sample_rate / self._fft_size)) - 1
+            raise ValueError(
+                f"Audio: num_mels={self.num_mels} has bands narrower than the resolution of"
+                f" window={self.window}; use at most {most} bands, or a longer window."
+            )
+
+    def spec(self, name: str) -> TokenSpec:
+        """One continuous grid stream, along time."""
+        tokens = self._num_tokens
+        width = self.patch_frames * self.num_mels
+        grid = (tokens, 1, 1)
+        return TokenSpec(name=name, kind="grid", max_tokens=tokens, width=width, grid=grid)
+
+    def encode(self, value: np.ndarray | None) -> Piece | None:
+        """Patches float32 (tokens, patch_frames * num_mels), by frame, band; position (t, 0, 0).
+
+        Args:
+          value: waveform (samples,), or (samples, channels) or (channels, samples), whose shorter
+            axis is averaged; float, or int16 or int32 of full scale; None = absent.
+
+        Raises ValueError for other types and shapes, NaN and infinity.
+        """
+        if value is None:
+            return None
+        samples = _checked(value)
+        frames, patch = self._num_tokens * self.patch_frames, self.hop * self.patch_frames
+        num_cut = max(0, -(-(len(samples) - frames * self.hop) // patch))
+        values = np.full((frames, self.num_mels), -2.0, np.float32)
+        level = self._level(samples[: frames * self.hop])
+        values[: len(level)] = level
+        values_LP = values.reshape(self._num_tokens, -1)
+        return Piece(self._position_LA, values_LP=values_LP, num_cut=num_cut)
+
+    def decode(self, piece: Piece) -> np.ndarray:
+        """Decibels below the loudest band, float32 (frames, num_mels) in -dynamic_range..0."""
+        shape = (self._num_tokens, self.patch_frames * self.num_mels)
+        if piece.values_LP is None or np.shape(piece.values_LP) != shape:
+            raise ValueError(
+                f"Audio: decode needs values of shape {shape}; this piece is not of this Audio."
+            )
+        values = np.clip(np.asarray(piece.values_LP, np.float32), -2.0, 2.0)
+        return ((values - 2) * np.float32(self.dynamic_range / 4)).reshape(-1, self.num_mels)
+
+    def _level(self, samples: np.ndarray) -> np.ndarray:
+        """Bands in -2..2 of the frames that touch the samples: float32 (frames, num_mels)."""
+        left = (self.window - self.hop) // 2
+        count = min(-(-(len(samples) + left) // self.hop), self._num_tokens * self.patch_frames)
+        padded = np.zeros(left + len(samples) + self.window, np.float32)
+        padded[left : left + len(samples)] = samples
+        frames = np.lib.stride_tricks.sliding_window_view(padded, self.window)[:: self.hop][:count]
+        spectrum = np.fft.rfft(frames * self._hann, self._fft_size)
+        band = (spectrum.real**2 + spectrum.imag**2) @ self._bands
+        band *= np.float32(1 / max(band.max(initial=0.0), QUIET))
+        scale = self.dynamic_range / 10  # powers of ten
+        np.maximum(band, np.float32(10**-scale), out=band)
+        return np.log10(band) * np.float32(4 / scale) + np.float32(2)
+
+    @property
+    def _num_tokens(self) -> int:
+        frames = math.ceil(round(self.seconds * self.sample_rate) / self.hop)
+        return -(-frames // self.patch_frames)
+
+    @property
+    def _fft_size(self) -> int:
+        return 1 << (self.window - 1).bit_length()
+
+    @functools.cached_property
+    def _hann(self) -> np.ndarray:
+        """Window whose sum is 2, so that a full-scale tone on a bin has magnitude 1."""
+        hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.window) / self.window)
+        return (hann * (2 / hann.sum())).astype(np.float32)
+
+    @functools.cached_property
+    def _bands(self) -> np.ndarray:
+        """Triangles over FFT bins, each of area 1 in Hz: float32 (fft_size // 2 + 1, num_mels)."""
+        bins = np.arange(self._fft_size // 2 + 1)[:, None] * (self.sample_rate / self._fft_size)
+        top = _mel(self.sample_rate / 2)
+        edges = np.array([_hertz(m) for m in np.linspace(0, top, self.num_mels + 2)])
+        low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+        rise, fall = (bins - low) / (centre - low), (high - bins) / (high - centre)
+        bands = np.maximum(0, np.minimum(rise, fall)) * (2 / (high - low))
+        return bands.astype(np.float32)
+
+    @functools.cached_property
+    def _position_LA(self) -> np.ndarray:
+        position_LA = np.zeros((self._num_tokens, NUM_AXES), np.float32)
+        position_LA[:, 0] = np.arange(self._num_tokens)
+        position_LA.flags.writeable = False  # every piece shares it
+        return position_LA
+
+
+def _mel(hertz: float) -> float:
+    """Slaney's scale: linear below 1 kHz, logarithmic above."""
+    return 3 * hertz / 200 if hertz < 1000 else 15 + 27 * math.log(hertz / 1000) / math.log(6.4)
+
+
+def _hertz(mel: float) -> float:
+    return 200 * mel / 3 if mel < 15 else 1000 * math.exp((mel - 15) * math.log(6.4) / 27)
+
+
+def _checked(value: Any) -> np.ndarray:
+    """The waveform as finite float32 (samples,); ValueError when it is none."""
+    samples = np.asarray(value)
+    if samples.ndim not in (1, 2):
+        raise ValueError(
+            f"Audio: an array of shape {samples.shape} is no waveform; give (samples,), or (samples,"
+            " channels)."
+        )
+    if samples.dtype in (np.int16, np.int32):
+        samples = samples * np.float32(1 / -float(np.iinfo(samples.dtype).min))
+    elif not np.issubdtype(samples.dtype, np.floating):
+        raise ValueError(f"Audio: samples of type {samples.dtype}; give float, int16 or int32.")
+    if samples.ndim == 2:
+        samples = samples.mean(axis=int(samples.shape[0] >= samples.shape[1]))
+    samples = samples.astype(np.float32, copy=False)
+    if not np.isfinite(samples).all():
+        raise ValueError("Audio: samples hold NaN or infinity; repair or leave out this example.")
+    return samples

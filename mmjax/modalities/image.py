@@ -1,0 +1,164 @@
+"""Images as a grid of flattened patches (Dosovitskiy et al., "An Image is Worth 16x16 Words")."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from mmjax.modalities.modality import Modality
+from mmjax.typing import Piece, TokenSpec
+
+__all__ = ["Image"]
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's mode "L"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Image(Modality):
+    """One token a patch: (x - mean) / std of its pixels in 0..1, by row, column, channel.
+
+    Another size is stretched to `size` (bicubic, antialiased), so that what is aligned with the
+    image by fractions of its height and width stays aligned. Gray becomes RGB by repetition, RGB
+    becomes gray by BT.601 luma.
+
+    Fields:
+      size: (height, width) in pixels. patch: side of a patch; divides both.
+      channels: 1 gray, 3 RGB; another number takes arrays with just that many.
+      mean, std: one number for all channels, or one a channel.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    patch: int = 16
+    channels: int = 3
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+
+    def __post_init__(self):
+        height, width = self.size
+        if self.patch < 1 or min(self.size) < 1 or height % self.patch or width % self.patch:
+            raise ValueError(
+                f"Image: size={self.size} is not divisible by patch={self.patch}; use multiples of"
+                " the patch."
+            )
+        if self.channels < 1:
+            raise ValueError(f"Image: channels={self.channels} holds no pixel; use 1 or more.")
+        for name, value in (("mean", self.mean), ("std", self.std)):
+            if len(value) not in (1, self.channels):
+                raise ValueError(
+                    f"Image: {name}={value} has {len(value)} numbers for channels={self.channels};"
+                    " give one, or one a channel."
+                )
+        if min(self.std) <= 0:
+            raise ValueError(f"Image: std={self.std} must be positive; 0.5 maps 0..1 to -1..1.")
+
+    def spec(self, name: str) -> TokenSpec:
+        """One continuous grid stream."""
+        rows, columns = self._grid
+        return TokenSpec(
+            name=name,
+            kind="grid",
+            max_tokens=rows * columns,
+            width=self.patch * self.patch * self.channels,
+            grid=(1, rows, columns),
+        )
+
+    def encode(self, value: np.ndarray | None) -> Piece | None:
+        """Patches float32 (rows * columns, patch * patch * channels); position (0, row, column).
+
+        Args:
+          value: (H, W) or (H, W, C), uint8 or float in 0..1 (bool counts as 0 and 1); None =
+            absent.
+
+        Raises ValueError for other types, shapes and ranges, NaN and infinity.
+        """
+        if value is None:
+            return None
+        image_HWC = self._resized(self._converted(_checked(value)))
+        scale, shift = self._affine
+        (rows, columns), p = self._grid, self.patch
+        values = image_HWC * scale + shift
+        values = values.reshape(rows, p, columns, p, self.channels).transpose(0, 2, 1, 3, 4)
+        return Piece(self._position_LA, values_LP=values.reshape(rows * columns, -1))
+
+    def decode(self, piece: Piece) -> np.ndarray:
+        """Pixels float32 (height, width, channels), clipped to 0..1."""
+        (rows, columns), p = self._grid, self.patch
+        width = p * p * self.channels
+        if piece.values_LP is None or np.shape(piece.values_LP) != (rows * columns, width):
+            raise ValueError(
+                f"Image: decode needs values of shape {(rows * columns, width)}; this piece is not"
+                f" of an Image with size={self.size}, patch={p}, channels={self.channels}."
+            )
+        scale, shift = self._affine
+        values = np.asarray(piece.values_LP, np.float32)
+        values = values.reshape(rows, columns, p, p, self.channels).transpose(0, 2, 1, 3, 4)
+        return np.clip((values.reshape(*self.size, self.channels) - shift) / scale, 0.0, 1.0)
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        return self.size[0] // self.patch, self.size[1] // self.patch
+
+    @functools.cached_property
+    def _affine(self) -> tuple[np.ndarray, np.ndarray]:
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return 1 / std, -mean / std
+
+    @functools.cached_property
+    def _position_LA(self) -> np.ndarray:
+        rows, columns = self._grid
+        row, column = np.divmod(np.arange(rows * columns, dtype=np.float32), np.float32(columns))
+        position_LA = np.stack([np.zeros_like(row), row, column], axis=1)
+        position_LA.flags.writeable = False  # every piece shares it
+        return position_LA
+
+    def _converted(self, image_HWC: np.ndarray) -> np.ndarray:
+        channels = image_HWC.shape[2]
+        if channels == self.channels:
+            return image_HWC
+        if channels == 1:
+            return image_HWC.repeat(self.channels, axis=2)
+        if (channels, self.channels) == (3, 1):
+            return (image_HWC @ LUMA)[:, :, None]
+        raise ValueError(
+            f"Image: {channels} channels do not become channels={self.channels}; convert first"
+            " (an alpha channel: Pillow's convert('RGB')), or set channels."
+        )
+
+    def _resized(self, image_HWC: np.ndarray) -> np.ndarray:
+        height, width = self.size
+        if image_HWC.shape[:2] == (height, width):
+            return image_HWC
+        import PIL.Image
+
+        bicubic = PIL.Image.Resampling.BICUBIC
+        planes = [PIL.Image.fromarray(np.ascontiguousarray(c)) for c in np.moveaxis(image_HWC, 2, 0)]
+        planes = [np.asarray(plane.resize((width, height), bicubic)) for plane in planes]
+        return np.clip(np.stack(planes, axis=2), 0.0, 1.0)
+
+
+def _checked(value: Any) -> np.ndarray:
+    """The image as float32 (H, W, C) in 0..1; ValueError when it is none."""
+    image = np.asarray(value)
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.ndim != 3 or 0 in image.shape:
+        raise ValueError(
+            f"Image: an array of shape {np.shape(value)} is no image; give (H, W) or (H, W, C)."
+        )
+    if image.dtype == np.uint8:
+        return image * np.float32(1 / 255)
+    if image.dtype != np.bool_ and not np.issubdtype(image.dtype, np.floating):
+        raise ValueError(f"Image: pixels of type {image.dtype}; give uint8, or float in 0..1.")
+    image = image.astype(np.float32)
+    low, high = image.min(), image.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("Image: pixels hold NaN or infinity; repair or leave out this example.")
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise ValueError(
+            f"Image: float pixels lie in {low:.4g}..{high:.4g}, not in 0..1; divide 8-bit values by"
+            " 255, or give uint8."
+        )
+    return image

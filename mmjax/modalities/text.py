@@ -1,0 +1,69 @@
+"""Text as a sequence of learned pieces with an end token."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmjax.modalities.modality import Modality
+from mmjax.tokenizers.sentencepiece import SentencePiece
+from mmjax.tokenizers.tokenizer import Tokenizer
+from mmjax.typing import NUM_AXES, Piece, TokenSpec
+
+__all__ = ["Text"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text(Modality):
+    """Pieces and an end token; what is longer is cut before the end token, and counted.
+
+    Fields:
+      tokenizer: trained on the corpus by `fit`.
+      max_tokens: largest length, end token included.
+    """
+
+    tokenizer: Tokenizer = SentencePiece()
+    max_tokens: int = 256
+
+    def spec(self, name: str) -> TokenSpec:
+        """One sequence stream; before `fit` its fingerprint is empty."""
+        return TokenSpec(
+            name=name,
+            kind="sequence",
+            max_tokens=self.max_tokens,
+            vocab_size=self.tokenizer.vocab_size,
+            text=True,
+            fingerprint=self.tokenizer.fingerprint,
+            first_sentinel=self.tokenizer.first_sentinel,
+            num_sentinels=self.tokenizer.num_sentinels,
+            end_id=self.tokenizer.end_id,
+        )
+
+    def encode(self, value: str | bytes | None) -> Piece | None:
+        """Ids int32 (length,), the end id last; position (p, p, p). Empty text is the end alone.
+
+        Raises ValueError for what is neither text nor None.
+        """
+        if value is None:
+            return None
+        pieces = self.tokenizer.encode(value)
+        length = min(len(pieces) + 1, self.max_tokens)
+        ids_L = np.empty(length, np.int32)
+        ids_L[:-1] = pieces[: length - 1]
+        ids_L[-1] = self.tokenizer.end_id
+        position_LA = np.arange(length, dtype=np.float32).repeat(NUM_AXES).reshape(length, NUM_AXES)
+        return Piece(position_LA, ids_L=ids_L, num_cut=len(pieces) + 1 - length)
+
+    def decode(self, piece: Piece) -> str:
+        """The text before the end token."""
+        if piece.ids_L is None:
+            raise ValueError("Text: decode needs ids; this piece holds values of another modality.")
+        return self.tokenizer.decode(piece.ids_L)
+
+    def fit(self, values: Callable[[], Iterable[Any]], folder: Path) -> Text:
+        """Text with its tokenizer trained on `values()`, or loaded from `folder`."""
+        return dataclasses.replace(self, tokenizer=self.tokenizer.fit(values, folder))

@@ -1,0 +1,258 @@
+"""Text pieces learned from the corpus: a unigram model with byte fallback.
+
+Kudo, "Subword Regularization: Improving Neural Network Translation Models with Multiple Subword
+Candidates", ACL 2018; Kudo and Richardson, "SentencePiece", EMNLP 2018.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmjax.tokenizers.tokenizer import Tokenizer
+
+__all__ = ["SentencePiece"]
+
+FORMAT = 1  # of tokenizer.json
+MODEL_FILE = "sentencepiece.model"
+UNKNOWN, BEGIN, END, FIRST_SENTINEL = 0, 1, 2, 3
+NUM_BYTES = 256
+CHUNK = 1000  # characters: sentencepiece leaves out what is longer than 4,192 bytes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SentencePiece(Tokenizer):
+    """Unigram pieces of NFKC-normalised text; what has no piece is spelled in UTF-8 bytes.
+
+    Ids: 0 unknown (never made from text), 1 begin, 2 end, then the sentinels `<s_0>`.., which
+    text cannot spell, 256 bytes, and the learned pieces. `decode(encode(text))` is the text after
+    sentencepiece's NFKC; only U+2581, with which it writes spaces, becomes a space.
+
+    Fields:
+      vocab_size: largest number of ids; a corpus that is too small fills fewer.
+      num_sentinels: `<s_0>`.. that mark masked spans.
+      max_texts: how many different texts are read for training, from the first on.
+    """
+
+    vocab_size: int = 32_000
+    num_sentinels: int = 100
+    max_texts: int = 1_000_000
+
+    # The trained model travels with the object (also in a pickle) but is no field: the config
+    # that is written down says how to train, the folder holds what was trained.
+    _model = b""
+
+    def __post_init__(self):
+        fixed = FIRST_SENTINEL + self.num_sentinels + NUM_BYTES
+        if self.num_sentinels < 0 or self.vocab_size <= fixed:
+            raise ValueError(
+                f"SentencePiece: vocab_size={self.vocab_size} has no room for pieces beside 3"
+                f" specials, num_sentinels={self.num_sentinels} and {NUM_BYTES} bytes; use at least"
+                f" {FIRST_SENTINEL + max(self.num_sentinels, 0) + NUM_BYTES + 1}, better twice that."
+            )
+        if self.max_texts < 1:
+            raise ValueError(f"SentencePiece: max_texts={self.max_texts} reads nothing; use 1 up.")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the fields that ids depend on and of the model; empty before `fit`."""
+        return self._digest(self._model) if self._model else ""
+
+    @property
+    def first_sentinel(self) -> int:
+        """Id of `<s_0>`; -1 = there is none."""
+        return FIRST_SENTINEL if self.num_sentinels else -1
+
+    @property
+    def end_id(self) -> int:
+        """Id of the end token."""
+        return END
+
+    def encode(self, value: str | bytes) -> np.ndarray:
+        """Ids int32 without an end id.
+
+        Raises ValueError for what is no text (bytes must be UTF-8), and before `fit`.
+        """
+        return np.asarray(self._processor.encode(_text(value)), np.int32)
+
+    def decode(self, ids: np.ndarray) -> str:
+        """Text of the ids up to the first end id; begin, sentinels and unused ids say nothing.
+
+        Raises ValueError for ids outside 0..vocab_size-1, and before `fit`.
+        """
+        ids = np.asarray(ids, np.int64)
+        if ids.size and not (0 <= ids.min() and ids.max() < self.vocab_size):
+            raise ValueError(
+                f"SentencePiece: ids {ids.min()}..{ids.max()} are outside 0..{self.vocab_size - 1};"
+                " they belong to another tokenizer."
+            )
+        ends = np.flatnonzero(ids == END)
+        if ends.size:
+            ids = ids[: ends[0]]
+        return self._processor.decode(ids[ids < self._processor.get_piece_size()].tolist())
+
+    def fit(self, values: Callable[[], Iterable[Any]], folder: Path) -> SentencePiece:
+        """Loads `folder`, or trains on the different texts among `values()` and writes it.
+
+        Args:
+          values: called when there is nothing to load; str, UTF-8 bytes, or None (left out).
+          folder: gets `sentencepiece.model` and, last, `tokenizer.json`; may be in a bucket.
+
+        Raises ValueError when the folder holds another tokenizer or damaged files, when there is
+        no text, or when vocab_size cannot hold the characters of the corpus.
+        """
+        from etils import epath
+
+        path = epath.Path(folder)
+        if (path / "tokenizer.json").exists():
+            return self._load(path)
+        model = self._train(values())
+        manifest = {
+            "format": FORMAT,
+            "class": "SentencePiece",
+            "fields": self._fields(),
+            "files": {MODEL_FILE: hashlib.sha256(model).hexdigest()},
+            "fingerprint": self._digest(model),
+        }
+        path.mkdir(parents=True, exist_ok=True)
+        _write(path / MODEL_FILE, model)
+        _write(path / "tokenizer.json", (json.dumps(manifest, indent=2) + "\n").encode())
+        return self._with(model)
+
+    def _fields(self) -> dict[str, int]:
+        return {"vocab_size": self.vocab_size, "num_sentinels": self.num_sentinels}
+
+    def _digest(self, model: bytes) -> str:
+        fields = json.dumps(self._fields(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(fields.encode() + model).hexdigest()
+
+    def _with(self, model: bytes) -> SentencePiece:
+        ready = dataclasses.replace(self)
+        object.__setattr__(ready, "_model", model)
+        return ready
+
+    def _load(self, path: Any) -> SentencePiece:
+        try:
+            manifest = json.loads((path / "tokenizer.json").read_text())
+            written, digest = manifest["fields"], manifest["files"][MODEL_FILE]
+            model = (path / MODEL_FILE).read_bytes()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"SentencePiece: {path} is damaged ({error}); delete the folder to train again."
+            ) from error
+        if manifest.get("class") != "SentencePiece" or written != self._fields():
+            raise ValueError(
+                f"SentencePiece: {path} holds {manifest.get('class')} {written}, but the config"
+                f" says {self._fields()}; use these sizes, or another folder."
+            )
+        if hashlib.sha256(model).hexdigest() != digest:
+            raise ValueError(
+                f"SentencePiece: {path / MODEL_FILE} is not the file that tokenizer.json names"
+                f" (SHA-256 {digest[:12]}); delete the folder to train again."
+            )
+        return self._with(model)
+
+    def _train(self, values: Iterable[Any]) -> bytes:
+        import sentencepiece
+
+        texts = _different(values, self.max_texts)
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts),
+                model_writer=model,
+                model_type="unigram",
+                vocab_size=self.vocab_size,
+                hard_vocab_limit=False,
+                byte_fallback=True,
+                split_digits=True,
+                normalization_rule_name="nfkc",
+                remove_extra_whitespaces=False,
+                unk_id=UNKNOWN,
+                bos_id=BEGIN,
+                eos_id=END,
+                # Control symbols, not user-defined ones: text that spells "<s_0>" stays text.
+                control_symbols=[f"<s_{i}>" for i in range(self.num_sentinels)],
+                num_threads=4,  # fixed: sums, and so the pieces, depend on it
+                minloglevel=3,
+            )
+        except RuntimeError as error:
+            raise ValueError(self._reason(str(error), len(texts))) from error
+        return model.getvalue()
+
+    def _reason(self, message: str, num_texts: int) -> str:
+        needed = re.search(r"required_chars\D*\d+ vs (\d+)", message)
+        if needed:
+            return (
+                f"SentencePiece: vocab_size={self.vocab_size} is less than the {needed[1]} that the"
+                f" characters of the corpus need; use at least {needed[1]}, better twice that."
+            )
+        return (
+            f"SentencePiece: cannot train on {num_texts} different texts with"
+            f" vocab_size={self.vocab_size}; give other texts or another size ({message})."
+        )
+
+    @functools.cached_property
+    def _processor(self) -> Any:
+        if not self._model:
+            raise ValueError(
+                "SentencePiece: not trained yet; call fit(values, folder) and use what it returns."
+            )
+        import sentencepiece
+
+        return sentencepiece.SentencePieceProcessor(model_proto=self._model)
+
+    def __getstate__(self):
+        return {k: v for k, v in self.__dict__.items() if k != "_processor"}
+
+
+def _text(value: str | bytes) -> str:
+    try:
+        if isinstance(value, str):
+            value.encode()
+            return value
+        if isinstance(value, bytes):
+            return value.decode()
+    except UnicodeError as error:
+        raise ValueError(f"SentencePiece: text is not valid Unicode ({error}); repair it.") from None
+    raise ValueError(
+        f"SentencePiece: a {type(value).__name__} is no text; give str or UTF-8 bytes, or None"
+        " when it is absent."
+    )
+
+
+def _different(values: Iterable[Any], limit: int) -> list[str]:
+    """The first `limit` different texts, long ones in chunks."""
+    texts: dict[str, None] = {}
+    for value in values:
+        if value is not None:
+            texts.update(dict.fromkeys(_chunks(_text(value))))
+        if len(texts) >= limit:
+            break
+    if not texts:
+        raise ValueError("SentencePiece: values holds no text to train on; check the text field.")
+    return list(texts)[:limit]
+
+
+def _chunks(text: str) -> Iterator[str]:
+    for start in range(0, len(text), CHUNK):
+        chunk = text[start : start + CHUNK].strip()
+        if chunk:
+            yield chunk
+
+
+def _write(path: Any, content: bytes) -> None:
+    """Atomic: readers and a second writer see the old file or the whole new one."""
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
+    temporary.write_bytes(content)
+    temporary.replace(path)
