@@ -1,0 +1,289 @@
+"""The rules of the house: who imports whom, sizes, names, and what may be committed."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "mmjax"
+
+# Who may import whom inside mmjax (DESIGN 4). A name stands for a module or a whole package; every
+# module may import its own package.
+BASE = {"typing"}
+MODEL = BASE | {"parallel", "models"}
+STEP = MODEL | {"objectives", "optim"}
+DATA = BASE | {"parallel", "tokenizers", "modalities", "lifecycle"}
+STATE = STEP | {"step", "modalities", "lifecycle"}
+PARTS = STATE | DATA | {"data", "checkpoint", "metrics"}
+RUN = PARTS | {"config", "experiment", "program", "transfer", "evaluate"}
+ALLOWED = {
+    # For type checkers only; a test below holds that `import mmjax` imports nothing.
+    "": {"checkpoint", "config", "data", "evaluate", "experiment", "train"},
+    "typing": set(),
+    "config": {""},  # only to find the folder of the package
+    "lifecycle": set(),
+    "parallel": BASE,
+    "metrics": BASE,
+    "models": MODEL,
+    "tokenizers": BASE | {"models"},
+    "modalities": BASE | {"tokenizers"},
+    "objectives": MODEL,
+    "optim": MODEL,
+    "data": DATA,
+    "step": STEP,
+    "checkpoint": STATE,
+    "transfer": STATE,
+    "export": STATE,
+    "experiment": PARTS | {"evaluate.evaluator"},
+    "program": PARTS | {"experiment"},
+    "evaluate": RUN,
+    "generate": RUN,
+    "train": RUN,
+    "testing": RUN,
+    "doctor": {""},
+    "listing": {"config"},
+    "cli": {"", "config", "lifecycle", "doctor", "listing", "experiment", "train", "evaluate"}
+    | {"generate", "checkpoint"},
+    "__main__": {"cli"},
+}
+OUTSIDE = {  # package -> the only modules of mmjax that may import it
+    "torch": {"export", "transfer"},
+    "transformers": {"export", "transfer"},
+    "tensorflow": {"data.source"},
+}
+BANNED_NNX = {"jit", "Optimizer", "scan", "grad", "value_and_grad"}
+HEAVY = {
+    "jax",
+    "flax",
+    "optax",
+    "grain",
+    "orbax",
+    "tensorflow_datasets",
+    "sentencepiece",
+    "scipy",
+    "sklearn",
+    "soundfile",
+    "PIL",
+}
+
+
+def modules(folder: Path = PACKAGE) -> list[Path]:
+    return sorted(p for p in folder.rglob("*.py") if "__pycache__" not in p.parts)
+
+
+def name_of(path: Path) -> str:
+    """`data.source` for mmjax/data/source.py."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, absolute module) of every import, wherever it stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: use absolute imports"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def resolve(name: str) -> str | None:
+    """The module of mmjax that an import reaches, without `mmjax.`; None = not ours."""
+    if name != "mmjax" and not name.startswith("mmjax."):
+        return None
+    parts = name.split(".")[1:]
+    while parts:
+        path = PACKAGE.joinpath(*parts)
+        if path.is_dir() or path.with_suffix(".py").is_file():
+            break
+        parts.pop()
+    return ".".join(parts)
+
+
+def is_allowed(source: str, target: str) -> bool:
+    own = source.split(".")[0]
+    if target and target.split(".")[0] == own:
+        return True
+    return any(target == a or (a and target.startswith(f"{a}.")) for a in ALLOWED[own])
+
+
+def test_layers():
+    wrong = []
+    for path in modules():
+        source = name_of(path)
+        assert source.split(".")[0] in ALLOWED, f"{path}: say in ALLOWED who it may import"
+        for line, name in imports(path):
+            target = resolve(name)
+            if target is not None and not is_allowed(source, target):
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: {source} imports {target}")
+            users = OUTSIDE.get(name.split(".")[0])
+            if users is not None and source not in users:
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: {name} is for {users}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_layer_test_sees_a_wrong_import(tmp_path):
+    assert not is_allowed("models.moe", resolve("mmjax.data.source.Source") or "")
+    assert not is_allowed("step", "config.error")
+    assert not is_allowed("data.loader", "objectives.objective")
+    assert is_allowed("experiment", "evaluate.evaluator")
+    assert not is_allowed("experiment", "evaluate.retrieval")
+    file = tmp_path / "x.py"
+    file.write_text("def f():\n    from mmjax import config\n    import mmjax.data.task\n")
+    assert list(imports(file)) == [(2, "mmjax.config"), (3, "mmjax.data.task")]
+
+
+def test_recipes_stand_alone():
+    wrong = []
+    for path in modules(ROOT / "configs"):
+        for line, name in imports(path):
+            if name.split(".")[0] == "configs":
+                wrong.append(f"{path}:{line}: a recipe imports {name}")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "load_module":
+                given = [a.value for a in node.args if isinstance(a, ast.Constant)]
+                if given != ["common.py"]:
+                    wrong.append(f"{path}:{node.lineno}: only common.py of the family is shared")
+    for path in modules():
+        wrong += [f"{path}:{n}: {m}" for n, m in imports(path) if m.split(".")[0] == "configs"]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_banned_nnx_names():
+    wrong = []
+    for path in [*modules(), *modules(ROOT / "configs")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Attribute) or node.attr not in BANNED_NNX:
+                continue
+            if isinstance(node.value, ast.Name) and node.value.id == "nnx":
+                wrong.append(f"{path}:{node.lineno}: nnx.{node.attr}")
+        wrong += [
+            f"{path}:{line}: {name}"
+            for line, name in imports(path)
+            if name.startswith("flax.nnx.") and name.rpartition(".")[2] in BANNED_NNX
+        ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_sizes():
+    wrong = []
+    for path in [*modules(), *modules(ROOT / "configs"), *modules(ROOT / "benchmarks")]:
+        text = path.read_text()
+        if text.count("\n") > 500:
+            wrong.append(f"{path}: {text.count(chr(10))} lines, 500 is the limit")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                if length > 80:
+                    wrong.append(f"{path}:{node.lineno}: {node.name} has {length} lines of 80")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_how_training_works_is_a_thousand_lines():
+    names = ["train.py", "step.py", "objectives/objective.py", "models/transformer.py"]
+    lines = {name: (PACKAGE / name).read_text().count("\n") for name in names}
+    assert sum(lines.values()) <= 1000, lines
+
+
+def test_names_to_avoid():
+    avoided = {"utils", "util", "helpers", "misc", "common_utils"}
+    assert not [p for p in modules() if p.stem in avoided or p.parent.name in avoided]
+
+
+# ---------------------------------------------------------------------- tracked files
+
+# Written so that this file does not find itself.
+ADDRESS = r"(?:p[y]pi\.(?:org|io)|python[h]osted|n[p]mjs\.(?:org|com)|(?:deb|security)\.[d]ebian)"
+MACHINE = r"(?:^|[^\w.\-/])(?:/roo[t]/|/wor[k]/|/hom[e]/\w|/User[s]/\w|/tmp/bash_job[s])"
+LOCKS = r"(?:^|/)(?:uv\.lock|poetry\.lock|Pipfile\.lock|pylock[^/]*\.toml|package-lock\.json)$"
+
+
+def tracked() -> list[str]:
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_tracked_files_name_no_registry_machine_or_lock():
+    wrong = [name for name in tracked() if re.search(LOCKS, name)]
+    for name in tracked():
+        try:
+            text = (ROOT / name).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        for number, line in enumerate(text.splitlines(), 1):
+            if re.search(ADDRESS, line) or re.search(MACHINE, line):
+                wrong.append(f"{name}:{number}: {line.strip()[:100]}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_search_for_addresses_finds_them():
+    assert re.search(ADDRESS, "https://" + "py" + "pi.org/simple")
+    assert re.search(MACHINE, "open('/" + "home/anna/x')")
+    assert re.search(LOCKS, "sub/uv.lock")
+    assert not re.search(LOCKS, "mmjax/lock")
+
+
+def test_sources_are_ascii():
+    wrong = [p for p in modules() if not p.read_bytes().isascii()]
+    assert not wrong, wrong
+
+
+# --------------------------------------------------------------------------- imports
+
+
+def run(program: str) -> None:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_a_config_imports_is_light():
+    run(
+        f"import sys, mmjax.experiment; heavy = {HEAVY!r} & set(sys.modules);"
+        "assert not heavy, sorted(heavy)"
+    )
+
+
+def test_importing_mmjax_imports_nothing():
+    run(
+        "import sys; before = set(sys.modules); import mmjax;"
+        "own = {m for m in sys.modules if m.startswith('mmjax')};"
+        "assert own == {'mmjax'}, own; assert 'numpy' not in sys.modules"
+    )
+
+
+def test_public_names_resolve():
+    import mmjax
+
+    for name in mmjax.__all__:
+        assert getattr(mmjax, name) is not None
+        assert name in dir(mmjax)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = mmjax.nonsense
+
+
+def test_the_core_needs_no_data_or_command_line_packages():
+    names = [f"mmjax.{name_of(p)}" for p in modules()]
+    core = {"models", "objectives", "optim", "parallel", "step", "checkpoint"}
+    names = [n for n in names if n.split(".")[1:2] and n.split(".")[1] in core]
+    assert len(names) > 10
+    run(
+        "import sys\n"
+        "blocked = ('grain', 'tensorflow_datasets', 'tyro', 'array_record', 'tensorboardX')\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in blocked:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "import importlib\n"
+        f"for name in {names!r}:\n"
+        "    importlib.import_module(name)\n"
+    )

@@ -1,0 +1,141 @@
+"""Set-up: metadata, pins, the wheel, make, CI."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import mmjax
+from mmjax import doctor
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PINS = (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def package(requirement: str) -> str:
+    return re.split(r"[^\w.-]", requirement)[0].lower().replace("_", "-")
+
+
+def test_pins_are_names_and_versions_only():
+    pattern = r"[\w.-]+==[\w.!+-]+( ; [\w .,<>=!'()]+)?"
+    assert [line for line in PINS if not re.fullmatch(pattern, line)] == []
+    assert len(PINS) > 100
+
+
+def test_everything_that_is_asked_for_is_pinned():
+    pinned = {package(line) for line in PINS}
+    wanted = list(PROJECT["dependencies"])
+    for extra, requirements in PROJECT["optional-dependencies"].items():
+        wanted += [] if extra == "beam" else requirements
+    assert {package(r) for r in wanted} - pinned == set()
+    makefile = (ROOT / "Makefile").read_text()
+    compiled = re.search(r"^PINNED := (.*)$", makefile, re.M)
+    assert compiled
+    assert {*compiled[1].split(), "beam"} == set(PROJECT["optional-dependencies"])
+
+
+def test_doctor_knows_every_extra():
+    assert list(doctor.EXTRAS) == list(PROJECT["optional-dependencies"])
+
+
+def test_versions_have_both_ends_where_interfaces_move():
+    for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tyro"):
+        (requirement,) = [r for r in PROJECT["dependencies"] if package(r) == name]
+        assert ">=" in requirement
+        assert "<" in requirement.partition(">=")[2]
+    assert PROJECT["requires-python"] == ">=3.11"
+    (kernels,) = PROJECT["optional-dependencies"]["kernels"]
+    assert "python_version >= '3.12'" in kernels
+
+
+def test_the_changelog_has_this_version():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert "## Unreleased" in text or f"## {mmjax.__version__}" in text
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def make(folder: Path, *args: str) -> subprocess.CompletedProcess:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    return subprocess.run(["make", *args], cwd=folder, capture_output=True, text=True, env=env)
+
+
+def test_an_old_python_is_told_in_one_line(copy):
+    old = copy / "old_python"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    done = make(copy, "-s", "test", f"PYTHON={old}")
+    assert done.returncode
+    ours = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert ours == ["mmjax needs Python 3.11 or later; name one: make PYTHON=python3.12 ..."]
+    assert not (copy / ".venv").exists()
+
+
+def test_setup_runs_again_only_when_requirements_change(copy):
+    (copy / ".venv").mkdir()
+    (copy / ".venv" / ".installed").touch()
+    assert make(copy, "-q", "setup").returncode == 0
+    later = (copy / ".venv" / ".installed").stat().st_mtime + 10
+    os.utime(copy / "constraints.txt", (later, later))
+    assert make(copy, "-q", "setup").returncode == 1
+
+
+def test_the_two_commands_are_what_the_readme_says(copy):
+    (copy / ".venv").mkdir()
+    (copy / ".venv" / ".installed").touch()
+    demo = make(copy, "-n", "demo").stdout
+    assert "mmjax train configs/quickstart.py --workdir runs/demo" in demo
+    assert "mmjax eval runs/demo --split test" in demo
+    assert 'pytest -n 2 -m "not slow' in make(copy, "-n", "test").stdout
+
+
+def test_ci_runs_the_readme_commands():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", script], check=True)
+    text = script.read_text()
+    assert "set -euo pipefail" in text
+    assert [c in text for c in ("make test\n", "make demo ", "make test-ci\n")] == [True] * 3
+
+
+@pytest.mark.ci
+def test_a_wheel_installs_the_command_and_its_data(tmp_path):
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    source = tmp_path / "source"  # a build leaves folders behind
+    ignore = shutil.ignore_patterns(".*", "runs", "build", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=ignore)
+    wheels = tmp_path / "wheels"
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", wheels, source], check=True)
+    (wheel,) = wheels.glob("mmjax-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    data = {
+        f"mmjax/data/numbers_speech/{p.name}"
+        for p in (ROOT / "mmjax/data/numbers_speech").iterdir()
+    }
+    assert data | {"mmjax/py.typed"} <= set(names)
+    assert all(n.startswith(("mmjax/", "mmjax-")) for n in names)
+
+    fresh = tmp_path / "fresh"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", fresh], check=True)
+    python = fresh / "bin" / "python"
+    install = [*pip, "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(install, check=True)
+    env = {**os.environ, "PATH": f"{fresh / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": ""}
+    done = subprocess.run(
+        ["mmjax", "--version"], capture_output=True, text=True, env=env, cwd=tmp_path
+    )
+    assert done.stdout == f"mmjax {mmjax.__version__}\n"
