@@ -1,44 +1,73 @@
 """mmjax: tokenize every modality, train one transformer on all of them.
 
-`import mmjax` imports nothing else; the names below are imported when they are first used.
+`import mmjax` imports nothing else; a public name is imported when it is first used. `train`,
+`evaluate` and `load` are modules that can be called: `mmjax.train(...)` is
+`mmjax.train.train(...)`.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_PUBLIC = {  # name -> module that defines it
+__all__ = [
+    "ConfigError",
+    "Experiment",
+    "Task",
+    "__version__",
+    "checkpoint",
+    "config",
+    "embed",
+    "evaluate",
+    "load",
+    "train",
+]
+
+if TYPE_CHECKING:  # for editors and type checkers
+    from mmjax import checkpoint, config, evaluate, load, train
+    from mmjax.config import ConfigError
+    from mmjax.data.task import Task
+    from mmjax.evaluate import embed
+    from mmjax.experiment import Experiment
+
+_HOME = {  # public name -> module that defines it; the others are modules
     "ConfigError": "mmjax.config",
     "Experiment": "mmjax.experiment",
     "Task": "mmjax.data.task",
     "embed": "mmjax.evaluate",
-    "load": "mmjax.evaluate",
 }
-# Modules whose main function has the module's own name: mmjax.train.train(...).
-_MODULES = ("checkpoint", "config", "evaluate", "train")
+_VERBS = ("evaluate", "load", "train")
 
-__all__ = ["__version__", *_PUBLIC, *_MODULES]
 
-if TYPE_CHECKING:  # for editors and type checkers
-    from mmjax import checkpoint, config, evaluate, train
-    from mmjax.config import ConfigError
-    from mmjax.data.task import Task
-    from mmjax.evaluate import embed, load
-    from mmjax.experiment import Experiment
+class _Verb(types.ModuleType):
+    """A module that can be called like its function of the same name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self, self.__name__.rpartition(".")[2])(*args, **kwargs)
+
+
+class _Package(types.ModuleType):
+    """Sees each submodule when the import system binds it, whoever imports it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _VERBS and type(value) is types.ModuleType:
+            value.__class__ = _Verb
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        value = getattr(importlib.import_module(_PUBLIC[name]), name)
-    elif name in _MODULES:
-        return importlib.import_module(f"mmjax.{name}")
-    else:
+    if name not in __all__:
         raise AttributeError(f"module 'mmjax' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    if name not in _HOME:
+        return importlib.import_module(f"mmjax.{name}")
+    return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -321,6 +321,9 @@ def _info(args: list[str]) -> None:
 
     found = checkpoint.info(options.path, verify=options.verify)
     print(_json(found) if options.json else _tree(found))
+    if found.get("damaged"):
+        steps = ", ".join(map(str, found["damaged"]))
+        raise lifecycle.CheckFailed(f"{options.path}: damaged files in checkpoint(s) {steps}.")
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import mmjax
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mmjax"
 
@@ -22,10 +24,10 @@ STEP = MODEL | {"objectives", "optim"}
 DATA = BASE | {"parallel", "tokenizers", "modalities", "lifecycle"}
 STATE = STEP | {"step", "modalities", "lifecycle"}
 PARTS = STATE | DATA | {"data", "checkpoint", "metrics"}
-RUN = PARTS | {"config", "experiment", "program", "transfer", "evaluate"}
+RUN = PARTS | {"", "config", "experiment", "program", "rundir", "load", "transfer", "evaluate"}
 ALLOWED = {
     # For type checkers only; a test below holds that `import mmjax` imports nothing.
-    "": {"checkpoint", "config", "data", "evaluate", "experiment", "train"},
+    "": {"checkpoint", "config", "data", "evaluate", "experiment", "load", "train"},
     "typing": set(),
     "config": {""},  # only to find the folder of the package
     "lifecycle": set(),
@@ -43,14 +45,15 @@ ALLOWED = {
     "export": STATE,
     "experiment": PARTS | {"evaluate.evaluator"},
     "program": PARTS | {"experiment"},
+    "rundir": RUN,
+    "load": RUN,
     "evaluate": RUN,
     "generate": RUN,
     "train": RUN,
     "testing": RUN,
     "doctor": {""},
     "listing": {"config"},
-    "cli": {"", "config", "lifecycle", "doctor", "listing", "experiment", "train", "evaluate"}
-    | {"generate", "checkpoint"},
+    "cli": RUN | {"doctor", "listing", "train", "generate"},
     "__main__": {"cli"},
 }
 OUTSIDE = {  # package -> the only modules of mmjax that may import it
@@ -261,13 +264,25 @@ def test_importing_mmjax_imports_nothing():
 
 
 def test_public_names_resolve():
-    import mmjax
-
     for name in mmjax.__all__:
         assert getattr(mmjax, name) is not None
         assert name in dir(mmjax)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = mmjax.nonsense
+
+
+def test_verbs_are_called_as_modules_and_as_functions():
+    run(
+        "import mmjax; from mmjax import config as c; import mmjax.config;"
+        "import mmjax.load; from mmjax import load;"
+        "assert callable(mmjax.load) and load is mmjax.load and load.load;"
+        "from mmjax.load import load as function; assert function is load.load;"
+        "assert callable(mmjax.train) and callable(mmjax.evaluate) and callable(mmjax.embed);"
+        "assert mmjax.train.train and mmjax.evaluate.evaluate;"
+        "assert not callable(mmjax.config)"
+    )
+    with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'path'"):
+        mmjax.load()
 
 
 def test_the_core_needs_no_data_or_command_line_packages():
