@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 from importlib import resources
 from typing import Any
@@ -34,6 +35,26 @@ _SPLITS = {
     "val_new_voice": ("val", "val"),
     "test_new_voice": ("test", "test"),
 }
+# Words of the numbers that are not put together, and of the tens from twenty on.
+_SMALL_TEXT = {
+    "en": "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+    " fifteen sixteen seventeen eighteen nineteen",
+    "de": "null eins zwei drei vier f\u00fcnf sechs sieben acht neun zehn elf zw\u00f6lf dreizehn"
+    " vierzehn f\u00fcnfzehn sechzehn siebzehn achtzehn neunzehn",
+    "fr": "z\u00e9ro un deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze"
+    " quinze seize dix-sept dix-huit dix-neuf",
+    "es": "cero uno dos tres cuatro cinco seis siete ocho nueve diez once doce trece catorce quince"
+    " diecis\u00e9is diecisiete dieciocho diecinueve veinte veintiuno veintid\u00f3s"
+    " veintitr\u00e9s veinticuatro veinticinco veintis\u00e9is veintisiete veintiocho veintinueve",
+}
+_TENS_TEXT = {
+    "en": "twenty thirty forty fifty sixty seventy eighty ninety",
+    "de": "zwanzig drei\u00dfig vierzig f\u00fcnfzig sechzig siebzig achtzig neunzig",
+    "fr": "vingt trente quarante cinquante soixante",
+    "es": "veinte treinta cuarenta cincuenta sesenta setenta ochenta noventa",
+}
+_SMALL = {language: text.split() for language, text in _SMALL_TEXT.items()}
+_TENS = {language: text.split() for language, text in _TENS_TEXT.items()}
 _PARTS = {"train": (0.0, 0.7), "val": (0.7, 0.85), "test": (0.85, 1.0)}  # of each digit's images
 
 
@@ -74,7 +95,9 @@ class Numbers(Source):
     def open(self, split: str) -> _NumbersRecords:
         """Random access to one split; ValueError when there is none of that name."""
         if split not in _SPLITS:
-            raise ValueError(f"Numbers: split={split!r} does not exist; use one of {self.splits()}.")
+            raise ValueError(
+                f"Numbers: split={split!r} does not exist; use one of {self.splits()}."
+            )
         return _NumbersRecords(
             split=split, size=self.train_size if split == "train" else GALLERY * GALLERIES
         )
@@ -147,64 +170,31 @@ def words(number: int, language: str) -> str:
         raise ValueError(
             f"words: number={number}, language={language!r}; use 0..99 and one of {LANGUAGES}."
         )
-    return {"en": _english, "de": _german, "fr": _french, "es": _spanish}[language](number)
-
-
-def _english(number: int) -> str:
-    small = (
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
-        " fifteen sixteen seventeen eighteen nineteen"
-    ).split()
-    if number < 20:
+    small = _SMALL[language]
+    if number < len(small):
         return small[number]
-    tens = "twenty thirty forty fifty sixty seventy eighty ninety".split()[number // 10 - 2]
-    return tens if number % 10 == 0 else f"{tens}-{small[number % 10]}"
-
-
-def _german(number: int) -> str:
-    small = (
-        "null eins zwei drei vier f\u00fcnf sechs sieben acht neun zehn elf zw\u00f6lf dreizehn"
-        " vierzehn f\u00fcnfzehn sechzehn siebzehn achtzehn neunzehn"
-    ).split()
-    if number < 20:
-        return small[number]
-    tens = "zwanzig drei\u00dfig vierzig f\u00fcnfzig sechzig siebzig achtzig neunzig".split()
-    units = "ein" if number % 10 == 1 else small[number % 10]
-    return tens[number // 10 - 2] if number % 10 == 0 else f"{units}und{tens[number // 10 - 2]}"
+    tens, unit = divmod(number, 10)
+    if language == "fr":
+        return _french(number)
+    if unit == 0:
+        return _TENS[language][tens - 2]
+    if language == "de":
+        return f"{'ein' if unit == 1 else small[unit]}und{_TENS[language][tens - 2]}"
+    joint = "-" if language == "en" else " y "
+    return f"{_TENS[language][tens - 2]}{joint}{small[unit]}"
 
 
 def _french(number: int) -> str:
-    small = (
-        "z\u00e9ro un deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze"
-        " quinze seize dix-sept dix-huit dix-neuf"
-    ).split()
-    if number < 20:
-        return small[number]
-    if number == 80:
-        return "quatre-vingts"
-    if number > 80:
-        return f"quatre-vingt-{small[number - 80]}"
-    if number > 60:
-        return "soixante et onze" if number == 71 else _join_french("soixante", small[number - 60])
-    tens = "vingt trente quarante cinquante soixante".split()[number // 10 - 2]
-    return tens if number % 10 == 0 else _join_french(tens, small[number % 10])
-
-
-def _join_french(tens: str, units: str) -> str:
-    return f"{tens} et un" if units == "un" else f"{tens}-{units}"
-
-
-def _spanish(number: int) -> str:
-    small = (
-        "cero uno dos tres cuatro cinco seis siete ocho nueve diez once doce trece catorce quince"
-        " diecis\u00e9is diecisiete dieciocho diecinueve veinte veintiuno veintid\u00f3s"
-        " veintitr\u00e9s veinticuatro veinticinco veintis\u00e9is veintisiete veintiocho"
-        " veintinueve"
-    ).split()
-    if number < 30:
-        return small[number]
-    tens = "treinta cuarenta cincuenta sesenta setenta ochenta noventa".split()[number // 10 - 3]
-    return tens if number % 10 == 0 else f"{tens} y {small[number % 10]}"
+    """French counts 60..79 and 80..99 by twenties; only 80 itself has a plural s."""
+    small = _SMALL["fr"]
+    if number >= 80:
+        return "quatre-vingts" if number == 80 else f"quatre-vingt-{small[number - 80]}"
+    tens = min(number // 10, 6)
+    rest = number - 10 * tens
+    name = _TENS["fr"][tens - 2]
+    if rest == 0:
+        return name
+    return f"{name} et {small[rest]}" if rest in (1, 11) else f"{name}-{small[rest]}"
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
@@ -247,8 +237,8 @@ def _read_voice(file: str) -> np.ndarray:
     """All samples of a voice, float32; read-only, because examples are views of it."""
     import soundfile
 
-    with _pack().joinpath(file).open("rb") as stream:
-        samples, _ = soundfile.read(stream, dtype="float32")
+    content = io.BytesIO(_pack().joinpath(file).read_bytes())
+    samples, _ = soundfile.read(content, dtype="float32")
     samples.flags.writeable = False
     return samples
 
@@ -260,7 +250,8 @@ def _boxes(mask: np.ndarray) -> np.ndarray:
     for half in range(2):
         start = half * (width // 2)
         ink = mask[:, start : start + width // 2]
-        columns, rows = ink.any(0).nonzero()[0], ink.any(1).nonzero()[0]
+        rows, columns = np.nonzero(ink)
+        columns.sort()  # rows are in order already
         x0, x1 = start + columns[0], start + columns[-1] + 1
         boxes[half] = x0 / width, rows[0] / height, x1 / width, (rows[-1] + 1) / height
     return boxes

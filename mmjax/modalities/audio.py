@@ -54,8 +54,8 @@ class Audio(Modality):
                 raise ValueError(f"Audio: {name}={getattr(self, name)} must be more than 0.")
         if self.hop > self.window:
             raise ValueError(
-                f"Audio: hop={self.hop} is more than window={self.window}, so samples between frames"
-                " would be lost; use a hop of at most the window."
+                f"Audio: hop={self.hop} is more than window={self.window}, so samples between"
+                " frames would be lost; use a hop of at most the window."
             )
         narrowest = _hertz(_mel(self.sample_rate / 2) / (self.num_mels + 1))
         if narrowest < self.sample_rate / self._fft_size:
@@ -114,7 +114,8 @@ class Audio(Modality):
         band *= np.float32(1 / max(band.max(initial=0.0), QUIET))
         scale = self.dynamic_range / 10  # powers of ten
         np.maximum(band, np.float32(10**-scale), out=band)
-        return np.log10(band) * np.float32(4 / scale) + np.float32(2)
+        level = np.log10(band) * np.float32(4 / scale) + np.float32(2)
+        return np.maximum(level, np.float32(-2))  # rounding would tell it from the padding
 
     @property
     def _num_tokens(self) -> int:
@@ -164,9 +165,11 @@ def _checked(value: Any) -> np.ndarray:
     samples = np.asarray(value)
     if samples.ndim not in (1, 2):
         raise ValueError(
-            f"Audio: an array of shape {samples.shape} is no waveform; give (samples,), or (samples,"
-            " channels)."
+            f"Audio: an array of shape {samples.shape} is no waveform; give (samples,), or"
+            " (samples, channels)."
         )
+    if samples.size == 0:
+        return np.zeros(0, np.float32)
     if samples.dtype in (np.int16, np.int32):
         samples = samples * np.float32(1 / -float(np.iinfo(samples.dtype).min))
     elif not np.issubdtype(samples.dtype, np.floating):

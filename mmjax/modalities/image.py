@@ -134,9 +134,11 @@ class Image(Modality):
         import PIL.Image
 
         bicubic = PIL.Image.Resampling.BICUBIC
-        planes = [PIL.Image.fromarray(np.ascontiguousarray(c)) for c in np.moveaxis(image_HWC, 2, 0)]
-        planes = [np.asarray(plane.resize((width, height), bicubic)) for plane in planes]
-        return np.clip(np.stack(planes, axis=2), 0.0, 1.0)
+        resized = np.empty((height, width, self.channels), np.float32)
+        for channel in range(self.channels):  # in float, which Pillow has for one channel alone
+            plane = PIL.Image.fromarray(np.ascontiguousarray(image_HWC[:, :, channel]))
+            resized[:, :, channel] = np.asarray(plane.resize((width, height), bicubic))
+        return resized.clip(0.0, 1.0)  # bicubic overshoots at edges
 
 
 def _checked(value: Any) -> np.ndarray:

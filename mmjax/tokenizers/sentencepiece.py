@@ -54,11 +54,13 @@ class SentencePiece(Tokenizer):
 
     def __post_init__(self):
         fixed = FIRST_SENTINEL + self.num_sentinels + NUM_BYTES
-        if self.num_sentinels < 0 or self.vocab_size <= fixed:
+        if self.num_sentinels < 0:
+            raise ValueError(f"SentencePiece: num_sentinels={self.num_sentinels}; use 0 or more.")
+        if self.vocab_size <= fixed:
             raise ValueError(
                 f"SentencePiece: vocab_size={self.vocab_size} has no room for pieces beside 3"
                 f" specials, num_sentinels={self.num_sentinels} and {NUM_BYTES} bytes; use at least"
-                f" {FIRST_SENTINEL + max(self.num_sentinels, 0) + NUM_BYTES + 1}, better twice that."
+                f" {fixed + 1}, better twice that."
             )
         if self.max_texts < 1:
             raise ValueError(f"SentencePiece: max_texts={self.max_texts} reads nothing; use 1 up.")
@@ -91,7 +93,7 @@ class SentencePiece(Tokenizer):
         Raises ValueError for ids outside 0..vocab_size-1, and before `fit`.
         """
         ids = np.asarray(ids, np.int64)
-        if ids.size and not (0 <= ids.min() and ids.max() < self.vocab_size):
+        if ids.size and not (ids.min() >= 0 and ids.max() < self.vocab_size):
             raise ValueError(
                 f"SentencePiece: ids {ids.min()}..{ids.max()} are outside 0..{self.vocab_size - 1};"
                 " they belong to another tokenizer."
@@ -224,7 +226,7 @@ def _text(value: str | bytes) -> str:
         if isinstance(value, bytes):
             return value.decode()
     except UnicodeError as error:
-        raise ValueError(f"SentencePiece: text is not valid Unicode ({error}); repair it.") from None
+        raise ValueError(f"SentencePiece: text is no valid Unicode ({error}); repair it.") from None
     raise ValueError(
         f"SentencePiece: a {type(value).__name__} is no text; give str or UTF-8 bytes, or None"
         " when it is absent."
