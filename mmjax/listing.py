@@ -1,7 +1,7 @@
 """What there is, read from the public classes of the seams and from the headers of recipes.
 
-The header of a recipe is its docstring: a first line that says what it is, then `Paper:`,
-`Catalogue:` (row) and `Status:` (exact, simplified or shape-only; measured result).
+The header of a recipe is its docstring: a first line that says what it is, then `paper:`, `kept:`,
+`differs:`, `command:`, `catalogue:` (row), `status:` (exact, simplified, shape-only), `result:`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KINDS = {  # what can be listed -> base class of the seam
     "objectives": "Objective",
     "evaluators": "Evaluator",
 }
-HEADER = ("paper", "catalogue", "status", "result")
+HEADER = ("paper", "catalogue", "status", "result", "command")
 
 
 def listing(kind: str | None = None) -> dict[str, list[dict[str, str]]]:

@@ -1,0 +1,88 @@
+"""The code in the documentation runs, and the pages say what the program says."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mmjax
+from mmjax import cli, config, lifecycle, listing
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)
+
+
+def as_module(page: Path, folder: Path) -> Path:
+    """The Python of a page as one file."""
+    path = folder / f"{page.stem}.py"
+    path.write_text("\n".join(blocks(page)))
+    return path
+
+
+@pytest.mark.parametrize("name", ["modality", "objective", "router", "head"])
+def test_the_code_of_an_add_page_runs(name, tmp_path):
+    path = as_module(DOCS / "add" / f"{name}.md", tmp_path)
+    module = config.load_module(path)
+    own = [c for c in vars(module).values() if getattr(c, "__module__", "") == module.__name__]
+    assert len([c for c in own if isinstance(c, type)]) == 1
+    assert any(isinstance(n, ast.Assert) for n in ast.walk(ast.parse(path.read_text()))) or (
+        "assert_allclose" in path.read_text()
+    )
+
+
+def test_the_recipe_of_the_docs_is_a_config(tmp_path):
+    path = as_module(DOCS / "add" / "recipe.md", tmp_path)
+    for function in ("get_config", "tiny"):
+        assert isinstance(config.load(f"{path}:{function}"), mmjax.Experiment)
+    (item,) = listing.recipes(tmp_path)
+    assert item["paper"].startswith("Faghri")
+    assert item["status"] == "simplified"
+
+
+def test_every_page_is_in_the_navigation():
+    text = (ROOT / "mkdocs.yml").read_text()
+    pages = {str(p.relative_to(DOCS)) for p in DOCS.rglob("*.md")}
+    assert pages == set(re.findall(r": ([\w/]+\.md)$", text, re.M))
+
+
+def test_links_between_files_lead_somewhere():
+    pages = [*DOCS.rglob("*.md"), *ROOT.glob("*.md")]
+    broken = []
+    for page in pages:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            target = link.partition("#")[0]
+            if target and "://" not in target and not (page.parent / target).exists():
+                broken.append(f"{page.relative_to(ROOT)}: {link}")
+    assert not broken, broken
+
+
+def test_the_exit_codes_of_the_page_are_those_of_the_program():
+    rows = re.findall(r"^\| (\d+) \| `(\w+)`", (DOCS / "errors.md").read_text(), re.M)
+    written = {name: int(code) for code, name in rows}
+    actual = {c.__name__: code for c, code in cli.EXIT_CODES.items() if c is not KeyboardInterrupt}
+    actual[lifecycle.Interrupted.__name__] = cli.EXIT_CODES[KeyboardInterrupt]
+    assert written == actual
+
+
+def test_the_command_page_has_every_verb_and_option():
+    text = (DOCS / "commands.md").read_text()
+    for verb, parser in cli.parsers().items():
+        section = text.partition(f"## mmjax {verb}\n")[2].partition("\n## ")[0]
+        assert section, verb
+        options = [o for a in parser._actions for o in a.option_strings if o.startswith("--")]
+        assert [o for o in options if o != "--help" and o not in section] == []
+
+
+@pytest.mark.ci
+def test_the_picture_is_well_formed():
+    program = "import sys, xml.dom.minidom as m; m.parse(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", program, DOCS / "dataflow.svg"], check=True)
