@@ -1,0 +1,39 @@
+"""The Source seam: random access to raw examples, with named splits."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+
+class Records(Protocol):
+    """An opened split: random access to raw examples."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Base of all sources. Constructing one opens nothing.
+
+    An example is a dict of raw values by field. Optional key `identity` (int): equal identities
+    are positives of one another in contrastive tasks; without it every example is its own.
+    """
+
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        raise NotImplementedError(f"{type(self).__name__} must define splits().")
+
+    def fields(self) -> tuple[str, ...]:
+        """Keys that an example may hold."""
+        raise NotImplementedError(f"{type(self).__name__} must define fields().")
+
+    def open(self, split: str) -> Records:
+        """Random access to one split; picklable, cheap to open again in a worker process."""
+        raise NotImplementedError(f"{type(self).__name__} must define open(split).")
+
+    def fingerprint(self) -> str:
+        """Hash of what the examples depend on."""
+        raise NotImplementedError(f"{type(self).__name__} must define fingerprint().")

@@ -1,0 +1,108 @@
+"""Task and Layout: what one kind of optimizer step reads, and how it lies in arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmjax.data.source import Source
+from mmjax.typing import Batch, Piece, Vocabulary
+
+
+class Sample(NamedTuple):
+    """One encoded example with its identity and its own random stream."""
+
+    pieces: dict[str, Piece | None]  # by stream name; None = absent
+    identity: int
+    sample: tuple[int, int]  # (source index, epoch)
+    rng: np.random.Generator  # from (seed, task, epoch, source index) alone
+    weight: float = 1.0  # 0 = padding sample (evaluation)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Base of all layouts: samples to one group of rows with static shapes."""
+
+    def build(
+        self, samples: Sequence[Sample], streams: Streams, vocabulary: Vocabulary
+    ) -> tuple[Batch, dict[str, float]]:
+        """One group (NumPy) and counts to log, such as `trimmed/text` or `padding`."""
+        raise NotImplementedError(f"{type(self).__name__} must define build().")
+
+
+class Streams(NamedTuple):
+    """Which streams a task reads and which it predicts."""
+
+    inputs: tuple[str, ...]
+    targets: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """Another set of static shapes of the same task; None = as the task says."""
+
+    weight: float = 1.0
+    layout: Layout | None = None
+    batch_size: int | None = None
+    group_rows: int | None = None
+
+
+class Shape(NamedTuple):
+    """What settles the static shapes of one variant of a task."""
+
+    layout: Layout
+    batch_size: int
+    group_rows: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """One source, one layout, one objective, one set of static shapes per variant.
+
+    Fields:
+      source: where examples come from.
+      inputs, targets: modality names read and predicted (contrastive tasks have inputs only).
+      layout, objective: how samples become rows; what is minimised.
+      batch_size: rows of the global batch. group_rows: rows of a group.
+      weight, interval: share in the mixture (see Mixture).
+      variants: by name; empty = one variant called "default".
+      trainable: patterns over canonical parameter names.
+    """
+
+    source: Source
+    inputs: tuple[str, ...]
+    targets: tuple[str, ...] = ()
+    layout: Layout
+    objective: Any  # mmjax.objectives.Objective; the data side imports no objective
+    batch_size: int = 64
+    group_rows: int = 8
+    weight: float = 1.0
+    interval: int = 0
+    variants: dict[str, Variant] = dataclasses.field(default_factory=dict)
+    trainable: tuple[str, ...] = ("**",)
+    learning_rate_scale: float = 1.0
+
+    def variant_weights(self) -> dict[str, float]:
+        """Variants by name with their weights; a task without any has one called "default"."""
+        return {name: v.weight for name, v in self.variants.items()} or {"default": 1.0}
+
+    def shape(self, variant: str = "default") -> Shape:
+        """Layout and sizes of a variant, with what it leaves open taken from the task."""
+        if variant not in self.variant_weights():
+            raise ValueError(
+                f"Task: variant {variant!r} does not exist; there are"
+                f" {', '.join(self.variant_weights())}."
+            )
+        own = self.variants.get(variant, Variant())
+        return Shape(
+            own.layout or self.layout,
+            own.batch_size or self.batch_size,
+            own.group_rows or self.group_rows,
+        )
+
+    def streams(self) -> Streams:
+        """Streams that the layout reads and predicts."""
+        return Streams(self.inputs, self.targets)

@@ -1,0 +1,25 @@
+"""The Evaluator seam."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Base of all evaluators.
+
+    Fields:
+      every: steps between runs while training; 0 = at the end only.
+    """
+
+    every: int = 0
+
+    def run(self, view: Any) -> dict[str, float]:
+        """Metrics of a model bound to parameters (`mmjax.evaluate.view.View`)."""
+        raise NotImplementedError(f"{type(self).__name__} must define run().")
+
+    def chance(self) -> dict[str, float]:
+        """Chance level of each metric, by name or by ending of a name."""
+        return {}

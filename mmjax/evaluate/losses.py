@@ -1,0 +1,26 @@
+"""Losses of the tasks on held-out data."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mmjax.evaluate.evaluator import Evaluator
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Losses(Evaluator):
+    """Mean loss and metrics of each task over the first batches of the split.
+
+    Fields:
+      num_batches: batches of each task. tasks: names; empty = all.
+    """
+
+    num_batches: int = 4
+    tasks: tuple[str, ...] = ()
+
+    def run(self, view):
+        metrics: dict[str, float] = {}
+        for name in self.tasks or tuple(view.program.experiment.tasks):
+            for key, value in view.losses(name, self.num_batches).items():
+                metrics[f"{name}/{key}"] = value
+        return metrics

@@ -1,0 +1,127 @@
+"""Retrieval and zero-shot classification in the shared space."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+from mmjax.evaluate.evaluator import Evaluator
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Retrieval(Evaluator):
+    """R@k of every direction between modalities, in galleries of consecutive examples.
+
+    A query hits when a candidate of its own identity is among the best k; candidates of equal
+    similarity share the places, so a model that maps everything to one point scores chance.
+    Metrics: `<a>_to_<b>_R@<k>`, with `_<slice>` for the examples' slices (key `slices`) and
+    `_<name>` for the further splits of `splits`.
+
+    Fields:
+      modalities: at least two. gallery: candidates of a query. num_galleries: 0 = all.
+      splits: suffix -> split, where `{split}` stands for the evaluated one.
+    """
+
+    modalities: tuple[str, ...]
+    gallery: int = 100
+    num_galleries: int = 0
+    ks: tuple[int, ...] = (1, 5)
+    splits: dict[str, str] = dataclasses.field(default_factory=lambda: {"": "{split}"})
+
+    def __post_init__(self):
+        if len(self.modalities) < 2:
+            raise ValueError(
+                f"Retrieval: modalities={self.modalities} has fewer than two; name at least two."
+            )
+        if self.gallery < 2:
+            raise ValueError(f"Retrieval: gallery={self.gallery} must be 2 or more.")
+
+    def chance(self):
+        return {f"R@{k}": k / self.gallery for k in self.ks}
+
+    def run(self, view):
+        metrics: dict[str, float] = {}
+        for suffix, split in self.splits.items():
+            limit = self.num_galleries * self.gallery or None
+            examples = view.examples(split.format(split=view.split), limit)
+            features = {m: view.embed(m, examples) for m in self.modalities}
+            present = {m: np.array([view.has(m, e) for e in examples]) for m in self.modalities}
+            for a, b in itertools.permutations(self.modalities, 2):
+                hits = self._direction(examples, features, present, a, b)
+                self._report(metrics, f"{a}_to_{b}", suffix, examples, hits)
+        return metrics
+
+    def _direction(self, examples, features, present, a, b) -> dict[int, np.ndarray]:
+        identity = np.array([e["identity"] for e in examples])
+        hits = {k: np.full(len(examples), np.nan) for k in self.ks}
+        for start in range(0, len(examples) - self.gallery + 1, self.gallery):
+            rows = np.arange(start, start + self.gallery)
+            candidates, queries = rows[present[b][rows]], rows[present[a][rows]]
+            if not len(candidates):
+                continue
+            scores = features[a][queries] @ features[b][candidates].T
+            same = identity[queries][:, None] == identity[candidates][None, :]
+            for k in self.ks:
+                hits[k][queries] = np.where(same.any(1), recall(scores, same, k), np.nan)
+        return hits
+
+    def _report(self, metrics, direction, suffix, examples, hits):
+        end = f"_{suffix}" if suffix else ""
+        slices = sorted({s for e in examples for s in e.get("slices", ())})
+        for k, hit in hits.items():
+            metrics[f"{direction}_R@{k}{end}"] = float(np.nanmean(hit))
+            for name in slices:
+                chosen = np.array([name in e.get("slices", ()) for e in examples])
+                metrics[f"{direction}_R@{k}{end}_{name}"] = float(np.nanmean(hit[chosen]))
+
+
+def recall(scores_QC: np.ndarray, same_QC: np.ndarray, k: int) -> np.ndarray:
+    """Probability [Q] that a positive is among the best k when equal scores are in random order."""
+    best = np.max(np.where(same_QC, scores_QC, -np.inf), axis=1, keepdims=True)
+    above = np.sum(scores_QC > best, axis=1)
+    tied = np.sum(scores_QC == best, axis=1)
+    positives = np.sum((scores_QC == best) & same_QC, axis=1)
+    free = k - above  # places left for the tied ones
+    out = np.zeros(len(scores_QC))
+    for q in range(len(out)):
+        miss = 1.0
+        for i in range(min(max(free[q], 0), tied[q])):
+            others = tied[q] - positives[q] - i
+            miss *= max(others, 0) / (tied[q] - i)
+        out[q] = 1.0 - miss if free[q] > 0 else 0.0
+    return out
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ZeroShot(Evaluator):
+    """Classification by text prompts (CLIP): the class with the nearest mean prompt embedding.
+
+    Fields:
+      modalities: what is classified. text: the modality of the prompts.
+      prompts: class identity -> texts; empty = `class_prompts()` of the evaluated source.
+    """
+
+    modalities: tuple[str, ...]
+    text: str = "text"
+    prompts: dict[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    limit: int = 0
+
+    def run(self, view):
+        prompts = self.prompts or view.source.class_prompts()
+        classes = sorted(prompts)
+        flat = [view.example(self.text, text) for c in classes for text in prompts[c]]
+        owner = np.array([i for i, c in enumerate(classes) for _ in prompts[c]])
+        embedded = view.embed(self.text, flat)
+        means = np.stack([embedded[owner == i].mean(0) for i in range(len(classes))])
+        means /= np.linalg.norm(means, axis=1, keepdims=True) + 1e-12
+        examples = view.examples(view.split, self.limit or None)
+        metrics = {}
+        for name in self.modalities:
+            chosen = [e for e in examples if view.has(name, e)]
+            scores = view.embed(name, chosen) @ means.T
+            target = np.array([classes.index(e["identity"]) for e in chosen])
+            same = np.arange(len(classes))[None, :] == target[:, None]
+            metrics[f"{name}_top1"] = float(np.mean(recall(scores, same, 1)))
+        return metrics

@@ -1,0 +1,66 @@
+"""`mmjax eval` and `mmjax embed`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from mmjax import checkpoint, config, load
+
+
+def evaluate(path: str, *, split: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """Runs the evaluators of a run's config on a checkpoint.
+
+    Writes `evals/<name>/<step>.json` (`<name>.<split>` for a split other than the config's) and
+    `scores.json` {name: {value, chance}}; returns the latter.
+    """
+    view = load.load(path, code=code, split=split or "")
+    folder, _ = checkpoint.parse_path(path)
+    evaluators = view.program.experiment.evaluators
+    if not evaluators:
+        raise config.ConfigError(f"{folder}: its config has no evaluators; add some and train on.")
+    if view.split not in view.source.splits():
+        raise config.ConfigError(
+            f"--split {view.split}: the source has {', '.join(view.source.splits())}."
+        )
+    scores: dict[str, Any] = {}
+    own = view.split == view.program.experiment.data.eval_split
+    for name, evaluator in evaluators.items():
+        found = evaluator.run(view)
+        target = folder / "evals" / (name if own else f"{name}.{view.split}")
+        target.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_json(target / f"{view.step}.json", found)
+        for metric, value in found.items():
+            scores[metric] = {"value": round(value, 4), "chance": chance(evaluator, metric)}
+    checkpoint.write_json(epath.Path(folder) / "scores.json", scores)
+    return scores
+
+
+def chance(evaluator: Any, metric: str) -> float | None:
+    """Chance level of a metric, by the part of its name that the evaluator declares."""
+    levels = evaluator.chance()
+    hits = [key for key in levels if metric == key or f"_{key}" in metric]
+    return levels[max(hits, key=len)] if hits else None
+
+
+def embed(path: str, given: dict[str, list[str]], *, code: str | None = None):
+    """Unit embeddings [N, D] by modality.
+
+    `given`: texts, or files that the modality can read (`Modality.read`).
+    """
+    view = load.load(path, code=code)
+    modalities = view.program.experiment.modalities
+    out: dict[str, np.ndarray] = {}
+    for name, items in given.items():
+        if name not in modalities:
+            raise config.ConfigError(
+                f"--given {name}=...: the model has no such modality; there are"
+                f" {', '.join(modalities)}."
+            )
+        values = [modalities[name].read(item) for item in items]
+        out[name] = view.embed(name, [view.example(name, value) for value in values])
+    return out
+
+

@@ -1,0 +1,151 @@
+"""View: a model bound to parameters, as evaluators, `embed` and users of `load` see it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmjax import metrics
+from mmjax import step as step_lib
+from mmjax.data import layouts, loader
+from mmjax.data.source import Source
+from mmjax.data.task import Sample, Streams
+from mmjax.objectives import contrastive, objective
+from mmjax.parallel import mesh as mesh_lib
+from mmjax.program import Program
+from mmjax.typing import PyTree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class View:
+    """Parameters on a mesh, with the way from raw values to embeddings and losses.
+
+    `split` is the split under evaluation, `source` the one of the first task.
+    """
+
+    program: Program
+    params: PyTree
+    model_state: PyTree
+    extra: PyTree
+    step: int
+    split: str
+
+    @property
+    def source(self) -> Source:
+        """The source of the first task."""
+        return next(iter(self.program.experiment.tasks.values())).source
+
+    def examples(self, split: str, limit: int | None = None) -> list[dict[str, Any]]:
+        """Raw examples of a split, in order."""
+        records = self.source.open(split)
+        return [records[i] for i in range(min(len(records), limit or len(records)))]
+
+    def value(self, modality: str, example: dict[str, Any]) -> Any:
+        """The raw value of a modality in an example."""
+        return example.get(self.program.experiment.modalities[modality].field or modality)
+
+    def example(self, modality: str, value: Any) -> dict[str, Any]:
+        """An example that holds this value of a modality."""
+        return {self.program.experiment.modalities[modality].field or modality: value}
+
+    def has(self, modality: str, example: dict[str, Any]) -> bool:
+        """Whether an example has a modality."""
+        return self.value(modality, example) is not None
+
+    def embed(self, modality: str, examples: Sequence[dict[str, Any]], batch_size: int = 100):
+        """Unit embeddings [N, D] float32 of a modality in the shared space, absent ones zero.
+
+        Raises:
+          ValueError: the modality is unknown or no contrastive task trains its projection.
+        """
+        config = self.program.experiment
+        if modality not in config.modalities:
+            raise ValueError(
+                f"Embedding: modality {modality!r} is not in the model; there are"
+                f" {', '.join(config.modalities)}."
+            )
+        run = embedder(self.program, modality)
+        group = batch_size * mesh_lib.batch_shards(self.program.mesh)
+        rows = []
+        for start in range(0, len(examples), group):
+            part = examples[start : start + group]
+            values = [self.value(modality, e) for e in part] + [None] * (group - len(part))
+            tokens = _tokens(self.program, modality, values)
+            tokens = jax.device_put(tokens, self.program.batch_sharding)
+            with jax.set_mesh(self.program.mesh):
+                z_BSD = run(self.params, self.model_state, tokens)
+            rows.append(_to_host(z_BSD)[: len(part), 0])
+        return np.concatenate(rows) if rows else np.zeros((0, config.model.width), np.float32)
+
+
+    def losses(self, task: str, num_batches: int) -> dict[str, float]:
+        """Mean losses and metrics of a task over the first batches of the split."""
+        program = self.program
+        key = ("losses", task)
+        run = program.compiled.setdefault(key, program.eval_losses(task))
+        window = metrics.Window()
+        for batch in loader.eval_batches(program, task, self.split, num_batches):
+            batch = loader.to_global(batch, program.batch_sharding)
+            with jax.set_mesh(program.mesh):
+                found = run(self.params, self.model_state, self.extra, batch)
+            losses, more = jax.device_get(found)
+            window.add({"loss": sum(losses.values())} | more)
+        return window.take()
+
+    def model(self, group_rows: int = 0):
+        """The model with its parameters, for the model calls `encode`, `decode`, `head`."""
+        program = self.program
+        return step_lib.bind(
+            program.parts, self.params, self.model_state, group_rows, program.dtype
+        )
+
+
+def _to_host(array) -> np.ndarray:
+    if jax.process_count() == 1:
+        return np.asarray(jax.device_get(array))
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def _tokens(program: Program, modality: str, values: Sequence[Any]):
+    config = program.experiment
+    encode = config.modalities[modality].encode
+    samples = [
+        Sample({modality: None if v is None else encode(v)}, 0, (i, 0), np.random.default_rng(0))
+        for i, v in enumerate(values)
+    ]
+    streams = Streams(inputs=(modality,), targets=())
+    batch, _ = layouts.Aligned().build(samples, streams, program.vocabulary)
+    return batch.views[modality]
+
+
+def embedder(program: Program, modality: str):
+    """Jitted (params, model_state, tokens) -> unit embeddings [B, S, D]; made once a program."""
+    if ("embed", modality) in program.compiled:
+        return program.compiled["embed", modality]
+    lanes = {
+        stream: task.objective.lanes.get(stream, "")
+        for task in program.experiment.tasks.values()
+        if isinstance(task.objective, contrastive.Contrastive)
+        for stream in task.inputs
+    }
+    if modality not in lanes:
+        raise ValueError(
+            f"Embedding: modality {modality!r} is in no contrastive task, so it has no projection;"
+            f" there are {', '.join(lanes) or 'none'}."
+        )
+
+    def run(params, model_state, tokens):
+        rows = tokens.ids_BL.shape[0] // mesh_lib.batch_shards(program.mesh)
+        model = step_lib.bind(program.parts, params, model_state, rows, program.dtype)
+        x_BLD = model.encode(tokens, lane=lanes[modality]).x_BLD
+        z_BSD = model.head(f"project/{modality}", contrastive.pool(x_BLD, tokens, 1))
+        return objective.unit(z_BSD)
+
+    program.compiled["embed", modality] = jax.jit(run)
+    return program.compiled["embed", modality]

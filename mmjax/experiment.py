@@ -1,0 +1,206 @@
+"""Experiment: the one root dataclass, with every check that crosses fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable
+
+from mmjax.checkpoint import Checkpointing
+from mmjax.data.mixture import Mixture
+from mmjax.data.task import Task
+from mmjax.evaluate.evaluator import Evaluator
+from mmjax.modalities.modality import Modality
+from mmjax.models.plan import Transformer
+from mmjax.objectives.contrastive import Contrastive
+from mmjax.optim.gradients import GradientRule
+from mmjax.optim.optimizer import Muon, Optimizer
+from mmjax.parallel.mesh import BATCH_AXES, MeshConfig
+from mmjax.parallel.rules import MeshRules
+from mmjax.typing import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guards:
+    """When a run stops by itself.
+
+    Fields:
+      max_skipped_steps: steps in a row with a loss or gradient that is not finite (exit 70).
+      max_bad_fraction: share of bad records of a source (exit 65).
+    """
+
+    max_skipped_steps: int = 20
+    max_bad_fraction: float = 0.01
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logging:
+    """What is written while training. `tensorboard` needs the extra `obs`."""
+
+    log_every: int = 20
+    tensorboard: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How data are read: named splits, worker processes, batches prepared ahead."""
+
+    train_split: str = "train"
+    eval_split: str = "val"
+    num_workers: int = 0
+    prefetch: int = 4
+
+
+def _identity(kind: str, **kwargs):
+    """A field whose change a resume refuses (model, tokens, numerics), journals or ignores."""
+    return dataclasses.field(metadata={"identity": kind}, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One run: everything that configures it.
+
+    Fields:
+      modalities, tasks, evaluators: by name; a modality's name is the name of its stream.
+      init: PATH of a run or checkpoint whose parameters to start from; empty = fresh.
+      total_steps: optimizer steps over all tasks.
+    """
+
+    name: str = "run"
+    seed: int = _identity("numerics", default=0)
+    modalities: dict[str, Modality] = _identity("tokens")
+    model: Transformer = _identity("model", default=Transformer())
+    tasks: dict[str, Task] = _identity("data")
+    mixture: Mixture = _identity("data", default=Mixture())
+    optimizer: Optimizer = _identity("numerics", default=Muon())
+    gradient_rule: GradientRule | None = _identity("numerics", default=None)
+    mesh: MeshConfig = MeshConfig()
+    rules: MeshRules = MeshRules()
+    checkpoint: Checkpointing = Checkpointing()
+    evaluators: dict[str, Evaluator] = dataclasses.field(default_factory=dict)
+    init: str = ""
+    data: DataConfig = DataConfig()
+    guards: Guards = Guards()
+    logging: Logging = Logging()
+    total_steps: int = _identity("numerics", default=1000)
+    eval_every: int = 0
+
+    def __post_init__(self):
+        if not self.tasks:
+            raise ValueError("Experiment: tasks={} trains nothing; name at least one task.")
+        if self.total_steps < 0:
+            raise ValueError(f"Experiment: total_steps={self.total_steps} must be 0 or more.")
+        for name, task in self.tasks.items():
+            self._check_task(name, task)
+        self._check_extras()
+
+    def _check_task(self, name: str, task: Task) -> None:
+        who = f"Task {name!r}"
+        if not task.inputs and not task.targets:
+            raise ValueError(f"{who}: inputs=() and targets=() read nothing; name modalities.")
+        for modality in (*task.inputs, *task.targets):
+            if modality not in self.modalities:
+                raise ValueError(
+                    f"{who}: modality {modality!r} is not in modalities;"
+                    f" {nearest(modality, self.modalities)}"
+                )
+        shapes = {"": (task.batch_size, task.group_rows)}
+        for variant, v in task.variants.items():
+            sizes = (v.batch_size or task.batch_size, v.group_rows or task.group_rows)
+            shapes[f" variant {variant!r}"] = sizes
+        for where, (batch_size, group_rows) in shapes.items():
+            if group_rows < 1 or batch_size < 1 or batch_size % group_rows:
+                fits = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+                raise ValueError(
+                    f"{who}{where}: batch_size={batch_size} is not whole groups of"
+                    f" group_rows={group_rows}; use group_rows of {', '.join(map(str, fits[:12]))}."
+                )
+            if isinstance(task.objective, Contrastive) and batch_size < 2:
+                raise ValueError(
+                    f"{who}{where}: batch_size={batch_size} leaves a contrastive objective without"
+                    " negatives; use 2 or more."
+                )
+        if isinstance(task.objective, Contrastive) and len(task.inputs) < 2:
+            raise ValueError(
+                f"{who}: inputs={task.inputs} has fewer than two views to contrast; name two."
+            )
+        if not isinstance(task.objective, Contrastive) and not task.targets:
+            raise ValueError(f"{who}: targets=() leaves nothing to predict; name a modality.")
+        lanes = self.model.lane_names()
+        for view, lane in getattr(task.objective, "lanes", {}).items():
+            if lane not in lanes:
+                raise ValueError(
+                    f"{who}: lane {lane!r} of view {view!r} is not in the model; {nearest(lane, lanes)}"
+                )
+        self._check_router(who, task)
+
+    def _check_router(self, who: str, task: Task) -> None:
+        mixed = len(set(task.inputs) | set(task.targets)) > 1
+        alone = isinstance(task.objective, Contrastive) or not mixed
+        for run in self.model.layer_plan():
+            for block in run.pattern:
+                router = block.moe.router if block.moe else None
+                if router is None or not alone or getattr(router, "allow_unmixed", True):
+                    continue
+                raise ValueError(
+                    f"{who}: router {type(router).__name__} balances inside groups of one modality,"
+                    " which undoes specialisation; use TokenChoice, or allow_unmixed=True if meant."
+                )
+
+    def _check_extras(self) -> None:
+        seen: dict[str, tuple[str, object]] = {}
+        for name, task in self.tasks.items():
+            for key, extra in task.objective.extra().items():
+                other = seen.setdefault(key, (name, extra))
+                if other[1] != extra:
+                    raise ValueError(
+                        f"Task {name!r}: extra {key!r} differs from the one of task {other[0]!r};"
+                        " tasks that share a name share one definition."
+                    )
+
+    def check_mesh(self, num_devices: int) -> None:
+        """Raises ValueError where batches do not divide over the mesh."""
+        sizes = self.mesh.resolve(num_devices)
+        shards = math.prod(sizes[axis] for axis in BATCH_AXES)
+        for name, task in self.tasks.items():
+            variants = {"": (task.batch_size, task.group_rows)} | {
+                f" variant {key!r}": (
+                    v.batch_size or task.batch_size,
+                    v.group_rows or task.group_rows,
+                )
+                for key, v in task.variants.items()
+            }
+            for where, (batch_size, group_rows) in variants.items():
+                groups = batch_size // group_rows
+                if groups % shards:
+                    rows = [n for n in range(1, batch_size + 1) if batch_size % (n * shards) == 0]
+                    fit = f"group_rows of {', '.join(map(str, rows[-6:]))} or " if rows else ""
+                    raise ValueError(
+                        f"Task {name!r}{where}: batch_size={batch_size} in groups of"
+                        f" group_rows={group_rows} makes {groups} groups, which do not divide over"
+                        f" the {shards} batch shards of the mesh; use {fit}batch_size of a multiple"
+                        f" of {group_rows * shards}."
+                    )
+
+    def vocabulary(self) -> Vocabulary:
+        """Streams in config order."""
+        return Vocabulary(tuple(m.spec(name) for name, m in self.modalities.items()))
+
+    def heads(self) -> dict:
+        """Heads that the tasks' objectives need, the model's own ones first."""
+        vocabulary, heads = self.vocabulary(), dict(self.model.heads)
+        for task in self.tasks.values():
+            inputs = tuple(vocabulary.spec(n) for n in task.inputs)
+            targets = tuple(vocabulary.spec(n) for n in task.targets)
+            for name, head in task.objective.heads(inputs, targets).items():
+                heads.setdefault(name, head)
+        return heads
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """A hint at the nearest of the words."""
+    words = list(words)
+    close = difflib.get_close_matches(word, words, n=1)
+    there = f"there are {', '.join(words) or 'none'}"
+    return f"did you mean {close[0]!r}? ({there})" if close else f"{there}."

@@ -1,0 +1,147 @@
+"""Metrics: averages between logs, `metrics.jsonl`, progress on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+
+class Window:
+    """Means of metrics since the last log, by name."""
+
+    def __init__(self):
+        self._sum: dict[str, float] = defaultdict(float)
+        self._count: dict[str, int] = defaultdict(int)
+
+    def add(self, metrics: dict[str, Any], prefix: str = "") -> None:
+        """Adds scalars."""
+        for name, value in metrics.items():
+            self._sum[prefix + name] += float(value)
+            self._count[prefix + name] += 1
+
+    def take(self) -> dict[str, float]:
+        """Means by name; starts anew."""
+        out = {name: self._sum[name] / self._count[name] for name in self._sum}
+        self.__init__()
+        return out
+
+
+class Writer:
+    """Appends to `metrics.jsonl`; also to TensorBoard where asked for. Inert on other hosts."""
+
+    def __init__(self, workdir: epath.Path, active: bool, tensorboard: bool = False):
+        self._path = workdir / "metrics.jsonl" if active else None
+        self._board = None
+        if active and tensorboard:
+            try:
+                import tensorboardX
+            except ModuleNotFoundError as error:
+                raise ValueError(
+                    "Logging: tensorboard=True needs tensorboardX; pip install 'mmjax[obs]'."
+                ) from error
+            self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """One object for a step. Not-a-number becomes null: JSON has no word for it."""
+        if self._path is None:
+            return
+        row = {"step": step, "time": round(time.time(), 3)}
+        row |= {k: (float(f"{v:.6g}") if np.isfinite(v) else None) for k, v in metrics.items()}
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Lets go of files."""
+        if self._board is not None:
+            self._board.close()
+
+
+class Progress:
+    """A bar on a terminal, a line a log elsewhere."""
+
+    def __init__(self, total: int, start: int, active: bool):
+        self._active, self._bar, self._total = active, None, total
+        if active and sys.stderr.isatty():
+            from rich import console, progress
+
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TimeElapsedColumn(),
+                progress.TimeRemainingColumn(),
+                progress.TextColumn("{task.fields[text]}"),
+                console=console.Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("train", total=total, completed=start, text="")
+
+    def advance(self, step: int) -> None:
+        """`step` steps are done."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def log(self, step: int, text: str) -> None:
+        """A line about a step."""
+        if self._bar is not None:
+            self._bar.update(self._task, text=text)
+        elif self._active:
+            print(f"step {step}/{self._total}  {text}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def say(text: str, active: bool = True) -> None:
+    """A line of the run's story, on standard error."""
+    if active:
+        print(text, file=sys.stderr, flush=True)
+
+
+def summary(metrics: dict[str, float]) -> str:
+    """The few numbers that a person looks at."""
+    words = []
+    for name, value in sorted(metrics.items()):
+        parts = name.split("/")
+        if name == "train/loss" or (len(parts) == 3 and name.endswith("/loss")):
+            words.append(f"{parts[-2] if len(parts) == 3 else 'loss'} {value:.3f}")
+    speed = metrics.get("throughput/steps_per_second")
+    if speed:
+        words.append(f"{speed:.2f} steps/s")
+    if "data/wait_fraction" in metrics:
+        words.append(f"data wait {100 * metrics['data/wait_fraction']:.1f} %")
+    return "  ".join(words)
+
+
+def router_load(task: str, record: dict[str, np.ndarray], streams: tuple[str, ...]) -> dict:
+    """Expert load by layer and stream, as scalars: 1 = fair share.
+
+    `moe/layer_<i>/load_max`, `load_min` over experts, and the same by stream.
+    """
+    del task
+    out: dict[str, float] = {}
+    layer = 0
+    for name in sorted(record, key=lambda n: tuple(int(i) for i in n.split("/")[1:])):
+        for load_ME in np.asarray(record[name], np.float64):
+            total_E = load_ME[1:].sum(0)
+            if total_E.sum():
+                share = total_E / total_E.mean()
+                out[f"moe/layer_{layer}/load_max"] = float(share.max())
+                out[f"moe/layer_{layer}/load_min"] = float(share.min())
+            for i, stream in enumerate(streams):
+                row = load_ME[i + 1]
+                if row.sum():
+                    out[f"moe/layer_{layer}/{stream}/load_max"] = float(row.max() / row.mean())
+            layer += 1
+    return out

@@ -1,0 +1,51 @@
+"""The Modality seam: one kind of data a person has, and its way to tokens and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from mmjax.typing import Piece, TokenSpec
+
+Example = dict[str, Any]  # raw arrays, bytes, strings and numbers of one record
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Modality:
+    """Base of all modalities. NumPy only; constructing one does no work.
+
+    Fields:
+      field: key of the raw value in an example; empty = the modality's own name.
+    """
+
+    field: str = ""
+
+    def spec(self, name: str) -> TokenSpec:
+        """The stream that this modality owns under the name it has in the config."""
+        raise NotImplementedError(f"{type(self).__name__} must define spec(name).")
+
+    def encode(self, value: Any) -> Piece | None:
+        """Raw value to tokens; None when absent. Empty text is a Piece with only its end token."""
+        raise NotImplementedError(f"{type(self).__name__} must define encode(value).")
+
+    def decode(self, piece: Piece) -> Any:
+        """Tokens back to a raw value."""
+        raise NotImplementedError(f"{type(self).__name__} must define decode(piece).")
+
+    def read(self, item: str) -> Any:
+        """A raw value from the command line: a file's path, or the text itself.
+
+        Raises:
+          ValueError: the file cannot be read as this modality.
+        """
+        raise ValueError(f"{type(self).__name__}: {item!r} cannot be read from a file.")
+
+    def fit(self, values: Callable[[], Iterable[Any]], folder: Path) -> Modality:
+        """A ready modality: learns what it must from `values` or loads it from `folder`.
+
+        Most have nothing to learn and return themselves.
+        """
+        del values, folder
+        return self

@@ -1,0 +1,233 @@
+"""Expert feed-forwards: dropless dispatch by sorting into padded blocks, and the other two forms.
+
+`jax.lax.ragged_dot` is a dense product over all experts on CPU and, in current releases, on GPUs;
+sorted tokens in blocks of one expert each have static shapes, drop nothing and cost what is used.
+The two permutations have hand-written derivatives, so neither direction scatters.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from mmjax.models.routers import Routing
+from mmjax.parallel.mesh import BATCH_AXES
+from mmjax.typing import Array
+
+
+def expert_ffn(
+    x_WTD: Array, routing: Routing, up_EDF: Array, gate_EDF: Array, down_EFD: Array, block_rows: int
+) -> Array:
+    """Weighted sum of the chosen experts of every token, [W, T, D]."""
+    if routing.dispatch_WTEC is not None:
+        dispatch = routing.dispatch_WTEC.astype(x_WTD.dtype)
+        combine = routing.combine_WTEC.astype(x_WTD.dtype)
+        slots = jnp.einsum("WTD,WTEC->WECD", x_WTD, dispatch)
+        out = _dense_experts(slots, up_EDF, gate_EDF, down_EFD)
+        return jnp.einsum("WECD,WTEC->WTD", out, combine)
+    if routing.token_WEC is not None:
+        return _expert_choice(x_WTD, routing, up_EDF, gate_EDF, down_EFD)
+    return _token_choice(x_WTD, routing, up_EDF, gate_EDF, down_EFD, block_rows)
+
+
+def load_by_stream(routing: Routing, stream_WT: Array, num_streams: int, num_experts: int) -> Array:
+    """Tokens by stream number (row 0 = padding) and expert, [M + 1, E] float32."""
+    if routing.dispatch_WTEC is not None:
+        used = jnp.sum(routing.combine_WTEC, axis=-1)
+        stream = jax.nn.one_hot(stream_WT, num_streams + 1, dtype=used.dtype)
+        return jnp.einsum("WTE,WTM->ME", used, stream)
+    if routing.token_WEC is not None:
+        weight, num = routing.weight_WEC, routing.token_WEC.shape[0]
+        flat = routing.token_WEC.reshape(num, -1)
+        stream = jnp.take_along_axis(stream_WT, flat, axis=1).reshape(weight.shape)
+        expert = jnp.broadcast_to(jnp.arange(num_experts)[None, :, None], weight.shape)
+    else:
+        weight, expert = routing.weight_WTX, routing.expert_WTX
+        stream = jnp.broadcast_to(stream_WT[:, :, None], weight.shape)
+    cell = (stream * num_experts + expert).reshape(-1)
+    cells = jax.nn.one_hot(cell, (num_streams + 1) * num_experts, dtype=jnp.float32)
+    used = (weight.reshape(-1) > 0).astype(jnp.float32)
+    return jnp.einsum("N,NC->C", used, cells).reshape(num_streams + 1, num_experts)
+
+
+def _dense_experts(x_WECD, up_EDF, gate_EDF, down_EFD):
+    up = jnp.einsum("WECD,EDF->WECF", x_WECD, up_EDF)
+    gate = jnp.einsum("WECD,EDF->WECF", x_WECD, gate_EDF)
+    return jnp.einsum("WECF,EFD->WECD", jax.nn.silu(gate) * up, down_EFD)
+
+
+def _expert_choice(x_WTD, routing, up_EDF, gate_EDF, down_EFD):
+    groups, num_experts, capacity = routing.token_WEC.shape
+    flat = routing.token_WEC.reshape(groups, -1)
+    x_WECD = jnp.take_along_axis(x_WTD, flat[:, :, None], axis=1)
+    x_WECD = x_WECD.reshape(groups, num_experts, capacity, -1)
+    out = _dense_experts(x_WECD, up_EDF, gate_EDF, down_EFD)
+    out = out * routing.weight_WEC[..., None].astype(out.dtype)
+    rows = jnp.arange(groups)[:, None]
+    return jnp.zeros_like(x_WTD).at[rows, flat].add(out.reshape(groups, -1, out.shape[-1]))
+
+
+def _token_choice(x_WTD, routing, up_EDF, gate_EDF, down_EFD, block_rows):
+    """Every batch shard sorts its own tokens; experts are gathered to it, tensor parts summed."""
+    mesh = jax.sharding.get_abstract_mesh()
+    weight_WTX = routing.weight_WTX.astype(x_WTD.dtype)
+    if mesh.empty or math.prod(mesh.axis_sizes) == 1:
+        return _sorted_experts(
+            x_WTD, routing.expert_WTX, weight_WTX, up_EDF, gate_EDF, down_EFD, block_rows
+        )
+
+    def local(*args):
+        return jax.lax.psum(_sorted_experts(*args, block_rows), "tensor")
+
+    batch, wide = PartitionSpec(BATCH_AXES), PartitionSpec(None, None, "tensor")
+    return jax.shard_map(
+        local,
+        in_specs=(batch, batch, batch, wide, wide, PartitionSpec(None, "tensor", None)),
+        out_specs=batch,
+        check_vma=False,
+    )(x_WTD, routing.expert_WTX, weight_WTX, up_EDF, gate_EDF, down_EFD)
+
+
+def _sorted_experts(x_WTD, expert_WTX, weight_WTX, up_EDF, gate_EDF, down_EFD, block_rows):
+    num_experts, choices = up_EDF.shape[0], expert_WTX.shape[-1]
+    x_TD = x_WTD.reshape(-1, x_WTD.shape[-1])
+    weight_TX = weight_WTX.reshape(-1, choices)
+    expert_TX = jnp.where(weight_TX > 0, expert_WTX.reshape(-1, choices), num_experts)
+    slot_TX, token_S, expert_N = block_plan(expert_TX, num_experts, block_rows)
+    x_SD = _gather_tokens(x_TD, slot_TX, token_S)
+    x_NbD = x_SD.reshape(len(expert_N), -1, x_SD.shape[-1])
+    y_NbD = _block_ffn(x_NbD, expert_N, up_EDF, gate_EDF, down_EFD)
+    y_TD = _combine(y_NbD.reshape(x_SD.shape), weight_TX, slot_TX, token_S)
+    return y_TD.reshape(x_WTD.shape)
+
+
+def block_plan(expert_TX: Array, num_experts: int, block_rows: int) -> tuple[Array, Array, Array]:
+    """Where each choice goes when tokens are sorted by expert into padded blocks.
+
+    `expert_TX` equal to `num_experts` = not used. Returns slot_TX (num_slots = not used), token_S
+    (num_tokens = padding) and the expert of each block, expert_N; N = floor(T X / rows) + E.
+    """
+    num_tokens, choices = expert_TX.shape
+    num_choices = num_tokens * choices
+    block_rows = min(block_rows, -(-num_choices // 8) * 8)
+    num_blocks = num_choices // block_rows + num_experts
+    num_slots = num_blocks * block_rows
+    flat = expert_TX.reshape(-1)
+    one_hot = (flat[:, None] == jnp.arange(num_experts)[None, :]).astype(jnp.int32)
+    rank = jnp.cumsum(one_hot, axis=0) - one_hot
+    count_E = jnp.sum(one_hot, axis=0)
+    blocks_E = -(-count_E // block_rows)
+    end_E = jnp.cumsum(blocks_E)
+    start_E = (end_E - blocks_E) * block_rows
+    slot = jnp.sum(one_hot * (rank + start_E[None, :]), axis=1)
+    slot = jnp.where(flat < num_experts, slot, num_slots)
+    token_S = jnp.full((num_slots + 1,), num_tokens, jnp.int32)
+    token_S = token_S.at[slot].set(jnp.arange(num_choices, dtype=jnp.int32) // choices)
+    token_S = token_S[:num_slots]
+    expert_N = jnp.sum(jnp.arange(num_blocks)[:, None] >= end_E[None, :], axis=1)
+    return (
+        slot.reshape(expert_TX.shape).astype(jnp.int32),
+        token_S,
+        jnp.minimum(expert_N, num_experts - 1).astype(jnp.int32),
+    )
+
+
+def _take(x, index):
+    return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
+
+
+@jax.custom_vjp
+def _gather_tokens(x_TD, slot_TX, token_S):
+    del slot_TX
+    return _take(x_TD, token_S)
+
+
+def _gather_forward(x_TD, slot_TX, token_S):
+    return _take(x_TD, token_S), slot_TX
+
+
+def _gather_backward(slot_TX, d_SD):
+    choices = slot_TX.shape[1]
+    return sum(_take(d_SD, slot_TX[:, i]) for i in range(choices)), None, None
+
+
+_gather_tokens.defvjp(_gather_forward, _gather_backward)
+
+
+@jax.custom_vjp
+def _combine(y_SD, weight_TX, slot_TX, token_S):
+    del token_S
+    choices = weight_TX.shape[1]
+    return sum(_take(y_SD, slot_TX[:, i]) * weight_TX[:, i, None] for i in range(choices))
+
+
+def _combine_forward(y_SD, weight_TX, slot_TX, token_S):
+    return _combine(y_SD, weight_TX, slot_TX, token_S), (y_SD, weight_TX, slot_TX, token_S)
+
+
+def _combine_backward(residuals, d_TD):
+    y_SD, weight_TX, slot_TX, token_S = residuals
+    choices = weight_TX.shape[1]
+    d_weight = jnp.stack(
+        [jnp.sum(_take(y_SD, slot_TX[:, i]) * d_TD, axis=-1) for i in range(choices)], axis=1
+    )
+    weight_S = jnp.zeros((y_SD.shape[0] + 1,), weight_TX.dtype)
+    weight_S = weight_S.at[slot_TX.reshape(-1)].set(weight_TX.reshape(-1))[:-1]
+    return _take(d_TD, token_S) * weight_S[:, None], d_weight, None, None
+
+
+_combine.defvjp(_combine_forward, _combine_backward)
+
+
+@jax.custom_vjp
+def _block_ffn(x_NbD, expert_N, up_EDF, gate_EDF, down_EFD):
+    return _block_forward(x_NbD, expert_N, up_EDF, gate_EDF, down_EFD)[0]
+
+
+def _block_forward(x_NbD, expert_N, up_EDF, gate_EDF, down_EFD):
+    def body(_, block):
+        x_bD, e = block
+        up = jnp.matmul(x_bD, up_EDF[e])
+        gate = jnp.matmul(x_bD, gate_EDF[e])
+        return None, (jnp.matmul(jax.nn.silu(gate) * up, down_EFD[e]), up, gate)
+
+    _, (y_NbD, up_NbF, gate_NbF) = jax.lax.scan(body, None, (x_NbD, expert_N))
+    return y_NbD, (x_NbD, expert_N, up_NbF, gate_NbF, up_EDF, gate_EDF, down_EFD)
+
+
+def _block_backward(residuals, d_NbD):
+    x_NbD, expert_N, up_NbF, gate_NbF, up_EDF, gate_EDF, down_EFD = residuals
+    grad_dtype = functools.partial(jnp.zeros_like, dtype=jnp.float32)
+
+    def body(carry, block):
+        d_up_EDF, d_gate_EDF, d_down_EFD = carry
+        x_bD, e, up, gate, d_bD = block
+        sigmoid = jax.nn.sigmoid(gate)
+        silu = gate * sigmoid
+        d_h = jnp.matmul(d_bD, down_EFD[e].T)
+        d_up = d_h * silu
+        d_gate = d_h * up * (sigmoid * (1 + gate * (1 - sigmoid)))
+        d_x = jnp.matmul(d_up, up_EDF[e].T) + jnp.matmul(d_gate, gate_EDF[e].T)
+
+        def product(a, b):
+            return jnp.matmul(a.T, b, preferred_element_type=jnp.float32)
+
+        carry = (
+            d_up_EDF.at[e].add(product(x_bD, d_up)),
+            d_gate_EDF.at[e].add(product(x_bD, d_gate)),
+            d_down_EFD.at[e].add(product(silu * up, d_bD)),
+        )
+        return carry, d_x
+
+    zeros = (grad_dtype(up_EDF), grad_dtype(gate_EDF), grad_dtype(down_EFD))
+    blocks = (x_NbD, expert_N, up_NbF, gate_NbF, d_NbD)
+    grads, d_x_NbD = jax.lax.scan(body, zeros, blocks)
+    d_up, d_gate, d_down = (g.astype(up_EDF.dtype) for g in grads)
+    return d_x_NbD, None, d_up, d_gate, d_down
+
+
+_block_ffn.defvjp(_block_forward, _block_backward)

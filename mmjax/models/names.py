@@ -1,0 +1,111 @@
+"""Canonical names of parameters: unstacked, independent of runs, mesh and shape of stack.
+
+    <lane>/blocks/<n>/<part>/<leaf>   <lane>/norm/scale   <lane>/memory/kernel
+    embed/<stream>/{table, mask, stream, piece}            heads/<name>/<leaf>
+
+Freeze patterns, `init`, import, export, `info` and diffs use them. The one embedding table is cut
+by id range; text streams share a range, which has the name of the first of them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from mmjax.models import plan
+from mmjax.typing import RANGE_MULTIPLE, PyTree, Vocabulary
+
+
+class Part(NamedTuple):
+    """Where a canonical parameter lies: path of the leaf and what is taken of its first dim."""
+
+    path: str
+    index: int | slice | None
+
+
+def canonical_parts(
+    config: plan.Transformer, vocabulary: Vocabulary, head_names: tuple[str, ...], paths: list[str]
+) -> dict[str, Part]:
+    """Canonical name -> place, for the parameter paths of a model of this plan."""
+    names: dict[str, Part] = {}
+    lanes, reads = config.lane_names(), list(config.read_lanes())
+    places = plan.block_places(config)
+    for path in paths:
+        keys = path.split("/")
+        if keys[0] == "runs":
+            r, p, rest = int(keys[1]), int(keys[3]), "/".join(keys[4:])
+            for n in range(config.layer_plan()[r].repeats):
+                lane, number = places[r, p, n]
+                names[f"{lane}/blocks/{number}/{rest}"] = Part(path, n)
+        elif keys[0] == "table":
+            names |= _table_parts(path, vocabulary)
+        elif keys[0] in ("mask", "stream"):
+            for i, spec in enumerate(vocabulary.specs):
+                names[f"embed/{spec.name}/{keys[0]}"] = Part(path, i)
+        elif keys[0] == "pieces":
+            spec = vocabulary.specs[int(keys[1][1:]) - 1]
+            names[f"embed/{spec.name}/piece"] = Part(path, None)
+        elif keys[0] == "heads":
+            names[f"heads/{head_names[int(keys[1])]}/{'/'.join(keys[2:])}"] = Part(path, None)
+        elif keys[0] == "final_norms":
+            names[f"{lanes[int(keys[1])]}/norm/{keys[2]}"] = Part(path, None)
+        else:
+            assert keys[0] == "memory", path
+            names[f"{reads[int(keys[1])]}/memory/kernel"] = Part(path, None)
+    return names
+
+
+def _table_parts(path: str, vocabulary: Vocabulary) -> dict[str, Part]:
+    parts = {"embed/special/table": Part(path, slice(0, RANGE_MULTIPLE))}
+    seen = set()
+    for spec in vocabulary.specs:
+        start, stop = vocabulary.range(spec.name)
+        if stop and start not in seen:
+            seen.add(start)
+            parts[f"embed/{spec.name}/table"] = Part(path, slice(start, stop))
+    return parts
+
+
+def flatten(params: PyTree) -> dict[str, np.ndarray]:
+    """Path -> leaf."""
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {"/".join(str(getattr(k, "key", k)) for k in path): leaf for path, leaf in flat}
+
+
+def to_canonical(params: PyTree, parts: dict[str, Part]) -> dict[str, np.ndarray]:
+    """Parameters by canonical name."""
+    leaves = flatten(params)
+    return {
+        name: leaves[part.path] if part.index is None else leaves[part.path][part.index]
+        for name, part in parts.items()
+    }
+
+
+def from_canonical(
+    arrays: dict[str, np.ndarray], like: PyTree, parts: dict[str, Part]
+) -> tuple[PyTree, list[str]]:
+    """Parameters in the structure of `like` (host arrays) and the canonical names not in `arrays`.
+
+    Leaves keep the values of `like` where a name is missing.
+
+    Raises:
+      ValueError: an array has another shape.
+    """
+    leaves = {path: np.array(leaf) for path, leaf in flatten(like).items()}
+    missing = []
+    for name, part in parts.items():
+        if name not in arrays:
+            missing.append(name)
+            continue
+        index = slice(None) if part.index is None else part.index
+        target = leaves[part.path][index] if leaves[part.path].ndim else leaves[part.path]
+        if target.shape != np.shape(arrays[name]):
+            raise ValueError(
+                f"Parameter {name}: shape {np.shape(arrays[name])} does not fit {target.shape}; the"
+                " models differ in width, heads or vocabulary."
+            )
+        leaves[part.path][index if leaves[part.path].ndim else ...] = arrays[name]
+    tree = jax.tree.structure(like)
+    return tree.unflatten([leaves[path] for path in flatten(like)]), missing

@@ -1,0 +1,263 @@
+"""The layer plan: which blocks a model has, in which lanes, as data.
+
+A stack is a tuple of runs; a run is a pattern of block kinds and how often it repeats. The
+parameters of a run are stacked and scanned, so compile time grows with runs, not with layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from mmjax.models.embed import Head
+from mmjax.models.routers import Router, TokenChoice
+from mmjax.typing import TokenSpec, Vocabulary
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MoE:
+    """Experts in place of a dense feed-forward.
+
+    Fields:
+      num_experts: experts. width: inner width of one; 0 = half of the dense one, so that two
+        chosen experts cost what the dense layer costs.
+      every: each `every`-th block of a lane has experts (the last of each `every`).
+      router: how tokens find experts.
+      block_rows: rows of a padded block in the sorted, dropless dispatch.
+    """
+
+    num_experts: int = 8
+    width: int = 0
+    every: int = 2
+    router: Router = TokenChoice()
+    block_rows: int = 128
+
+    def __post_init__(self):
+        chosen = getattr(self.router, "num_experts_per_tok", 1)
+        if self.num_experts < chosen:
+            raise ValueError(
+                f"MoE: num_experts={self.num_experts} is less than num_experts_per_tok={chosen};"
+                " use at least as many experts."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block:
+    """One kind of block: self-attention, cross-attention if it `reads` a lane, feed-forward."""
+
+    lane: str = "main"
+    reads: str = ""
+    causal: bool = False
+    isolate: bool = False  # a token sees its own stream only
+    moe: MoE | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A pattern of blocks, repeated; its parameters are stacked over the repeats."""
+
+    pattern: tuple[Block, ...]
+    repeats: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transformer:
+    """One transformer over all streams.
+
+    Fields:
+      shape: `encoder` and `decoder` have lane `main`; `encoder_decoder` lanes `enc` and `dec`;
+        `towers` one lane per entry of `lanes`, not connected.
+      width, num_heads, num_kv_heads (0 = num_heads), head_dim (0 = width / num_heads).
+      encoder_layers, decoder_layers: blocks of the lanes (`encoder` and `towers` use the first,
+        `decoder` the second).
+      mlp_width: SwiGLU inner width; 0 = 8/3 of the width, rounded up to a multiple of 64.
+      norm, norm_eps, qk_norm; position: sin-cos added to the input, or rotary in attention.
+      moe: experts in chosen layers; None = dense.
+      heads: by name; what objectives need and the config does not name is added with defaults.
+      runs: an explicit layer plan instead of the one made from the fields above.
+      dtype: compute type; "auto" = bfloat16 on accelerators, float32 on CPU.
+      remat_policy: `none`, `dots` (keep matrix products) or `full`.
+      query_block: attention masks are built for so many queries at a time.
+    """
+
+    shape: Literal["encoder", "encoder_decoder", "decoder", "towers"] = "encoder_decoder"
+    width: int = 512
+    num_heads: int = 8
+    num_kv_heads: int = 0
+    head_dim: int = 0
+    encoder_layers: int = 8
+    decoder_layers: int = 8
+    mlp_width: int = 0
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: float = 1e-6
+    qk_norm: bool = True
+    position: Literal["sincos", "rotary"] = "sincos"
+    max_wavelength: float = 10_000.0
+    moe: MoE | None = MoE()
+    heads: dict[str, Head] = dataclasses.field(default_factory=dict)
+    lanes: tuple[str, ...] = ()
+    runs: tuple[Run, ...] = ()
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    remat_policy: Literal["none", "dots", "full"] = "none"
+    query_block: int = 512
+
+    def __post_init__(self):
+        for name in ("width", "num_heads", "query_block"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Transformer: {name}={getattr(self, name)} must be 1 or more.")
+        if not self.head_dim and self.width % self.num_heads:
+            raise ValueError(
+                f"Transformer: width={self.width} is not divisible by num_heads={self.num_heads};"
+                " change one of them or set head_dim."
+            )
+        if self.position == "rotary" and self.head_width % 2:
+            raise ValueError(
+                f"Transformer: head_dim={self.head_width} is odd; rotary positions turn pairs."
+            )
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"Transformer: num_heads={self.num_heads} is not divisible by"
+                f" num_kv_heads={self.kv_heads}."
+            )
+        if self.shape == "towers" and not (self.lanes or self.runs):
+            raise ValueError("Transformer: shape='towers' needs lanes=('image', 'text', ...).")
+        for run in self.layer_plan():
+            if run.repeats < 1 or not run.pattern:
+                raise ValueError(f"Transformer: {run} holds no block; use repeats of 1 or more.")
+            for block in run.pattern:
+                if block.moe and block.causal and block.moe.router.needs_whole_group:
+                    raise ValueError(
+                        f"Transformer: router {type(block.moe.router).__name__} looks at the whole"
+                        f" group, which leaks the future in causal lane {block.lane!r}; use"
+                        " TokenChoice there."
+                    )
+
+    @property
+    def head_width(self) -> int:
+        """Width G of one head."""
+        return self.head_dim or self.width // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Number K of key/value heads."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def ffn_width(self) -> int:
+        """Inner width F of the dense feed-forward."""
+        return self.mlp_width or -(-8 * self.width // 3 // 64) * 64
+
+    def expert_width(self, moe: MoE) -> int:
+        """Inner width F of one expert."""
+        return moe.width or max(1, self.ffn_width // 2)
+
+    def layer_plan(self) -> tuple[Run, ...]:
+        """The runs, in order."""
+        if self.runs:
+            return self.runs
+        if self.shape == "encoder":
+            return self._lane_runs(Block(), self.encoder_layers)
+        if self.shape == "decoder":
+            return self._lane_runs(Block(causal=True), self.decoder_layers)
+        if self.shape == "towers":
+            return tuple(
+                run for lane in self.lanes for run in self._lane_runs(
+                    Block(lane=lane), self.encoder_layers)
+            )
+        return self._lane_runs(Block(lane="enc"), self.encoder_layers) + self._lane_runs(
+            Block(lane="dec", reads="enc", causal=True, isolate=True), self.decoder_layers
+        )
+
+    def _lane_runs(self, block: Block, layers: int) -> tuple[Run, ...]:
+        if self.moe is None or layers == 0:
+            return (Run(pattern=(block,), repeats=layers),) if layers else ()
+        every = self.moe.every
+        expert = dataclasses.replace(block, moe=self.moe)
+        runs = []
+        if layers // every:
+            pattern = (block,) * (every - 1) + (expert,)
+            runs.append(Run(pattern=pattern, repeats=layers // every))
+        if layers % every:
+            runs.append(Run(pattern=(block,), repeats=layers % every))
+        return tuple(runs)
+
+    def lane_names(self) -> tuple[str, ...]:
+        """Lanes in the order of their first block."""
+        names = [block.lane for run in self.layer_plan() for block in run.pattern]
+        return tuple(dict.fromkeys(names))
+
+    def read_lanes(self) -> dict[str, str]:
+        """Lane read by each lane that has cross-attention."""
+        return {b.lane: b.reads for run in self.layer_plan() for b in run.pattern if b.reads}
+
+    def make(self, vocabulary: Vocabulary, heads: dict[str, Head], seed: int):
+        """The NNX module with fresh parameters; call it inside jit or `jax.eval_shape`."""
+        from mmjax.models import transformer
+
+        return transformer.Model(self, vocabulary, {**heads, **self.heads}, seed)
+
+
+def block_places(model: Transformer) -> dict[tuple[int, int, int], tuple[str, int]]:
+    """(run, pattern place, repeat) -> (lane, number of the block in its lane)."""
+    places: dict[tuple[int, int, int], tuple[str, int]] = {}
+    next_number: dict[str, int] = {}
+    for r, run in enumerate(model.layer_plan()):
+        for n in range(run.repeats):
+            for p, block in enumerate(run.pattern):
+                number = next_number.get(block.lane, 0)
+                next_number[block.lane] = number + 1
+                places[r, p, n] = (block.lane, number)
+    return places
+
+
+def flops_per_token(model: Transformer, lane: str, length: int, read_length: int = 0) -> float:
+    """Forward FLOPs of one token in a lane: 2 per multiply-add, attention scores included.
+
+    Rematerialisation is not counted; a causal lane counts half of its scores.
+    """
+    width, inner = model.width, model.num_heads * model.head_width
+    kv = model.kv_heads * model.head_width
+    total = 0.0
+    for run in model.layer_plan():
+        for block in run.pattern:
+            if block.lane != lane:
+                continue
+            macs = 2 * width * inner + 2 * width * kv
+            macs += 2 * inner * length * (0.5 if block.causal else 1.0)
+            if block.reads:
+                per_query = read_length / max(length, 1)
+                macs += 2 * width * inner + 2 * width * kv * per_query + 2 * inner * read_length
+            if block.moe is None:
+                macs += 3 * width * model.ffn_width
+            else:
+                moe = block.moe
+                chosen = getattr(moe.router, "num_experts_per_tok", 1)
+                macs += width * moe.num_experts + 3 * width * model.expert_width(moe) * chosen
+            total += 2.0 * macs * run.repeats
+    return total
+
+
+def fourm(size: Literal["tiny", "small", "base", "large", "xlarge"]) -> Transformer:
+    """The exact shapes of 4M (METHODS: SwiGLU widths not rounded, LayerNorm, sin-cos)."""
+    width, heads, layers = {
+        "tiny": (384, 6, 6),
+        "small": (512, 8, 8),
+        "base": (768, 12, 12),
+        "large": (1024, 16, 24),
+        "xlarge": (2048, 32, 24),
+    }[size]
+    return Transformer(
+        width=width,
+        num_heads=heads,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        mlp_width=8 * width // 3,
+        norm="layer",
+        qk_norm=False,
+        moe=None,
+    )
+
+
+def stream_numbers(specs: tuple[TokenSpec, ...]) -> dict[str, int]:
+    """Number 1..M of each stream."""
+    return {spec.name: i + 1 for i, spec in enumerate(specs)}

@@ -1,0 +1,144 @@
+"""Routers: which experts see which tokens, with state carried across steps.
+
+Under alternation one batch holds few modalities, so balancing inside the batch would undo
+specialisation; the default balances across steps by a selection bias instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+from etils import epy
+
+from mmjax.typing import Array
+
+with epy.lazy_imports():
+    import jax
+    import jax.numpy as jnp
+
+
+class Routing(NamedTuple):
+    """One of three forms is set; a weight of 0 = not used.
+
+    token choice: expert_WTX (int32), weight_WTX. expert choice: token_WEC (int32), weight_WEC.
+    soft: dispatch_WTEC, combine_WTEC.
+    """
+
+    expert_WTX: Array | None = None
+    weight_WTX: Array | None = None
+    token_WEC: Array | None = None
+    weight_WEC: Array | None = None
+    dispatch_WTEC: Array | None = None
+    combine_WTEC: Array | None = None
+    aux_loss: Array | float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Router:
+    """Base of all routers. `state` is one float32 vector `bias_E` a layer, without gradient."""
+
+    @property
+    def needs_whole_group(self) -> bool:
+        """Whether the choice for one token looks at the others of its group."""
+        return False
+
+    def route(self, logits_WTE: Array, state_E: Array, stream_WT: Array, valid_WT: Array) -> Routing:
+        """Routing of W groups of T tokens from float32 logits."""
+        raise NotImplementedError(f"{type(self).__name__} must define route().")
+
+    def update(self, state_E: Array, load_ME: Array) -> Array:
+        """State after one optimizer step, from tokens by stream (row 0 = padding) and expert."""
+        del load_ME
+        return state_E
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenChoice(Router):
+    """Each token takes its top-k experts; a bias carried across steps keeps the load even.
+
+    Scores are sigmoids; the bias acts on the selection only, and the weights are the chosen scores
+    divided by their sum. After each step the bias of an expert moves by `bias_rate` towards the
+    mean load (auxiliary-loss-free balancing, Wang et al. 2024, arXiv 2408.15664).
+    """
+
+    num_experts_per_tok: int = 2
+    bias_rate: float = 0.001
+    load_balance_loss_weight: float = 0.0
+
+    def route(self, logits_WTE, state_E, stream_WT, valid_WT):
+        del stream_WT
+        scores_WTE = jax.nn.sigmoid(logits_WTE)
+        select_WTE = jax.lax.stop_gradient(scores_WTE) + state_E[None, None, :]
+        _, expert_WTX = jax.lax.top_k(select_WTE, self.num_experts_per_tok)
+        weight_WTX = jnp.take_along_axis(scores_WTE, expert_WTX, axis=-1)
+        weight_WTX = weight_WTX / (jnp.sum(weight_WTX, axis=-1, keepdims=True) + 1e-9)
+        weight_WTX = jnp.where(valid_WT[:, :, None], weight_WTX, 0.0)
+        aux = 0.0
+        if self.load_balance_loss_weight:
+            aux = self.load_balance_loss_weight * switch_loss(scores_WTE, expert_WTX, valid_WT)
+        return Routing(expert_WTX=expert_WTX, weight_WTX=weight_WTX, aux_loss=aux)
+
+    def update(self, state_E, load_ME):
+        load_E = jnp.sum(load_ME[1:], axis=0)
+        return state_E + self.bias_rate * jnp.sign(jnp.mean(load_E, keepdims=True) - load_E)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpertChoice(Router):
+    """Each expert takes its top-C tokens of the group (Zhou et al. 2022; IMP).
+
+    C = round(capacity_factor * T / E). Refused in causal lanes. Where a batch holds one modality
+    the choice balances inside it, which undoes specialisation: `allow_unmixed=True` says that this
+    is meant (IMP does it).
+    """
+
+    capacity_factor: float = 1.0
+    allow_unmixed: bool = False
+
+    @property
+    def needs_whole_group(self) -> bool:
+        return True
+
+    def route(self, logits_WTE, state_E, stream_WT, valid_WT):
+        del state_E, stream_WT
+        num_tokens, num_experts = logits_WTE.shape[1:]
+        capacity = max(1, min(num_tokens, round(self.capacity_factor * num_tokens / num_experts)))
+        prob_WTE = jax.nn.softmax(logits_WTE, axis=-1)
+        prob_WTE = jnp.where(valid_WT[:, :, None], prob_WTE, 0.0)
+        weight_WEC, token_WEC = jax.lax.top_k(jnp.swapaxes(prob_WTE, 1, 2), capacity)
+        return Routing(token_WEC=token_WEC, weight_WEC=weight_WEC)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Soft(Router):
+    """Soft mixture: every slot is a weighted mean of tokens (Puigcerver et al. 2023).
+
+    One slot an expert; dispatch = softmax over tokens, combine = softmax over slots.
+    """
+
+    @property
+    def needs_whole_group(self) -> bool:
+        return True
+
+    def route(self, logits_WTE, state_E, stream_WT, valid_WT):
+        del state_E, stream_WT
+        valid = valid_WT[:, :, None]
+        dispatch_WTE = jax.nn.softmax(jnp.where(valid, logits_WTE, -1e30), axis=1)
+        combine_WTE = jax.nn.softmax(logits_WTE, axis=2)
+        return Routing(
+            dispatch_WTEC=jnp.where(valid, dispatch_WTE, 0.0)[..., None],
+            combine_WTEC=jnp.where(valid, combine_WTE, 0.0)[..., None],
+        )
+
+
+def switch_loss(scores_WTE: Array, expert_WTX: Array, valid_WT: Array) -> Array:
+    """Switch load loss E * sum_e f_e p_e (Fedus et al. 2021), 1 when even."""
+    num_experts = scores_WTE.shape[-1]
+    valid = valid_WT.astype(scores_WTE.dtype)
+    count = jnp.maximum(jnp.sum(valid), 1.0)
+    chosen_WTE = jnp.sum(jax.nn.one_hot(expert_WTX, num_experts, dtype=scores_WTE.dtype), axis=2)
+    share_E = jnp.einsum("WTE,WT->E", chosen_WTE, valid) / (count * expert_WTX.shape[-1])
+    prob_WTE = scores_WTE / jnp.sum(scores_WTE, axis=-1, keepdims=True)
+    prob_E = jnp.einsum("WTE,WT->E", prob_WTE, valid) / count
+    return num_experts * jnp.sum(share_E * prob_E)

@@ -1,0 +1,49 @@
+"""Several processes: one call before anything touches a device.
+
+`JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` describe plain hosts; on Cloud
+TPU, Slurm and others jax finds them itself when `MMJAX_DISTRIBUTED=1`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from etils import epy
+
+with epy.lazy_imports():
+    import jax
+
+
+def initialize() -> None:
+    """Joins the other processes, once; nothing for a single process."""
+    if jax.distributed.is_initialized():
+        return
+    if "JAX_NUM_PROCESSES" in os.environ:
+        try:
+            jax.distributed.initialize(
+                os.environ["JAX_COORDINATOR_ADDRESS"],
+                int(os.environ["JAX_NUM_PROCESSES"]),
+                int(os.environ["JAX_PROCESS_ID"]),
+            )
+        except KeyError as error:
+            raise ValueError(
+                f"Environment: JAX_NUM_PROCESSES={os.environ['JAX_NUM_PROCESSES']} needs"
+                f" {error.args[0]} too; set all three on every process."
+            ) from error
+    elif os.environ.get("MMJAX_DISTRIBUTED") == "1":
+        jax.distributed.initialize()
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes; asks the environment, not the backend."""
+    if "JAX_PROCESS_ID" in os.environ:
+        return os.environ["JAX_PROCESS_ID"] == "0"
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Until all processes have come here; nothing for a single process."""
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)

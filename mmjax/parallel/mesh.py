@@ -1,0 +1,87 @@
+"""MeshConfig: how many devices lie along each named axis."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epy
+
+with epy.lazy_imports():
+    import jax
+
+AXES = ("replica", "data", "fsdp", "expert", "tensor", "sequence")
+# The expert axis is a batch axis outside MoE layers.
+BATCH_AXES = ("replica", "data", "fsdp", "expert")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each axis; one of them may be -1 and takes what is left.
+
+    `replica` crosses slices (copies of everything), `data` and `fsdp` stay inside one; the batch is
+    sharded over (replica, data, fsdp, expert).
+    """
+
+    replica: int = 1
+    data: int = -1
+    fsdp: int = 1
+    expert: int = 1
+    tensor: int = 1
+    sequence: int = 1
+
+    def __post_init__(self):
+        sizes = self.as_dict()
+        fills = [name for name, size in sizes.items() if size == -1]
+        if len(fills) > 1:
+            raise ValueError(f"MeshConfig: {' and '.join(fills)} are both -1; only one may fill.")
+        for name, size in sizes.items():
+            if size < 1 and size != -1:
+                raise ValueError(f"MeshConfig: {name}={size} must be 1 or more, or -1 to fill.")
+        if self.sequence != 1:
+            raise ValueError(
+                f"MeshConfig: sequence={self.sequence} is not supported yet; use sequence=1."
+            )
+
+    def as_dict(self) -> dict[str, int]:
+        """Size by axis name."""
+        return {name: getattr(self, name) for name in AXES}
+
+    def resolve(self, num_devices: int) -> dict[str, int]:
+        """Sizes with -1 filled in.
+
+        Raises:
+          ValueError: the axes do not multiply to the number of devices.
+        """
+        sizes = self.as_dict()
+        known = math.prod(size for size in sizes.values() if size != -1)
+        fill = [name for name, size in sizes.items() if size == -1]
+        if num_devices % known or (not fill and known != num_devices):
+            shape = ", ".join(f"{k}={v}" for k, v in sizes.items() if v != 1)
+            raise ValueError(
+                f"MeshConfig: {shape or 'all axes 1'} multiply to {known}, which does not fit"
+                f" {num_devices} devices; set one axis to -1 or make the product"
+                f" {'divide' if fill else 'equal'} {num_devices}."
+            )
+        if fill:
+            sizes[fill[0]] = num_devices // known
+        return sizes
+
+    def make(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+        """The mesh over all (or the given) devices, with automatic partitioning."""
+        devices = jax.devices() if devices is None else devices
+        sizes = self.resolve(len(devices))
+        # Explicit axis types are jax's default; automatic ones are asked for on purpose.
+        return jax.make_mesh(
+            tuple(sizes.values()),
+            tuple(sizes),
+            devices=devices,
+            axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
+        )
+
+
+def batch_shards(mesh: jax.sharding.Mesh) -> int:
+    """Number of parts that the batch is cut into."""
+    return math.prod(mesh.shape[name] for name in BATCH_AXES)

@@ -1,0 +1,176 @@
+"""The run directory: what is written where, and what a resume checks."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+import mmjax
+from mmjax import checkpoint, config, lifecycle
+from mmjax.experiment import Experiment
+from mmjax.models import names as names_lib
+from mmjax.parallel import distributed
+from mmjax.typing import PyTree
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
+REFUSED = ("model", "tokens", "data", "numerics")  # kinds of fields that a resume may not change
+
+
+@contextlib.contextmanager
+def held(folder: epath.Path, main: bool) -> Iterator[None]:
+    """The run lock, held by the main process."""
+    if not main:
+        yield
+        return
+    try:
+        with lifecycle.lock(str(folder)):
+            yield
+    except PermissionError as error:
+        raise lifecycle.StorageError(
+            f"Workdir {folder}: {error.strerror}; choose a --workdir that you may write to."
+        ) from error
+
+
+def open_run(folder: epath.Path, experiment: Experiment, code: str | None, main: bool) -> None:
+    """Writes config.json and run.json, or checks that they are of this experiment.
+
+    Raises:
+      ConfigError: the workdir belongs to another experiment; says which fields differ.
+    """
+    if not main:
+        return
+    identity = {k: config.fingerprint(config.identity(experiment, k)) for k in REFUSED}
+    run: dict[str, Any] = {"lineage": experiment.init, "starts": []}
+    if (folder / "run.json").exists():
+        run = json.loads((folder / "run.json").read_text())
+        changed = [kind for kind in REFUSED if run["identity"].get(kind) != identity[kind]]
+        if changed:
+            old = json.loads((folder / "config.json").read_text())["config"]
+            lines = config.diff(old, experiment)
+            raise config.ConfigError(
+                f"Workdir {folder}: belongs to another experiment ({', '.join(changed)} differ):\n  "
+                + "\n  ".join(lines[:20])
+                + "\nuse another --workdir, or the config that the run was started with."
+            )
+    run["identity"] = identity
+    run["starts"].append(_start(code))
+    checkpoint.write_json(folder / "run.json", run)
+    (folder / "config.json").write_text(config.dump(experiment))
+
+
+def _start(code: str | None) -> dict[str, Any]:
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "mmjax": mmjax.__version__,
+        "python": platform.python_version(),
+        "packages": versions,
+        "code_sha256": hashlib.sha256(epath.Path(code).read_bytes()).hexdigest() if code else "",
+    }
+
+
+def ready_modalities(experiment: Experiment, folder: epath.Path, main: bool) -> Experiment:
+    """Modalities that have learned what they must: from the train split, or from the workdir."""
+    if main:
+        for name in experiment.modalities:
+            _fit(experiment, name, folder)
+    distributed.barrier("modalities")
+    ready = {name: _fit(experiment, name, folder) for name in experiment.modalities}
+    return dataclasses.replace(experiment, modalities=ready)
+
+
+def _fit(experiment: Experiment, name: str, folder: epath.Path):
+    """Fits into `tokenizers/<stream>`, which then gets its fingerprint as a second name."""
+    modality = experiment.modalities[name]
+    parent = folder / "tokenizers"
+    there = sorted(parent.glob(f"{name}@*")) if parent.exists() else []
+    if there:
+        return modality.fit(lambda: iter(()), there[0])
+
+    def values():
+        for task in experiment.tasks.values():
+            if name in (*task.inputs, *task.targets):
+                records = task.source.open(experiment.data.train_split)
+                for i in range(len(records)):
+                    value = records[i].get(modality.field or name)
+                    if value is not None:
+                        yield value
+                return
+
+    partial = parent / f"{name}.partial"
+    if partial.exists():
+        partial.rmtree()
+    ready = modality.fit(values, partial)
+    if not partial.exists():
+        return ready
+    print_of = ready.spec(name).fingerprint[:12]
+    partial.rename(parent / f"{name}@{print_of}")
+    return modality.fit(lambda: iter(()), parent / f"{name}@{print_of}")
+
+
+def initial_params(path: str, built: Any, like: PyTree) -> PyTree:
+    """Parameters of another run by canonical name; those it lacks stay fresh."""
+    from mmjax import load
+
+    source = load.load(path)
+    arrays = {k: np.asarray(v) for k, v in source.program.to_canonical(source.params).items()}
+    host = jax.device_get(like)
+    params, _ = names_lib.from_canonical(arrays, host, built.canonical)
+    return jax.device_put(params, built.shardings.params)
+
+
+def manifest(loop: Any, step: int) -> dict[str, Any]:
+    """What a checkpoint says of itself, beside the hashes of its files."""
+    built, experiment = loop.program, loop.experiment
+    shapes = names_lib.flatten(built.parts.params)
+    parameters = {}
+    for name, part in built.canonical.items():
+        shape = shapes[part.path].shape
+        if isinstance(part.index, int):
+            shape = shape[1:]
+        elif isinstance(part.index, slice):
+            shape = (part.index.stop - part.index.start, *shape[1:])
+        parameters[name] = list(shape)
+    specs = built.vocabulary.specs
+    return {
+        "step": step,
+        "journal": loop.journal.to_json(),
+        "cursors": loop.schedule.cursors(step, loop.journal),
+        "streams": [s.name for s in specs],
+        "vocabulary": {s.name: list(built.vocabulary.range(s.name)) for s in specs},
+        "layer_plan": [repr(run) for run in experiment.model.layer_plan()],
+        "tokenizers": {s.name: s.fingerprint for s in specs if s.fingerprint},
+        "identity": {k: config.fingerprint(config.identity(experiment, k)) for k in REFUSED},
+        "mesh": {k: v for k, v in built.mesh.shape.items() if v > 1},
+        "parameters": parameters,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_scores(folder: epath.Path, name: str, step: int, scores: dict, main: bool) -> None:
+    """`evals/<name>/<step>.json`."""
+    if main:
+        (folder / "evals" / name).mkdir(parents=True, exist_ok=True)
+        checkpoint.write_json(folder / "evals" / name / f"{step}.json", scores)
+
+
+def write_seconds(folder: epath.Path, seconds: dict[str, float], main: bool) -> None:
+    """Adds where the time of this start went to run.json."""
+    if main:
+        run = json.loads((folder / "run.json").read_text())
+        run["starts"][-1]["seconds"] = {k: round(v, 2) for k, v in seconds.items()}
+        checkpoint.write_json(folder / "run.json", run)

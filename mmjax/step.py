@@ -1,0 +1,328 @@
+"""TrainState, init_state, make_train_step: pure functions over arrays.
+
+    parts = split(lambda: model.make(vocabulary, heads, seed))
+    shardings = state_shardings(parts, tx, {}, mesh, rules)
+    state = init_state(parts, tx, {}, shardings)
+    step = make_train_step(parts, tx, objective, shardings, group_rows=8, ...)
+    state, metrics = step(state, {}, batch)
+
+Nothing here knows a config file, a modality or a source.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from mmjax.models.transformer import RouterState
+from mmjax.objectives import objective as objective_lib
+from mmjax.optim import gradients, optimizer
+from mmjax.parallel import rules as rules_lib
+from mmjax.typing import Array, Batch, Metrics, PyTree
+
+
+class TrainState(NamedTuple):
+    """Everything that changes: one tree, one set of shardings for all executables.
+
+    No rng (it is folded from seed and step) and no functions.
+    """
+
+    step: Array  # int32
+    params: PyTree
+    model_state: PyTree
+    opt_state: PyTree
+    extra: PyTree
+
+
+class Parts(NamedTuple):
+    """A model taken apart once, abstractly: graph, shapes, logical axes, matrices, maker."""
+
+    graph: Any
+    params: PyTree  # jax.ShapeDtypeStruct
+    model_state: PyTree
+    axes: dict[str, tuple[str, ...]]  # by parameter path
+    matrices: PyTree
+    make: Callable[[], nnx.Module]
+
+
+def path_name(path) -> str:
+    """Key path of a tree to `a/b/0/c`."""
+    return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+
+
+def split(make: Callable[[], nnx.Module]) -> Parts:
+    """Takes a model apart without making it."""
+    graph, params, state = nnx.split(nnx.eval_shape(make), nnx.Param, RouterState)
+    axes, matrices = {}, {}
+    is_variable = lambda x: isinstance(x, nnx.Variable)
+    for tree in (params, state):
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_variable)[0]:
+            meta, ndim = leaf.get_metadata(), len(leaf.shape)
+            axes[path_name(path)] = meta["axes"]
+            reduce = meta.get("reduce", ())
+            matrices[path_name(path)] = optimizer.matrix_of(meta["axes"], reduce, ndim)
+    pure = nnx.as_pure(params)
+    tree = jax.tree_util.tree_map_with_path(lambda p, _: matrices[path_name(p)], pure)
+    return Parts(graph, pure, nnx.as_pure(state), axes, tree, make)
+
+
+def state_shardings(
+    parts: Parts,
+    tx: optax.GradientTransformation,
+    extras: dict[str, objective_lib.Extra],
+    mesh: jax.sharding.Mesh,
+    rules: rules_lib.MeshRules,
+) -> TrainState:
+    """Named shardings of the whole state; optimizer leaves take their parameter's."""
+
+    def spec(path, leaf):
+        name = path_name(path)
+        return rules.spec(name, parts.axes[name], leaf.shape, mesh)
+
+    params = jax.tree_util.tree_map_with_path(spec, parts.params)
+    none = jax.sharding.PartitionSpec()
+    extra = jax.eval_shape(lambda p: {k: e.init(p) for k, e in extras.items()}, parts.params)
+    specs = TrainState(
+        step=none,
+        params=params,
+        model_state=jax.tree.map(lambda _: none, parts.model_state),
+        opt_state=like_params(jax.eval_shape(tx.init, parts.params), parts.params, params, none),
+        extra=like_params(extra, parts.params, params, none),
+    )
+    return rules_lib.shardings(specs, mesh)
+
+
+def like_params(tree: PyTree, params: PyTree, values: PyTree, default: Any) -> PyTree:
+    """For each leaf of a tree that holds copies of params: the value of its parameter.
+
+    A leaf is a copy when its path ends in a parameter's path and the shapes are equal.
+    """
+    is_leaf = lambda x: isinstance(x, jax.sharding.PartitionSpec)
+    by_name = {}
+    flat_values = jax.tree.leaves(values, is_leaf=is_leaf)
+    flat_params = jax.tree_util.tree_flatten_with_path(params)[0]
+    for (path, leaf), value in zip(flat_params, flat_values, strict=True):
+        by_name[path_name(path)] = (leaf.shape, value)
+
+    def find(path, leaf):
+        for start in range(len(path)):
+            shape, value = by_name.get(path_name(path[start:]), (None, None))
+            if shape == leaf.shape:
+                return value
+        return default
+
+    return jax.tree_util.tree_map_with_path(find, tree)
+
+
+def init_state(
+    parts: Parts,
+    tx: optax.GradientTransformation,
+    extras: dict[str, objective_lib.Extra],
+    shardings: TrainState,
+) -> TrainState:
+    """Fresh state, made sharded: one jitted function with pinned out-shardings."""
+
+    def init():
+        _, params, model_state = nnx.split(parts.make(), nnx.Param, RouterState)
+        params, model_state = nnx.as_pure(params), nnx.as_pure(model_state)
+        extra = {name: e.init(params) for name, e in extras.items()}
+        step = jnp.zeros((), jnp.int32)
+        with standard_promotion():
+            return TrainState(step, params, model_state, tx.init(params), extra)
+
+    return jax.jit(init, out_shardings=shardings)()
+
+
+def bind(parts: Parts, params: PyTree, model_state: PyTree, group_rows: int, dtype: str):
+    """The model with these arrays in it, ready for the model calls."""
+    model: Any = nnx.merge(parts.graph, params, model_state)
+    model.group_rows, model.compute_dtype = group_rows, dtype
+    return model
+
+
+@contextlib.contextmanager
+def standard_promotion():
+    """Promotion rules of jax's defaults: optax relies on them, our own code does not."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def compute_dtype(dtype: str) -> str:
+    """Resolves "auto": bfloat16 where the hardware has it."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def normalise_weights(batch: Batch, balance: str = "stream") -> Batch:
+    """Target weights of the global batch, so that a loss is a plain sum.
+
+    `stream`: each declared target stream sums to 1 / (number of streams); `token`: all together
+    sum to 1. A stream without targets stays 0.
+    """
+    sums = {name: jnp.sum(t.weight_WU) for name, t in batch.targets.items()}
+    if balance == "token":
+        everything = sum(sums.values(), jnp.zeros(()))
+        scale = {name: 1.0 / jnp.maximum(everything, 1e-9) for name in sums}
+    else:
+        scale = {name: 1.0 / jnp.maximum(s, 1e-9) / len(sums) for name, s in sums.items()}
+    targets = {
+        name: t._replace(weight_WU=t.weight_WU * scale[name]) for name, t in batch.targets.items()
+    }
+    return batch._replace(targets=targets)
+
+
+def eval_step(
+    parts: Parts,
+    objective: objective_lib.Objective,
+    params: PyTree,
+    model_state: PyTree,
+    extra: PyTree,
+    batch: Batch,
+    *,
+    group_rows: int,
+    dtype: str = "float32",
+) -> tuple[dict[str, Array], Metrics, dict[str, Array]]:
+    """Losses (scalars by name), metrics and features of a batch; nothing is updated."""
+    batch = normalise_weights(batch, getattr(objective, "balance", "stream"))
+    model = bind(parts, params, model_state, group_rows, dtype)
+    losses, metrics, _, features = objective(model, batch, jax.random.key(0), extra)
+    return objective_lib.total(losses), metrics, features
+
+
+def trainable_mask(
+    parts: Parts, patterns: tuple[str, ...], names: dict[str, tuple[str, ...]]
+) -> PyTree:
+    """True for parameters whose canonical names match a pattern; `names` are by parameter path.
+
+    Raises:
+      ValueError: some of the blocks stacked in one parameter match and some do not.
+    """
+
+    def match(path, _):
+        own = names[path_name(path)]
+        hits = [any(fnmatch.fnmatch(name, pattern) for pattern in patterns) for name in own]
+        if any(hits) != all(hits):
+            raise ValueError(
+                f"Task: trainable={patterns} matches {own[hits.index(True)]} but not"
+                f" {own[hits.index(False)]}, which are scanned together; give them runs of their"
+                " own in model.runs."
+            )
+        return hits[0]
+
+    return jax.tree_util.tree_map_with_path(match, parts.params)
+
+
+def make_train_step(
+    parts: Parts,
+    tx: optax.GradientTransformation,
+    objective: objective_lib.Objective,
+    shardings: TrainState,
+    *,
+    seed: int,
+    group_rows: int,
+    dtype: str = "float32",
+    grad_clip_norm: float = 0.0,
+    learning_rate_scale: float = 1.0,
+    trainable: PyTree | None = None,
+    rule: gradients.GradientRule | None = None,
+    extras: dict[str, objective_lib.Extra] | None = None,
+    update_routers: Callable[[PyTree, dict], PyTree] = lambda state, record: state,
+) -> Callable[[TrainState, PyTree, Batch], tuple[TrainState, Metrics]]:
+    """One optimizer step as a `jax.jit` function `step(state, constants, batch)`.
+
+    The state is donated and comes back with the same tree, dtypes and shardings. When a loss or
+    gradient is not finite nothing but the step count changes, and `skipped` is 1.
+    """
+    mask = trainable if trainable is not None else jax.tree.map(lambda _: True, parts.params)
+    own_extras = objective.extra()
+    mesh = shardings.step.mesh
+
+    def gradient(state: TrainState, batch: Batch, key: Array):
+        def losses_of(params):
+            model = bind(parts, params, state.model_state, group_rows, dtype)
+            losses, metrics, record, features = objective(model, batch, key, state.extra)
+            totals = objective_lib.total(losses)
+            aux = [value for name, value in record.items() if name.startswith("aux_loss")]
+            if aux:
+                totals["aux"] = sum(aux[1:], aux[0])
+            return totals, (metrics, record, features)
+
+        train, frozen = _partition(state.params, mask)
+        whole = lambda leaves: _join(leaves, frozen)
+        totals, pullback, aux = jax.vjp(lambda t: losses_of(whole(t)), train, has_aux=True)
+        if rule is None:
+            grads = pullback(jax.tree.map(jnp.ones_like, totals))[0]
+        else:
+            grads = rule.combine(totals, lambda weights: pullback(weights)[0])
+        zeros = jax.tree.map(jnp.zeros_like, frozen)
+        return totals, _join(grads, zeros), aux
+
+    def step(state: TrainState, constants: PyTree, batch: Batch):
+        del constants  # frozen tokenizers and teachers
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        batch = normalise_weights(batch, getattr(objective, "balance", "stream"))
+        totals, grads, (metrics, record, features) = gradient(state, batch, key)
+        loss = sum(totals.values(), jnp.zeros(()))
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        if grad_clip_norm:
+            scale = grad_clip_norm / jnp.maximum(norm, grad_clip_norm)
+            grads = jax.tree.map(lambda g: g * scale, grads)
+        with standard_promotion():
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        if learning_rate_scale != 1.0:
+            updates = jax.tree.map(lambda u: u * learning_rate_scale, updates)
+        params = optax.apply_updates(state.params, updates)
+        params, opt_state = _keep_frozen(state, params, opt_state, mask)
+        extra = dict(state.extra)
+        for name, e in (extras or {}).items():
+            if e.clock == "step" or name in own_extras:
+                extra[name] = e.update(extra[name], params, features, batch)
+        model_state = update_routers(state.model_state, record)
+        new = TrainState(state.step, params, model_state, opt_state, extra)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        out = {"loss": loss, "grad_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32)}
+        out |= {f"loss/{name}": value for name, value in totals.items()} | metrics
+        out |= {name: value for name, value in record.items() if name.startswith("load")}
+        return new._replace(step=state.step + 1), out
+
+    none = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    batch_sharding = jax.sharding.NamedSharding(mesh, rules_lib.batch_spec())
+    return jax.jit(
+        step,
+        in_shardings=(shardings, none, batch_sharding),
+        out_shardings=(shardings, none),
+        donate_argnums=0,
+    )
+
+
+def _partition(params: PyTree, mask: PyTree) -> tuple[list, list]:
+    """Trainable and frozen leaves; None at the places of the other."""
+    leaves, flags = jax.tree.leaves(params), jax.tree.leaves(mask)
+    pairs = list(zip(leaves, flags, strict=True))
+    tree = jax.tree.structure(params)
+    train = tree.unflatten([x if flag else None for x, flag in pairs])
+    return train, tree.unflatten([None if flag else x for x, flag in pairs])
+
+
+def _join(first: PyTree, second: PyTree) -> PyTree:
+    none = lambda x: x is None
+    return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=none)
+
+
+def _keep_frozen(state: TrainState, params: PyTree, opt_state: PyTree, mask: PyTree):
+    """Leaves outside `trainable` keep weight and moments."""
+    if all(jax.tree.leaves(mask)):
+        return params, opt_state
+    pick = lambda flag, new, old: new if flag else old
+    params = jax.tree.map(pick, mask, params, state.params)
+    moments = like_params(opt_state, state.params, mask, True)
+    return params, jax.tree.map(pick, moments, opt_state, state.opt_state)

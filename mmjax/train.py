@@ -1,0 +1,269 @@
+"""train(experiment, workdir): the loop, in execution order.
+
+    open the workdir -> ready the modalities -> build the program -> compile every (task, variant)
+    -> restore or init -> steps, with metrics read one step late -> save -> evaluate
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import math
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from mmjax import checkpoint, lifecycle, metrics, program, rundir
+from mmjax.data import loader, mixture
+from mmjax.evaluate.view import View
+from mmjax.experiment import Experiment
+from mmjax.parallel import distributed
+from mmjax.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves in memory."""
+
+    state: TrainState
+    program: program.Program
+    metrics: dict[str, float]  # of the evaluators at the end
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return int(self.state.step)
+
+
+def train(experiment: Experiment, workdir, *, code: str | None = None, devices=None) -> TrainResult:
+    """Trains, or goes on where the workdir stopped; a later call with the same workdir resumes.
+
+    Args:
+      workdir: folder of the run, local or a bucket. code: the config's file, for lineage.
+      devices: devices to use; None = all.
+
+    Raises:
+      ValueError: the config does not fit the mesh, or the workdir belongs to another experiment.
+      WorkdirBusy, BadDataError, NumericsError, StorageError, Preempted: see docs/errors.
+    """
+    began = time.perf_counter()
+    distributed.initialize()
+    main = distributed.is_main()
+    folder = epath.Path(workdir)
+    with rundir.held(folder, main), lifecycle.stop_on_signals() as stop:
+        rundir.open_run(folder, experiment, code, main)
+        experiment = rundir.ready_modalities(experiment, folder, main)
+        built = program.build(experiment, devices)
+        loop = _Loop(built, folder, main, stop)
+        loop.compile()
+        loop.restore()
+        loop.seconds["start"] = time.perf_counter() - began
+        try:
+            loop.run()
+            return TrainResult(loop.state, built, loop.finish())
+        finally:
+            loop.close()
+
+
+class _Loop:
+    """State of one `train` call; its methods are called in the order in which they stand."""
+
+    def __init__(self, built: program.Program, folder: epath.Path, main: bool, stop: lifecycle.Stop):
+        self.program, self.experiment, self.folder = built, built.experiment, folder
+        self.main, self.stop = main, stop
+        self.journal = mixture.Journal()
+        self.schedule = self.experiment.mixture.bind(self.experiment.tasks, self.experiment.seed)
+        self.executables: dict[tuple[str, str], Any] = {}
+        self.streams: dict[tuple[str, str], loader.TaskStream] = {}
+        self.seconds: dict[str, float] = {}
+        self.window, self.skipped, self.bad = metrics.Window(), 0, 0
+        self.saver = checkpoint.Saver(folder, self.experiment.checkpoint)
+        settings = self.experiment.logging
+        self.writer = metrics.Writer(folder, main, settings.tensorboard)
+        self.state: Any = None
+        self.scores: dict[str, float] = {}
+
+    # ---- compile: running out of memory is met before step 1
+
+    def compile(self) -> None:
+        """One executable per (task, variant), all ahead and in parallel."""
+        began = time.perf_counter()
+        state = self.program.abstract_state()
+        pairs = [
+            (task, variant)
+            for task, t in self.experiment.tasks.items()
+            for variant in (t.variants or ("default",))
+        ]
+        with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
+            jobs = {pool.submit(self._compile_one, pair, state): pair for pair in pairs}
+            for job in concurrent.futures.as_completed(jobs):
+                pair, (compiled, seconds) = jobs[job], job.result()
+                self.executables[pair] = compiled
+                memory = compiled.memory_analysis()
+                size = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20
+                metrics.say(
+                    f"compiled {pair[0]}/{pair[1]}: {seconds:.1f} s, {size:.0f} MiB a device",
+                    self.main,
+                )
+        self.seconds["compile"] = time.perf_counter() - began
+
+    def _compile_one(self, pair: tuple[str, str], state: TrainState):
+        began = time.perf_counter()
+        batch = loader.example_batch(
+            self.experiment.tasks[pair[0]], pair[1], self.experiment.modalities,
+            self.program.vocabulary,
+        )  # fmt: skip
+        sharding = self.program.batch_sharding
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch
+        )
+        with jax.set_mesh(self.program.mesh):
+            lowered = self.program.train_step(*pair).lower(state, {}, shapes)
+            return lowered.compile(), time.perf_counter() - began
+
+    # ---- restore
+
+    def restore(self) -> None:
+        """The newest whole checkpoint, or fresh state (from `init` when the config names one)."""
+        there = checkpoint.steps(self.folder / "checkpoints")
+        if not there:
+            self.state = self.program.init_state()
+            if self.experiment.init:
+                params = rundir.initial_params(self.experiment.init, self.program, self.state.params)
+                self.state = self.state._replace(params=params)
+            return
+        _, step = checkpoint.choose_step(str(self.folder))
+        like = self.program.abstract_state()._asdict()
+        items = checkpoint.restore(
+            self.folder, step, {name: like[name] for name in checkpoint.ITEMS}
+        )
+        count = jax.device_put(np.int32(step), self.program.shardings.step)
+        self.state = TrainState(step=count, **items)
+        manifest = checkpoint.read_manifest(self.folder, step)
+        self.journal = mixture.Journal.from_json(manifest["journal"])
+        metrics.say(f"resumed {self.folder} at step {step}", self.main)
+
+    # ---- steps
+
+    def run(self) -> None:
+        """Steps until `total_steps`; metrics of step n are read while n + 1 runs."""
+        total, start = self.experiment.total_steps, int(self.state.step)
+        self.progress = metrics.Progress(total, start, self.main)
+        self.mark = (time.perf_counter(), start)
+        self.waited, previous = 0.0, None
+        settings = self.experiment.checkpoint
+        for step in range(start, total):
+            began = time.perf_counter()
+            pair, (batch, counts) = self._next_batch(step)
+            self.waited += time.perf_counter() - began
+            with jax.transfer_guard("disallow"):
+                self.state, out = self.executables[pair](self.state, {}, batch)
+            if previous is not None:
+                self._read(*previous)
+            previous = (step, pair[0], out, counts)
+            done = step + 1
+            self.progress.advance(done)
+            due = settings.every and done % settings.every == 0 and done < total
+            if due or self.stop.requested:
+                self._read(*previous)
+                previous = None
+                self._save(done)
+                if self.stop.requested:
+                    self.saver.wait()
+                    self.stop.check(done)
+            self._evaluate_due(done, total)
+        if previous is not None:
+            self._read(*previous)
+
+    def _next_batch(self, step: int):
+        task, variant, _ = self.schedule.locate(step, self.journal)
+        if (task, variant) not in self.streams:
+            self.streams[task, variant] = loader.open_stream(
+                self.experiment, self.program, self.schedule, self.journal, task, variant, step
+            )
+        batch, counts = next(self.streams[task, variant])
+        return (task, variant), (loader.to_global(batch, self.program.batch_sharding), counts)
+
+    def _read(self, step: int, task: str, out: dict[str, Any], counts: dict[str, float]) -> None:
+        """Metrics of a finished step: guards, window, and a log when it is due."""
+        out = jax.device_get(out)
+        record = {name: out.pop(name) for name in list(out) if name.startswith("load")}
+        self.skipped = self.skipped + 1 if out["skipped"] else 0
+        if self.skipped > self.experiment.guards.max_skipped_steps:
+            raise lifecycle.NumericsError(
+                f"Task {task!r}, step {step}: the loss or gradient was not finite for"
+                f" {self.skipped} steps in a row; lower learning_rate, set grad_clip_norm, or look"
+                " at the data of this task."
+            )
+        self.window.add(out, f"train/{task}/")
+        self.window.add(counts, f"data/{task}/")
+        if math.isfinite(out["loss"]):
+            self.window.add({"train/loss": out["loss"]})
+        every = self.experiment.logging.log_every
+        if (step + 1) % every == 0 or step + 1 == self.experiment.total_steps:
+            self._log(step + 1, task, record)
+
+    def _log(self, step: int, task: str, record: dict[str, np.ndarray]) -> None:
+        now, (then, first) = time.perf_counter(), self.mark
+        row = self.window.take()
+        elapsed = max(now - then, 1e-9)
+        row["throughput/steps_per_second"] = (step - first) / elapsed
+        tokens = sum(row.get(f"data/{t}/tokens", 0.0) for t in self.experiment.tasks)
+        if tokens:
+            share = row["throughput/steps_per_second"] / max(len(self.experiment.tasks), 1)
+            row["throughput/tokens_per_second_per_device"] = (
+                tokens * share * jax.process_count() / self.program.mesh.size
+            )
+        row["data/wait_fraction"] = self.waited / elapsed
+        streams = tuple(s.name for s in self.program.vocabulary.specs)
+        row |= metrics.router_load(task, record, streams)
+        self.mark, self.waited = (now, step), 0.0
+        self.writer.write(step, row)
+        self.progress.log(step, metrics.summary(row))
+
+    # ---- save and evaluate
+
+    def _save(self, step: int) -> None:
+        began = time.perf_counter()
+        self.saver.save(self.state, rundir.manifest(self, step))
+        self.seconds["save"] = self.seconds.get("save", 0.0) + time.perf_counter() - began
+
+    def _evaluate_due(self, step: int, total: int) -> None:
+        for name, evaluator in self.experiment.evaluators.items():
+            if evaluator.every and step % evaluator.every == 0 and step < total:
+                self._evaluate(name, step)
+
+    def _evaluate(self, name: str, step: int) -> None:
+        began = time.perf_counter()
+        view = View(
+            program=self.program, params=self.state.params, model_state=self.state.model_state,
+            extra=self.state.extra, step=step, split=self.experiment.data.eval_split,
+        )  # fmt: skip
+        found = self.experiment.evaluators[name].run(view)
+        rundir.write_scores(self.folder, name, step, found, self.main)
+        self.writer.write(step, {f"eval/{name}/{key}": value for key, value in found.items()})
+        self.scores |= {f"{name}/{key}": value for key, value in found.items()}
+        self.seconds["evaluate"] = self.seconds.get("evaluate", 0.0) + time.perf_counter() - began
+
+    def finish(self) -> dict[str, float]:
+        """Saves the last step, runs all evaluators; returns their metrics."""
+        self.progress.close()
+        total = int(self.state.step)
+        self._save(total)
+        for name in self.experiment.evaluators:
+            self._evaluate(name, total)
+        self.saver.wait()
+        rundir.write_seconds(self.folder, self.seconds, self.main)
+        return self.scores
+
+    def close(self) -> None:
+        """Ends workers, bars and files, also after an error."""
+        for stream in self.streams.values():
+            stream.close()
+        if hasattr(self, "progress"):
+            self.progress.close()
+        self.writer.close()
+        self.saver.close()

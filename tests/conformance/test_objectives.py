@@ -1,0 +1,185 @@
+"""One row added to small.OBJECTIVES gives an objective all of these tests."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+from mmjax import step as step_lib
+from mmjax.objectives import InfoNCE, Masked
+from mmjax.parallel import MeshConfig
+
+MESHES = {
+    "1": (1, MeshConfig()),
+    "2_data": (2, MeshConfig()),
+    "8_fsdp": (8, MeshConfig(data=1, fsdp=-1)),
+    "8_tensor": (8, MeshConfig(tensor=2, fsdp=2)),
+    "8_expert": (8, MeshConfig(expert=4, data=2)),
+    "8_replica": (8, MeshConfig(replica=2, data=1, fsdp=2, expert=2)),
+}
+
+
+def gradients(name, mesh_name, dtype="float32"):
+    """Loss and gradients of the sum of losses on a mesh, as host arrays."""
+    objective, make = small.OBJECTIVES[name]
+    count, mesh_config = MESHES[mesh_name]
+    mesh = mesh_config.make(jax.devices()[:count])
+    parts, _, shardings, state = small.setup(small.config(), [objective], mesh)
+    batch_sharding = jax.sharding.NamedSharding(mesh, small.step_lib.rules_lib.batch_spec())
+    batch = jax.device_put(make(), batch_sharding)
+
+    def loss(params, model_state, batch):
+        losses, metrics, _ = step_lib.eval_step(
+            parts, objective, params, model_state, {}, batch, group_rows=small.GROUP, dtype=dtype
+        )
+        return sum(losses.values()), metrics
+
+    with jax.set_mesh(mesh):
+        run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        (value, metrics), grads = run(state.params, state.model_state, batch)
+    return float(value), jax.device_get(metrics), jax.device_get(grads)
+
+
+@pytest.fixture(scope="module")
+def unsharded():
+    """Loss and gradients on one device, by objective."""
+    return {name: gradients(name, "1") for name in small.OBJECTIVES}
+
+
+@pytest.mark.parametrize("mesh", [m for m in MESHES if m != "1"])
+@pytest.mark.parametrize("name", small.OBJECTIVES)
+def test_sharded_equals_unsharded(unsharded, name, mesh):
+    value, _, grads = gradients(name, mesh)
+    want, _, want_grads = unsharded[name]
+    assert abs(value - want) < 1e-5
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, want_grads)
+
+
+@pytest.mark.parametrize("name", small.OBJECTIVES)
+def test_finite_and_gradient_reaches_what_it_claims(unsharded, name):
+    value, metrics, grads = unsharded[name]
+    assert np.isfinite(value) and value > 0
+    assert all(np.isfinite(v).all() for v in metrics.values())
+    flat = {step_lib.path_name(p): g for p, g in jax.tree_util.tree_leaves_with_path(grads)}
+    silent = [k for k, g in flat.items() if np.abs(g).max() == 0]
+    decoder = [k for k in silent if k.startswith("runs/1/") or k.startswith("memory")]
+    if name == "masked":
+        assert not decoder
+        assert all("pieces" not in k for k in silent)
+    encoder = [k for k in silent if k.startswith("runs/0/")]
+    assert not encoder
+
+
+@pytest.mark.parametrize("name", small.OBJECTIVES)
+def test_order_of_the_groups_does_not_matter(unsharded, name):
+    objective, make = small.OBJECTIVES[name]
+    parts, _, _, state = small.setup(small.config(), [objective])
+    batch = make()
+    groups = small.ROWS // small.GROUP
+
+    def flip(x):
+        if x.shape[0] == groups:
+            return x[::-1]
+        return x.reshape(groups, small.GROUP, *x.shape[1:])[::-1].reshape(x.shape)
+
+    losses, _, _ = step_lib.eval_step(
+        parts, objective, state.params, state.model_state, {}, jax.tree.map(flip, batch),
+        group_rows=small.GROUP,
+    )  # fmt: skip
+    assert abs(float(sum(losses.values())) - unsharded[name][0]) < 1e-5
+
+
+@pytest.mark.parametrize("name", small.OBJECTIVES)
+def test_bfloat16_is_close(unsharded, name):
+    value, _, _ = gradients(name, "1", dtype="bfloat16")
+    assert abs(value - unsharded[name][0]) < 0.05 * unsharded[name][0]
+
+
+@pytest.mark.parametrize("name", small.OBJECTIVES)
+def test_the_record_of_every_model_call_survives(name):
+    objective, make = small.OBJECTIVES[name]
+    parts, _, _, state = small.setup(small.config(), [objective])
+    model = step_lib.bind(parts, state.params, state.model_state, small.GROUP, "float32")
+    batch = make()
+    _, _, record, _ = objective(model, batch, jax.random.key(0), {})
+    tokens = sum(float(np.sum(v.stream_BL > 0)) for v in batch.views.values())
+    lanes = {"load/0/1": 0.0, "load/1/1": 0.0}
+    for key in record:
+        lanes[key] = float(jnp.sum(record[key][:, 1:]))
+    assert sum(lanes.values()) == 2 * tokens  # two experts a token, one expert layer a lane
+
+
+def test_masked_equals_a_numpy_oracle():
+    objective, batch = Masked(vocab_chunk=32), small.masked_batch()
+    parts, _, _, state = small.setup(small.config(), [objective])
+    losses, metrics, _ = step_lib.eval_step(
+        parts, objective, state.params, state.model_state, {}, batch, group_rows=small.GROUP
+    )
+    model = step_lib.bind(parts, state.params, state.model_state, small.GROUP, "float32")
+    x = np.asarray(model.decode(batch.views["target"], model.encode(batch.views["input"])).x_BLD)
+    groups = small.ROWS // small.GROUP
+    x = x.reshape(groups, small.GROUP, 8, -1)
+    start, _ = small.VOCABULARY.range("codes")
+    table = np.asarray(state.params["table"])[start : start + 100]
+    t = batch.targets["codes"]
+    terms, weights = [], []
+    for w, u in np.ndindex(t.weight_WU.shape):
+        logits = table @ x[w, t.row_WU[w, u], t.slot_WU[w, u]]
+        top = logits.max()
+        terms.append(np.log(np.exp(logits - top).sum()) + top - logits[t.label_WU[w, u]])
+        weights.append(t.weight_WU[w, u])
+    want = np.dot(terms, weights) / np.sum(weights)
+    assert abs(float(metrics["codes/loss"]) - want) < 1e-5
+    assert abs(float(losses["codes"]) - want / 2) < 1e-5  # two target streams share the loss
+
+
+def test_chunked_cross_entropy_equals_the_whole():
+    batch = small.masked_batch()
+    values = []
+    for chunk in (0, 32, 1000):
+        objective = Masked(vocab_chunk=chunk)
+        parts, _, _, state = small.setup(small.config(), [objective])
+        losses, _, _ = step_lib.eval_step(
+            parts, objective, state.params, state.model_state, {}, batch, group_rows=small.GROUP
+        )
+        values.append(float(losses["codes"]))
+    assert max(values) - min(values) < 1e-5
+
+
+def test_info_nce_equals_a_numpy_oracle_with_presence_and_several_positives():
+    objective, batch = InfoNCE(), small.pair_batch()
+    parts, _, _, state = small.setup(small.config(), [objective])
+    losses, _, features = step_lib.eval_step(
+        parts, objective, state.params, state.model_state, {}, batch, group_rows=small.GROUP
+    )
+    a, b = (np.asarray(features[k])[:, 0] for k in ("image", "text"))
+    np.testing.assert_allclose(np.linalg.norm(a, axis=1), 1.0, atol=1e-5)
+    keep = batch.present_BSM[:, 0, small.VOCABULARY.number("text") - 1]
+    identity = batch.identity_BS[:, 0]
+    total = []
+    for x, y in ((a, b), (b, a)):
+        logits = x @ y.T / 0.07
+        for i in np.flatnonzero(keep):
+            everything = np.log(np.sum(np.exp(logits[i, keep])))
+            own = keep & (identity == identity[i])
+            total.append(everything - np.log(np.sum(np.exp(logits[i, own]))))
+    assert not keep.all() and (identity[0] == identity[1])
+    assert abs(float(losses["image+text"]) - np.mean(total)) < 2e-5
+
+
+def test_an_absent_member_is_no_negative():
+    objective, batch = InfoNCE(), small.pair_batch()
+    parts, _, _, state = small.setup(small.config(), [objective])
+
+    def loss(batch):
+        losses, _, _ = step_lib.eval_step(
+            parts, objective, state.params, state.model_state, {}, batch, group_rows=small.GROUP
+        )
+        return float(losses["image+text"])
+
+    before = loss(batch)
+    batch.views["text"].ids_BL[2] = 140  # the row that is declared absent
+    assert loss(batch) == before
+    empty = batch._replace(present_BSM=np.zeros_like(batch.present_BSM))
+    assert loss(empty) == 0.0

@@ -1,0 +1,124 @@
+"""One row added to ROUTERS gives a router all of these tests."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax.models import ExpertChoice, Soft, TokenChoice
+
+ROUTERS = {
+    "token_choice": TokenChoice(),
+    "token_choice_top1": TokenChoice(num_experts_per_tok=1),
+    "token_choice_switch_loss": TokenChoice(load_balance_loss_weight=0.01),
+    "expert_choice": ExpertChoice(),
+    "soft": Soft(),
+}
+GROUPS, TOKENS, EXPERTS = 2, 16, 4
+
+
+def inputs(seed=0):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(GROUPS, TOKENS, EXPERTS)).astype(np.float32)
+    stream = rng.integers(0, 3, (GROUPS, TOKENS)).astype(np.int32)
+    return jnp.asarray(logits), jnp.zeros(EXPERTS), jnp.asarray(stream), jnp.asarray(stream > 0)
+
+
+def token_weights(routing):
+    """Total weight that each token gets, [W, T]."""
+    if routing.expert_WTX is not None:
+        return np.sum(routing.weight_WTX, axis=-1)
+    if routing.token_WEC is not None:
+        out = np.zeros((GROUPS, TOKENS), np.float32)
+        for w, e, c in np.ndindex(routing.token_WEC.shape):
+            out[w, routing.token_WEC[w, e, c]] += routing.weight_WEC[w, e, c]
+        return out
+    return np.sum(routing.combine_WTEC, axis=(2, 3))
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_padding_is_never_routed_and_weights_are_shares(name):
+    logits, state, stream, valid = inputs()
+    routing = ROUTERS[name].route(logits, state, stream, valid)
+    total = token_weights(routing)
+    assert (total[~np.asarray(valid)] == 0).all()
+    assert (total <= 1 + 1e-5).all()
+    if not ROUTERS[name].needs_whole_group:
+        np.testing.assert_allclose(total[np.asarray(valid)], 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_exactly_one_form_is_set(name):
+    routing = ROUTERS[name].route(*inputs())
+    forms = [routing.expert_WTX, routing.token_WEC, routing.dispatch_WTEC]
+    assert sum(f is not None for f in forms) == 1
+    for array in jax.tree.leaves(routing):
+        assert np.isfinite(np.asarray(array)).all()
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_groups_do_not_touch_one_another(name):
+    logits, state, stream, valid = inputs()
+    both = ROUTERS[name].route(logits, state, stream, valid)
+    one = ROUTERS[name].route(logits[:1], state, stream[:1], valid[:1])
+    for a, b in zip(jax.tree.leaves(both), jax.tree.leaves(one), strict=True):
+        if np.ndim(a):
+            np.testing.assert_array_equal(np.asarray(a)[:1], b)
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_gradient_reaches_the_logits(name):
+    logits, state, stream, valid = inputs()
+
+    def loss(logits):
+        routing = ROUTERS[name].route(logits, state, stream, valid)
+        weights = [
+            w for w in (routing.weight_WTX, routing.weight_WEC, routing.combine_WTEC)
+            if w is not None
+        ]
+        # Weights over a bent scale: a sum of shares alone has no gradient.
+        return jnp.sum(jnp.square(weights[0])) + routing.aux_loss
+
+    grad = np.asarray(jax.grad(loss)(logits))
+    assert np.isfinite(grad).all()
+    if "top1" not in name:  # a lone share is 1, whatever its score
+        assert np.abs(grad).max() > 0
+    assert (grad[~np.asarray(valid)] == 0).all()
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_state_keeps_shape_and_type_over_an_update(name):
+    state = jnp.zeros(EXPERTS)
+    load = jnp.asarray(np.random.default_rng(0).random((3, EXPERTS)), jnp.float32)
+    new = ROUTERS[name].update(state, load)
+    assert new.shape == state.shape and new.dtype == state.dtype
+
+
+def test_the_selection_bias_evens_out_a_skewed_load():
+    router = TokenChoice(bias_rate=0.05, num_experts_per_tok=1)
+    rng = np.random.default_rng(0)
+    skew = np.float32([1.0, 0.5, 0.0, -1.0])
+    state, shares = jnp.zeros(EXPERTS), []
+    for _ in range(60):
+        logits = jnp.asarray(rng.normal(size=(1, 64, EXPERTS)).astype(np.float32) * 0.5 + skew)
+        ones = jnp.ones((1, 64), jnp.int32)
+        routing = router.route(logits, state, ones, ones > 0)
+        load = np.bincount(np.asarray(routing.expert_WTX).ravel(), minlength=EXPERTS)
+        shares.append(load / load.mean())
+        padded = np.stack([np.zeros(EXPERTS), load]).astype(np.float32)
+        state = router.update(state, jnp.asarray(padded))
+    assert shares[0].max() > 2.0
+    assert np.mean(shares[-20:], axis=0).max() < 1.3
+
+
+def test_a_batch_of_one_stream_does_not_shift_the_weights_only_the_choice():
+    router = TokenChoice()
+    logits, _, stream, valid = inputs()
+    bias = jnp.asarray([5.0, 5.0, 0.0, 0.0])
+    routing = router.route(logits, bias, stream, valid)
+    assert set(np.unique(routing.expert_WTX)) <= {0, 1}
+    score = np.asarray(jax.nn.sigmoid(logits))
+    picked = np.take_along_axis(score, np.asarray(routing.expert_WTX), -1)
+    want = picked / picked.sum(-1, keepdims=True)
+    keep = np.asarray(valid)
+    np.testing.assert_allclose(np.asarray(routing.weight_WTX)[keep], want[keep], atol=1e-5)
