@@ -74,6 +74,8 @@ def _members(base: str) -> list[dict[str, str]]:
                 continue
             if base in (c.__name__ for c in cls.__mro__):
                 does = (cls.__doc__ or "").strip().splitlines()[0]
+                if does.startswith("Base of"):
+                    continue
                 members[name] = {"name": name, "does": does, "module": module.__name__}
     return [members[name] for name in sorted(members)]
 

@@ -107,15 +107,17 @@ def load_module(path: str | os.PathLike[str], *, beside: str | None = None) -> t
 def seam_modules() -> Iterator[types.ModuleType]:
     """The modules whose classes a config is made of, imported one by one.
 
-    One that needs an absent package (data workers on a host without grain) is left out.
+    Of a package with `__all__` those that define its public names, else all. One that needs an
+    absent package (data workers on a host without grain) is left out.
     """
-    import mmjax
-
     names = [f"mmjax.{m}" for m in SEAM_MODULES if importlib.util.find_spec(f"mmjax.{m}")]
-    for package in SEAM_PACKAGES:
-        folder = f"{mmjax.__path__[0]}/{package}"
-        names += [f"mmjax.{package}.{m.name}" for m in pkgutil.iter_modules([folder])]
-    for name in sorted(names):
+    for seam in SEAM_PACKAGES:
+        package = importlib.import_module(f"mmjax.{seam}")
+        if public := getattr(package, "__all__", ()):
+            names += {getattr(package, n).__module__ for n in public}
+        else:
+            names += [f"mmjax.{seam}.{m.name}" for m in pkgutil.iter_modules(package.__path__)]
+    for name in sorted(set(names)):
         try:
             yield importlib.import_module(name)
         except ModuleNotFoundError as error:
