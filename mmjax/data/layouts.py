@@ -1,0 +1,280 @@
+"""Layouts: how the samples of a group become rows of static shape.
+
+`Masked` (4M budgets), `Aligned` (pairs and n-tuples for contrast), `Spans` (T5 corruption);
+`Prefix` (next token) is in `data.prefix`. Shapes depend on fields, streams, vocabulary and number
+of rows alone, never on the data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from mmjax.data import masking, rows, spans
+from mmjax.data.masking import Policy
+from mmjax.data.task import Layout
+from mmjax.typing import TokenSpec
+
+__all__ = ["Aligned", "Masked", "Policy", "Spans"]
+
+# All-to-all of three widths, and from one stream to the others, which is how models are used.
+ANY_TO_ANY = (
+    Policy(weight=0.15, input_alpha=0.1, target_alpha=0.1),
+    Policy(weight=0.15, input_alpha=1.0, target_alpha=1.0),
+    Policy(weight=0.1, input_alpha=10.0, target_alpha=10.0),
+    Policy(weight=0.6, input_alpha=1.0, target_alpha=0.5, keep="all", one_input=True),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Masked(Layout):
+    """A random part of the tokens is seen, another is predicted (4M-21, Bachmann et al. 2024).
+
+    Views `input` and `target`: grids are predicted at mask slots, all at once; masked runs of
+    sequences are replaced by sentinels in the input and predicted left to right behind them.
+
+    Fields:
+      input_tokens, target_tokens: budgets of a sample, divided over its streams by `policies`.
+      room: room for the targets of a stream, times their mean; more is trimmed and counted.
+      single_view: one `input` view with mask slots at the places to predict (for encoders);
+        sequences are then masked token by token.
+    """
+
+    input_tokens: int = 128
+    target_tokens: int = 128
+    policies: tuple[Policy, ...] = ANY_TO_ANY
+    room: float = 1.5
+    single_view: bool = False
+
+    def __post_init__(self):
+        if self.input_tokens < 1 or self.target_tokens < 1:
+            raise ValueError(
+                f"Masked: input_tokens={self.input_tokens} and"
+                f" target_tokens={self.target_tokens} must be 1 or more."
+            )
+        if not sum(p.weight for p in self.policies) > 0:
+            raise ValueError("Masked: policies have no weight in all; give one a weight above 0.")
+        if not self.room >= 1:
+            raise ValueError(f"Masked: room={self.room} must be 1 or more.")
+
+    def build(self, samples, streams, vocabulary):
+        inputs = [vocabulary.spec(n) for n in streams.inputs]
+        targets = [vocabulary.spec(n) for n in streams.targets]
+        if not self.single_view:
+            for spec in targets:
+                _check_sentinels("Masked", spec)
+        plan = masking.plan(
+            self.policies, inputs, targets, self.input_tokens, self.target_tokens,
+            not self.single_view,
+        )  # fmt: skip
+        found = {n: rows.pieces(samples, n, vocabulary) for n in plan.names}
+        draws = masking.draw(plan, [s.rng for s in samples])
+        lengths = np.stack([found[n][0].length_B for n in plan.names], axis=1)
+        group = _MaskedGroup(plan, draws, masking.mask(plan, draws, lengths), found)
+        counts = {f"cut/{n}": float(cut) for n, (_, cut) in found.items()}
+        rooms = self._rooms(plan, len(samples))
+        for spec in targets:
+            wanted_B = group.masks.target_BM[:, plan.names.index(spec.name)]
+            kept_B = rows.trim(wanted_B, rooms[spec.name])
+            counts[f"trimmed/{spec.name}"] = float((wanted_B - kept_B).sum())
+            wanted_B[:] = kept_B
+        sizes = [sum(s.max_tokens for s in side) for side in (inputs, targets)]
+        views = {"input": rows.View(len(samples), min(self.input_tokens, sizes[0]))}
+        if self.single_view:
+            whole = self.input_tokens + self.target_tokens
+            views["input"] = rows.View(len(samples), min(whole, sum(plan.lengths)))
+        else:
+            views["target"] = rows.View(len(samples), min(self.target_tokens, sizes[1]))
+        for spec in inputs:
+            group.write_input(views["input"], spec, vocabulary.number(spec.name))
+        weight_B, wanted = rows.weights(samples), {}
+        for spec in targets:
+            view, number = views.get("target", views["input"]), vocabulary.number(spec.name)
+            wanted[spec.name] = group.write_target(view, spec, number, rooms[spec.name], weight_B)
+        pieces = {n: p for n, (p, _) in found.items()}
+        batch = rows.finish(samples, pieces, views, wanted, vocabulary)
+        return batch, counts | rows.fill(views)
+
+    def _rooms(self, plan: masking.Plan, num_rows: int) -> dict[str, int]:
+        """Static room of each stream in the targets of a group."""
+        means = dict(zip(plan.names, masking.mean_targets(plan), strict=True))
+        return {
+            n: num_rows * max(1, min(math.ceil(self.room * means[n]), size, plan.target_tokens))
+            for n, size in zip(plan.names, plan.lengths, strict=True)
+        }
+
+
+class _MaskedGroup:
+    """One group on its way into views: pieces, budgets, and the random order of grids."""
+
+    def __init__(self, plan, draws, masks, found):
+        self.plan, self.draws, self.masks = plan, draws, masks
+        self.pieces = {n: p for n, (p, _) in found.items()}
+        self.scattered, self.splits = {}, {}
+        for m, name in enumerate(plan.names):
+            p, shown_B = self.pieces[name], masks.input_BM[:, m]
+            if name in masks.keep:
+                self.splits[name] = spans.split_spans(
+                    p.padded(), masks.keep[name], p.length_B, shown_B > 0, p.spec.first_sentinel
+                )
+            else:
+                uniform = masking.token_draws(plan, draws, m)
+                hidden = np.arange(p.spec.max_tokens) >= p.length_B[:, None]
+                self.scattered[name] = np.argsort(np.where(hidden, 2.0, uniform), axis=1)
+
+    def write_input(self, view: rows.View, spec: TokenSpec, number: int) -> None:
+        """Visible tokens: a prefix of the random order, or the sequence with sentinels."""
+        p = self.pieces[spec.name]
+        if p.values_NP is not None:
+            view.declare_values(spec)
+        count_B = self.masks.input_BM[:, self.plan.names.index(spec.name)]
+        places = view.reserve(count_B)
+        if spec.name in self.splits:
+            ids = self.splits[spec.name].input_ids_N + p.offset
+            view.write(places, number, ids, places.within_N[:, None])
+        else:
+            token_N = self._tokens(spec.name, places.row_N, places.within_N)
+            rows.write_pieces(view, p, places, token_N, number)
+
+    def write_target(self, view, spec: TokenSpec, number: int, room: int, weight_B):
+        """Mask slots of the next tokens of the random order, or teacher-forced spans."""
+        p, m = self.pieces[spec.name], self.plan.names.index(spec.name)
+        count_B = self.masks.target_BM[:, m]
+        places = view.reserve(count_B)
+        if spec.name in self.splits:
+            split = self.splits[spec.name]
+            uniform_B = self.draws.uniform_BI[:, 2 + len(self.plan.names) + m]
+            start_B = spans.start_spans(split, count_B, uniform_B)
+            return _write_spans(view, p, places, split.target_BT, start_B, number, room, weight_B)
+        shown_B = self.masks.input_BM[:, m]
+        token_N = self._tokens(spec.name, places.row_N, places.within_N + shown_B[places.row_N])
+        view.write(places, number, 0, p.position_NA[token_N])
+        return rows.targets(p, room, places, weight_B, token_N=token_N)
+
+    def _tokens(self, name: str, row_N, rank_N):
+        return self.pieces[name].start_B[row_N] + self.scattered[name][row_N, rank_N]
+
+
+def _write_spans(view, p: rows.Pieces, places, target_BT, start_B, number, room, weight_B):
+    """Teacher-forced targets: tokens from `start_B` on, each predicts the next."""
+    at = start_B[places.row_N] + places.within_N
+    ids = target_BT[places.row_N, at] + p.offset
+    view.write(places, number, ids, places.within_N[:, None], places.within_N)
+    return rows.targets(p, room, places, weight_B, label_N=target_BT[places.row_N, at + 1])
+
+
+def _check_sentinels(who: str, spec: TokenSpec) -> None:
+    if spec.kind == "sequence" and spec.vocab_size and spec.num_sentinels < 2:
+        raise ValueError(
+            f"{who}: stream {spec.name!r} is a sequence with num_sentinels={spec.num_sentinels},"
+            " but masked runs need at least 2; add sentinels to its tokenizer or use Prefix."
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Aligned(Layout):
+    """Pairs and n-tuples: one view for each input stream, all tokens visible.
+
+    A sample without a stream has a padding row in its view and is marked as not present.
+
+    Fields:
+      max_tokens: shorter views, by stream; longer pieces are cut at the end and counted.
+    """
+
+    max_tokens: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, length in self.max_tokens.items():
+            if length < 1:
+                raise ValueError(f"Aligned: max_tokens={length} of {name!r} must be 1 or more.")
+
+    def build(self, samples, streams, vocabulary):
+        views, pieces, counts = {}, {}, {}
+        for name in streams.inputs:
+            p, cut = rows.pieces(samples, name, vocabulary)
+            length = min(self.max_tokens.get(name, p.spec.max_tokens), p.spec.max_tokens)
+            view = rows.View(len(samples), length)
+            count_B = np.minimum(p.length_B, length)
+            if p.values_NP is not None:
+                view.declare_values(p.spec)
+            places = view.reserve(count_B)
+            token_N = p.start_B[places.row_N] + places.within_N
+            rows.write_pieces(view, p, places, token_N, vocabulary.number(name))
+            views[name], pieces[name] = view, p
+            counts[f"cut/{name}"] = float(cut + (p.length_B - count_B).sum())
+        batch = rows.finish(samples, pieces, views, {}, vocabulary)
+        return batch, counts | rows.fill(views)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spans(Layout):
+    """Span corruption of sequences (T5, Raffel et al. 2020).
+
+    Views `input` (all input streams; target streams with runs replaced by sentinels) and `target`
+    (the runs behind their sentinels, teacher-forced).
+
+    Fields:
+      rate: share of the tokens that is masked. mean_length: of a masked run.
+    """
+
+    rate: float = 0.15
+    mean_length: float = 3.0
+
+    def __post_init__(self):
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"Spans: rate={self.rate} must be above 0 and at most 1.")
+        if not self.mean_length >= 1:
+            raise ValueError(f"Spans: mean_length={self.mean_length} must be 1 or more.")
+
+    def build(self, samples, streams, vocabulary):
+        names = list(dict.fromkeys((*streams.inputs, *streams.targets)))
+        found = {n: rows.pieces(samples, n, vocabulary) for n in names}
+        specs = {n: vocabulary.spec(n) for n in names}
+        room = {n: self._most(specs[n]) for n in streams.targets}
+        view = rows.View(len(samples), sum(s.max_tokens for s in specs.values()))
+        target = rows.View(len(samples), sum(room.values()))
+        weight_B, wanted = rows.weights(samples), {}
+        for name, (p, _) in found.items():
+            number = vocabulary.number(name)
+            if name not in room:
+                if p.values_NP is not None:
+                    view.declare_values(p.spec)
+                places = view.reserve(p.length_B)
+                token_N = p.start_B[places.row_N] + places.within_N
+                rows.write_pieces(view, p, places, token_N, number)
+                continue
+            split = self._split(p, samples)
+            places = view.reserve(split.input_B)
+            ids = split.input_ids_N + p.offset
+            view.write(places, number, ids, places.within_N[:, None])
+            places, start_B = target.reserve(split.labels_B), np.zeros(len(samples), np.int64)
+            wanted[name] = _write_spans(
+                target, p, places, split.target_BT, start_B, number,
+                room[name] * len(samples), weight_B,
+            )  # fmt: skip
+        views, pieces = {"input": view, "target": target}, {n: p for n, (p, _) in found.items()}
+        counts = {f"cut/{n}": float(cut) for n, (_, cut) in found.items()}
+        batch = rows.finish(samples, pieces, views, wanted, vocabulary)
+        return batch, counts | rows.fill(views)
+
+    def _counts(self, spec: TokenSpec, length: int) -> tuple[int, int]:
+        return spans.noise_counts(length, self.rate, self.mean_length, spec.num_sentinels - 1)
+
+    def _most(self, spec: TokenSpec) -> int:
+        """Target tokens of a sequence of any length, at most."""
+        if not spans.has_spans(spec):
+            raise ValueError(
+                f"Spans: target {spec.name!r} (kind={spec.kind!r}, num_sentinels="
+                f"{spec.num_sentinels}) is not a sequence with 2 or more sentinels; name it in"
+                " inputs alone, or use Masked."
+            )
+        return max(sum(self._counts(spec, n)) for n in range(1, spec.max_tokens + 1))
+
+    def _split(self, p: rows.Pieces, samples) -> spans.Split:
+        width = p.spec.max_tokens
+        uniform_BI = np.stack([s.rng.random(2 * (width + 2)) for s in samples])
+        keep = spans.noise(uniform_BI, p.length_B, width, lambda n: self._counts(p.spec, n))
+        shown_B = np.ones(len(samples), bool)
+        return spans.split_spans(p.padded(), keep, p.length_B, shown_B, p.spec.first_sentinel)

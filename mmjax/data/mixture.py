@@ -1,0 +1,215 @@
+"""Mixture: which task takes which step, as a pure function of (seed, journal, step).
+
+Any step is found in constant time. Variants inside a task are dealt in the same way as tasks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from mmjax.data import deal
+from mmjax.data.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Journal:
+    """What happened to a run that its data depend on: (from_step, event), append-only.
+
+    Events: `{"weights": {task: weight}}` changes shares; `{"skip": {"task": name, "rows": [a, b]}}`
+    leaves out rows a..b-1 of a task (those not yet read at from_step). Others are kept unread.
+    """
+
+    events: tuple[tuple[int, dict[str, Any]], ...] = ()
+
+    def append(self, from_step: int, event: dict[str, Any]) -> Journal:
+        """A journal with one more event."""
+        if from_step < 0:
+            raise ValueError(f"Journal: from_step={from_step} must be 0 or more.")
+        return Journal((*self.events, (int(from_step), dict(event))))
+
+    def to_json(self) -> list:
+        """JSON values."""
+        return [[step, event] for step, event in self.events]
+
+    @classmethod
+    def from_json(cls, tree: list) -> Journal:
+        """The journal that `to_json` wrote."""
+        return cls(tuple((int(step), dict(event)) for step, event in tree))
+
+    def ordered(self, kind: str) -> list[tuple[int, Any]]:
+        """Events of a kind by step; those of one step in the order of writing."""
+        found = [(step, event[kind]) for step, event in self.events if kind in event]
+        return sorted(found, key=lambda e: e[0])
+
+
+class Place(NamedTuple):
+    """What a step is: the n-th step of a task, in one of its variants."""
+
+    task: str
+    variant: str
+    n: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """How tasks alternate.
+
+    Fields:
+      weights: share of steps by task; a task that is not named has its own `weight`.
+      period: steps that are dealt together with whole counts.
+      schedule: `permuted` = each period in an order of its own; `block` = task after task;
+        `interval` = rounds over the tasks, where a task takes each interval-th round (IMP,
+        Akbari et al. 2023).
+    """
+
+    weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    period: int = 1000
+    schedule: Literal["permuted", "interval", "block"] = "permuted"
+
+    def __post_init__(self):
+        if self.schedule not in ("permuted", "interval", "block"):
+            raise ValueError(
+                f"Mixture: schedule={self.schedule!r}; use 'permuted', 'interval' or 'block'."
+            )
+        if self.period < 1:
+            raise ValueError(f"Mixture: period={self.period} must be 1 or more.")
+        for name, weight in self.weights.items():
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"Mixture: weights[{name!r}]={weight} must be finite, 0 or more.")
+
+    def bind(self, tasks: Mapping[str, Task], seed: int) -> Schedule:
+        """The schedule of these tasks. Raises ValueError for weights of unknown tasks."""
+        return Schedule(self, tasks, seed)
+
+
+class Schedule:
+    """A mixture of given tasks; answers where any step reads, in constant time."""
+
+    def __init__(self, mixture: Mixture, tasks: Mapping[str, Task], seed: int):
+        self.mixture, self.tasks, self.seed = mixture, dict(tasks), seed
+        self._weights = {n: mixture.weights.get(n, t.weight) for n, t in self.tasks.items()}
+        self._check(mixture.weights)
+        self._variants = {
+            name: deal.Deal(
+                list(t.variant_weights().values()), mixture.period, (seed, "variant", name)
+            )
+            for name, t in self.tasks.items()
+        }
+        self._known: tuple[Journal, list[_Segment]] = (Journal(), self._segments(Journal()))
+
+    def locate(self, step: int, journal: Journal) -> Place:
+        """Task and variant of a step, and how many earlier steps the task had."""
+        segment = self._segment(step, journal)
+        member, rank = segment.dealt.locate(step - segment.start)
+        task = list(self.tasks)[member]
+        n = segment.before[member] + rank
+        variant, _ = self._variants[task].locate(n)
+        return Place(task, list(self.tasks[task].variant_weights())[variant], n)
+
+    def steps_before(self, step: int, journal: Journal) -> dict[str, int]:
+        """Steps of each task before this one."""
+        segment = self._segment(step, journal)
+        counts = segment.dealt.counts(step - segment.start)
+        return {t: b + c for t, b, c in zip(self.tasks, segment.before, counts, strict=True)}
+
+    def first_row(self, task: str, n: int) -> int:
+        """Rows that the first n steps of a task read; its variants share the count."""
+        counts = self._variants[task].counts(n)
+        sizes = [self.tasks[task].shape(v).batch_size for v in self.tasks[task].variant_weights()]
+        return sum(c * size for c, size in zip(counts, sizes, strict=True))
+
+    def skips(self, task: str, journal: Journal) -> tuple[tuple[int, int], ...]:
+        """Row ranges (rising, disjoint) that a task leaves out."""
+        holes: tuple[tuple[int, int], ...] = ()
+        for from_step, event in journal.ordered("skip"):
+            if event["task"] != task:
+                continue
+            read = self.first_row(task, self.steps_before(from_step, journal)[task])
+            cursor = int(skip_rows(np.asarray([read]), holes)[0])
+            start, stop = max(event["rows"][0], cursor), event["rows"][1]
+            if start < stop:
+                holes = _merge((*holes, (start, stop)))
+        return holes
+
+    def cursors(self, step: int, journal: Journal) -> dict[str, int]:
+        """The next row of each task at a step."""
+        rows = {t: self.first_row(t, n) for t, n in self.steps_before(step, journal).items()}
+        return {
+            t: int(skip_rows(np.asarray([row]), self.skips(t, journal))[0])
+            for t, row in rows.items()
+        }
+
+    def without_objectives(self) -> Schedule:
+        """The same schedule for worker processes, which have no use for objectives."""
+        tasks = {n: dataclasses.replace(t, objective=None) for n, t in self.tasks.items()}
+        return Schedule(self.mixture, tasks, self.seed)
+
+    def _segment(self, step: int, journal: Journal) -> _Segment:
+        if step < 0:
+            raise ValueError(f"Schedule: step={step} must be 0 or more.")
+        if journal is not self._known[0]:
+            self._known = (journal, self._segments(journal))
+        segments = self._known[1]
+        return next(s for s in reversed(segments) if s.start <= step)
+
+    def _segments(self, journal: Journal) -> list[_Segment]:
+        """Stretches of steps with the same weights."""
+        segments = [_Segment(0, self._deal(self._weights, 0), (0,) * len(self.tasks))]
+        weights = self._weights
+        for start, event in journal.ordered("weights"):
+            self._check(event)
+            if self.mixture.schedule == "interval":
+                raise ValueError(
+                    "Journal: an event changes weights, but schedule='interval' has none; use"
+                    " schedule='permuted'."
+                )
+            weights, last = {**weights, **event}, segments[-1]
+            counts = last.dealt.counts(start - last.start)
+            before = tuple(b + c for b, c in zip(last.before, counts, strict=True))
+            segments.append(_Segment(start, self._deal(weights, start), before))
+        return segments
+
+    def _deal(self, weights: dict[str, float], start: int) -> deal.Deal | deal.Rounds:
+        if self.mixture.schedule == "interval":
+            return deal.Rounds({n: t.interval for n, t in self.tasks.items()})
+        if not sum(weights.values()) > 0:
+            raise ValueError(f"Mixture: weights={weights} train nothing; make one more than 0.")
+        key = None if self.mixture.schedule == "block" else (self.seed, "mixture", str(start))
+        return deal.Deal(list(weights.values()), self.mixture.period, key)
+
+    def _check(self, weights: Mapping[str, float]) -> None:
+        unknown = [name for name in weights if name not in self.tasks]
+        if unknown:
+            raise ValueError(
+                f"Mixture: weights name {unknown[0]!r}, which is no task; there are"
+                f" {', '.join(self.tasks)}."
+            )
+
+
+class _Segment(NamedTuple):
+    start: int
+    dealt: deal.Deal | deal.Rounds
+    before: tuple[int, ...]  # steps of each task before the start
+
+
+def skip_rows(rows: np.ndarray, holes: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The rows-th numbers outside the holes (rising, disjoint)."""
+    rows = np.asarray(rows, np.int64).copy()
+    for start, stop in holes:
+        rows[rows >= start] += stop - start
+    return rows
+
+
+def _merge(ranges) -> tuple[tuple[int, int], ...]:
+    out: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if out and start <= out[-1][1]:
+            out[-1] = (out[-1][0], max(out[-1][1], stop))
+        else:
+            out.append((start, stop))
+    return tuple(out)

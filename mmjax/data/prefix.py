@@ -1,0 +1,162 @@
+"""The Prefix layout: next-token prediction over one or several streams in order."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from mmjax.data import rows
+from mmjax.data.task import Layout
+from mmjax.typing import Targets
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prefix(Layout):
+    """Next-token prediction behind a fully visible prefix (prefix LM, Raffel et al. 2020).
+
+    A row holds the input streams, then the target streams, each behind a begin token (sentinel 0,
+    or the mask vector where the stream has no sentinels). Tokens of the prefix have order 0, later
+    ones rise; the first token that is predicted is the first behind the prefix.
+
+    Fields:
+      length: slots of a view; 0 = as many as full pieces need. What does not fit is cut from the
+        end and counted.
+      prefix_fraction: range of the share of the target streams' tokens that joins the prefix.
+      two_views: the prefix is the `input` view; the rest is the `target` view, where each stream
+        starts with its begin token and is alone (encoder-decoder).
+    """
+
+    length: int = 0
+    prefix_fraction: tuple[float, float] = (0.0, 0.5)
+    two_views: bool = False
+
+    def __post_init__(self):
+        low, high = self.prefix_fraction
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"Prefix: prefix_fraction={self.prefix_fraction} must rise within 0..1."
+            )
+        if self.length < 0:
+            raise ValueError(f"Prefix: length={self.length} must be 0 (automatic) or more.")
+
+    def build(self, samples, streams, vocabulary):
+        context = [n for n in streams.inputs if n not in streams.targets]
+        found = {n: rows.pieces(samples, n, vocabulary) for n in (*context, *streams.targets)}
+        group = _Group(found, streams.targets, [s.rng.random() for s in samples], self)
+        before = sum(found[n][0].spec.max_tokens for n in context)
+        after = sum(found[n][0].spec.max_tokens for n in streams.targets)
+        if self.two_views:
+            visible = before + (after if self.prefix_fraction[1] > 0 else 0)
+            views = {
+                "input": rows.View(len(samples), self._length(max(visible, 1))),
+                "target": rows.View(len(samples), self._length(after)),
+            }
+        else:
+            length = self._length(before + after + len(streams.targets) - 1)
+            views = {"input": rows.View(len(samples), length)}
+        for name in (*context, *streams.targets):
+            p = found[name][0]
+            if p.values_NP is not None:
+                for view in views.values() if name in streams.targets else [views["input"]]:
+                    view.declare_values(p.spec)
+        for name in context:
+            group.write_context(views["input"], name, vocabulary.number(name))
+        weight_B, wanted = rows.weights(samples), {}
+        write = group.write_apart if self.two_views else group.write_behind
+        for name in streams.targets:
+            wanted[name] = write(views, name, vocabulary.number(name), weight_B)
+        pieces = {n: p for n, (p, _) in found.items()}
+        batch = rows.finish(samples, pieces, views, wanted, vocabulary)
+        return batch, group.counts | rows.fill(views)
+
+    def _length(self, needed: int) -> int:
+        return min(self.length, needed) if self.length else needed
+
+
+class _Group:
+    """One group on its way into views, with the split of each row into prefix and rest."""
+
+    def __init__(self, found, targets, uniform, layout: Prefix):
+        self.pieces = {n: p for n, (p, _) in found.items()}
+        self.counts = {f"cut/{n}": float(cut) for n, (_, cut) in found.items()}
+        self.last = targets[-1]
+        low, high = layout.prefix_fraction
+        lengths = np.stack([self.pieces[n].length_B for n in targets], axis=1)
+        total_B = lengths.sum(axis=1)
+        share_B = low + (high - low) * np.asarray(uniform)
+        known_B = np.minimum((share_B * total_B).astype(np.int64), np.maximum(total_B - 1, 0))
+        known = np.clip(known_B[:, None] - (np.cumsum(lengths, axis=1) - lengths), 0, lengths)
+        self.known_B = dict(zip(targets, known.T, strict=True))
+        self.rank_B = np.zeros(len(total_B), np.int64)  # order of the slot written last
+
+    def write_context(self, view: rows.View, name: str, number: int) -> None:
+        """A whole input stream, of order 0."""
+        p = self.pieces[name]
+        count_B = np.minimum(p.length_B, view.room())
+        self.counts[f"cut/{name}"] += float((p.length_B - count_B).sum())
+        places = view.reserve(count_B)
+        rows.write_pieces(view, p, places, p.start_B[places.row_N] + places.within_N, number)
+
+    def write_behind(self, views, name: str, number: int, weight_B) -> Targets:
+        """Begin token and tokens in the one view; each slot behind the prefix predicts the next."""
+        view, p, known_B = views["input"], self.pieces[name], self.known_B[name]
+        # The last token of the row predicts nothing; that of another stream is read by the next.
+        wanted_B = np.where(p.length_B > 0, p.length_B + (name != self.last), 0)
+        count_B = np.minimum(wanted_B, view.room())
+        places = view.reserve(count_B)
+        rank_N = places.within_N - known_B[places.row_N]
+        whole_N = (known_B == p.length_B)[places.row_N]
+        order_N = np.where(whole_N, 0, np.maximum(rank_N + self.rank_B[places.row_N], 0))
+        self._write(view, p, places, number, places.within_N, order_N)
+        self.rank_B = np.where(
+            known_B == p.length_B, self.rank_B, self.rank_B + np.maximum(count_B - known_B, 0)
+        )
+        predicts_N = (places.within_N >= known_B[places.row_N]) & (
+            places.within_N < p.length_B[places.row_N]
+        )
+        at = rows.Places(*(x[predicts_N] for x in places))
+        self._count(name, (p.length_B - known_B).sum() - len(at.row_N))
+        return self._targets(view, p, at, at.within_N, weight_B)
+
+    def write_apart(self, views, name: str, number: int, weight_B) -> Targets:
+        """The prefix in `input`; begin token and rest in `target`."""
+        p, known_B = self.pieces[name], self.known_B[name]
+        count_B = np.minimum(known_B, views["input"].room())
+        self.counts[f"cut/{name}"] += float((known_B - count_B).sum())
+        places = views["input"].reserve(count_B)
+        token_N = p.start_B[places.row_N] + places.within_N
+        rows.write_pieces(views["input"], p, places, token_N, number)
+        view, rest_B = views["target"], p.length_B - known_B
+        count_B = np.minimum(rest_B, view.room())
+        places = view.reserve(count_B)
+        token_N = np.where(places.within_N > 0, places.within_N + known_B[places.row_N], 0)
+        self._write(view, p, places, number, token_N, places.within_N)
+        self._count(name, (rest_B - count_B).sum())
+        label_N = places.within_N + known_B[places.row_N]
+        return self._targets(view, p, places, label_N, weight_B)
+
+    def _write(self, view, p: rows.Pieces, places, number: int, before_N, order_N) -> None:
+        """Slots that hold token `before_N` - 1 of their piece; 0 = the begin token."""
+        token_N = p.start_B[places.row_N] + np.maximum(before_N - 1, 0)
+        position = p.position_NA[token_N]
+        if p.spec.kind == "sequence":
+            position = places.within_N[:, None]
+        is_begin = before_N == 0
+        if p.ids_N is None:
+            ids = 0
+        else:
+            begin = p.spec.first_sentinel + p.offset if p.spec.num_sentinels else 0
+            ids = np.where(is_begin, begin, p.ids_N[token_N] + p.offset)
+        view.write(places, number, ids, position, order_N)
+        if p.values_NP is not None:
+            at = rows.Places(*(x[~is_begin] for x in places))
+            view.write_values(at, p.spec.name, p.values_NP[token_N[~is_begin]], at.within_N - 1)
+
+    def _targets(self, view, p: rows.Pieces, places, label_N, weight_B) -> Targets:
+        room = len(weight_B) * min(p.spec.max_tokens, view.length)
+        token_N = p.start_B[places.row_N] + label_N
+        return rows.targets(p, room, places, weight_B, token_N=token_N)
+
+    def _count(self, name: str, trimmed) -> None:
+        self.counts[f"trimmed/{name}"] = float(trimmed)

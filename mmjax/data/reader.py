@@ -1,0 +1,186 @@
+"""Reader: the encoded examples of one split of a source, with bad records named and counted."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmjax import lifecycle
+from mmjax.data.source import Records, Source
+from mmjax.modalities.modality import Modality
+from mmjax.typing import Piece, Vocabulary
+
+MIN_READ = 1000  # rows before which one bad record of many is not yet a share
+NAMED = 8  # records that an error names
+
+
+class BadRecord(Exception):
+    """One record that cannot be used. `reason` is a short word for counts."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+class Encoded(NamedTuple):
+    """One example as tokens."""
+
+    pieces: dict[str, Piece | None]
+    identity: int
+
+
+def encode_sample(
+    example: Mapping[str, Any],
+    modalities: Mapping[str, Modality],
+    streams: Sequence[str],
+    vocabulary: Vocabulary,
+) -> dict[str, Piece | None]:
+    """The streams' pieces of an example; None where it has no value.
+
+    What exceeds `max_tokens` is cut from the end and counted in the piece. Raises BadRecord for
+    values that are not finite and for ids outside the stream's range.
+    """
+    pieces: dict[str, Piece | None] = {}
+    for name in streams:
+        value = example.get(modalities[name].field or name)
+        piece = None if value is None else modalities[name].encode(value)
+        pieces[name] = None if piece is None else _checked(piece, name, vocabulary)
+    return pieces
+
+
+def _checked(piece: Piece, name: str, vocabulary: Vocabulary) -> Piece:
+    spec = vocabulary.spec(name)
+    for part in (piece.position_LA, piece.values_LP):
+        if part is not None and not np.isfinite(part).all():
+            raise BadRecord("not_finite", f"stream {name!r} has a value that is NaN or infinite")
+    if piece.ids_L is not None:
+        try:
+            vocabulary.to_global(name, piece.ids_L)
+        except ValueError as error:
+            raise BadRecord("id_out_of_range", str(error)) from error
+    if piece.length <= spec.max_tokens:
+        return piece
+    parts = [x if x is None else x[: spec.max_tokens] for x in piece[:3]]
+    return Piece(*parts, num_cut=piece.num_cut + piece.length - spec.max_tokens)  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Reader:
+    """Encoded examples by index, kept in memory while there is room.
+
+    An example is encoded once for all tasks that share a reader. Copies in worker processes start
+    empty.
+
+    Fields:
+      max_bad_fraction: share of bad among the rows read at which reading stops.
+      excluded: records that count as bad without a look.
+      cache_bytes: memory for encoded examples.
+    """
+
+    source: Source
+    split: str
+    modalities: Mapping[str, Modality]
+    vocabulary: Vocabulary
+    max_bad_fraction: float = 0.01
+    excluded: frozenset[int] = frozenset()
+    cache_bytes: int = 1 << 30
+
+    def __post_init__(self):
+        self._forget()
+
+    def _forget(self) -> None:
+        self._records: Records | None = None
+        self._cache: dict[int, dict[str, Piece | None]] = {}
+        self._identity: dict[int, int] = {}
+        self._bad: dict[int, BadRecord] = {}
+        self._cached_bytes, self.num_read, self.num_bad = 0, 0, 0
+
+    def __getstate__(self):
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._forget()
+
+    @property
+    def records(self) -> Records:
+        """The opened split. Raises BadDataError when it is empty."""
+        if self._records is None:
+            records = self.source.open(self.split)
+            if not len(records):
+                raise lifecycle.BadDataError(
+                    f"Source {type(self.source).__name__}: split {self.split!r} has no record."
+                )
+            self._records = records
+        return self._records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def read(self, index: int, streams: Sequence[str]) -> Encoded:
+        """An example with these streams. Raises BadRecord, the same for each read of a record.
+
+        Raises:
+          BadDataError: more than `max_bad_fraction` of the rows read were bad.
+        """
+        self.num_read += 1
+        if index in self.excluded:
+            raise BadRecord("excluded", "the record was excluded")
+        try:
+            if index in self._bad:
+                raise self._bad[index]
+            return self._read(index, streams)
+        except BadRecord as bad:
+            self._count(index, bad)
+            raise
+        except (MemoryError, lifecycle.RunError):
+            raise
+        except Exception as error:
+            bad = BadRecord(type(error).__name__, str(error))
+            self._count(index, bad)
+            raise bad from error
+
+    def _read(self, index: int, streams: Sequence[str]) -> Encoded:
+        known = self._cache.get(index, {})
+        lacking = [name for name in streams if name not in known]
+        if lacking or index not in self._identity:
+            example = self.records[index]
+            new = encode_sample(example, self.modalities, lacking, self.vocabulary)
+            identity = int(example.get("identity", index)) & 0x7FFFFFFF
+            known = {**known, **new}
+            if self._cached_bytes < self.cache_bytes:
+                self._cached_bytes += sum(_size(piece) for piece in new.values())
+                self._cache[index], self._identity[index] = known, identity
+        else:
+            identity = self._identity[index]
+        return Encoded({name: known[name] for name in streams}, identity)
+
+    def _count(self, index: int, bad: BadRecord) -> None:
+        self._bad.setdefault(index, bad)
+        self.num_bad += 1
+        allowed = self.max_bad_fraction * max(self.num_read, min(len(self), MIN_READ))
+        if self.num_bad <= allowed:
+            return
+        reasons = collections.defaultdict(list)
+        for record, found in self._bad.items():
+            reasons[found.reason].append(record)
+        said = "; ".join(
+            f"{reason} in records {', '.join(map(str, keys[:NAMED]))}"
+            f"{', ...' if len(keys) > NAMED else ''} ({self._bad[keys[0]].detail})"
+            for reason, keys in reasons.items()
+        )
+        raise lifecycle.BadDataError(
+            f"Source {type(self.source).__name__}, split {self.split!r}: {self.num_bad} of"
+            f" {self.num_read} rows read were bad, more than max_bad_fraction="
+            f"{self.max_bad_fraction} allows: {said}. Repair or leave out these records, or raise"
+            " guards.max_bad_fraction."
+        )
+
+
+def _size(piece: Piece | None) -> int:
+    parts = () if piece is None else piece[:3]
+    return 200 + sum(x.nbytes for x in parts if x is not None)

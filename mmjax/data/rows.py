@@ -1,0 +1,230 @@
+"""Samples to arrays: pieces laid end to end, views filled slot by slot, batches closed.
+
+Layouts are made of these three steps; all work on whole groups at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmjax.data.task import Sample
+from mmjax.typing import NUM_AXES, Batch, Targets, Tokens, TokenSpec, Values, Vocabulary
+
+
+class Pieces(NamedTuple):
+    """The pieces of one stream of a group, end to end (N tokens in all)."""
+
+    spec: TokenSpec
+    present_B: np.ndarray  # bool
+    length_B: np.ndarray  # int64; 0 where absent
+    start_B: np.ndarray  # int64: first token of each row
+    position_NA: np.ndarray
+    ids_N: np.ndarray | None  # local to the stream; None for continuous streams
+    values_NP: np.ndarray | None
+    offset: int  # of the vocabulary ids
+
+    def padded(self) -> np.ndarray:
+        """Local ids [B, max_tokens], 0 behind the end."""
+        assert self.ids_N is not None
+        out = np.zeros((len(self.length_B), self.spec.max_tokens), np.int32)
+        out[np.arange(out.shape[1]) < self.length_B[:, None]] = self.ids_N
+        return out
+
+
+def pieces(samples: Sequence[Sample], name: str, vocabulary: Vocabulary) -> tuple[Pieces, int]:
+    """The pieces of a stream, and how many tokens the modality had to cut.
+
+    Raises ValueError for ids outside the stream's range and for pieces that are not what the
+    spec says.
+    """
+    spec = vocabulary.spec(name)
+    found = [s.pieces.get(name) for s in samples]
+    there = [p for p in found if p is not None]
+    lengths = [0 if p is None else len(p.position_LA) for p in found]
+    if max(lengths, default=0) > spec.max_tokens:
+        raise ValueError(
+            f"Stream {name!r}: a piece of {max(lengths)} tokens exceeds"
+            f" max_tokens={spec.max_tokens}; its modality must cut it (and count `num_cut`)."
+        )
+    length_B = np.asarray(lengths, np.int64)
+    ids, values = None, None
+    if spec.vocab_size:
+        parts = [p.ids_L for p in there]
+        _check(name, all(p is not None for p in parts), "ids_L", spec)
+        ids = np.concatenate(parts, dtype=np.int32) if parts else np.zeros(0, np.int32)  # type: ignore[arg-type]
+        vocabulary.to_global(name, ids)
+    else:
+        parts = [p.values_LP for p in there]
+        good = all(p is not None and p.shape[1:] == (spec.width,) for p in parts)
+        _check(name, good, f"values_LP of width {spec.width}", spec)
+        values = np.concatenate(parts, dtype=np.float32) if parts else None  # type: ignore[arg-type]
+        values = np.zeros((0, spec.width), np.float32) if values is None else values
+    position = np.concatenate([p.position_LA for p in there]) if there else np.zeros((0, NUM_AXES))
+    out = Pieces(
+        spec=spec,
+        present_B=np.asarray([p is not None for p in found]),
+        length_B=length_B,
+        start_B=np.cumsum(length_B) - length_B,
+        position_NA=position.astype(np.float32, copy=False),
+        ids_N=ids,
+        values_NP=values,
+        offset=vocabulary.range(name)[0],
+    )
+    return out, sum(p.num_cut for p in there)
+
+
+def _check(name: str, is_good: bool, wanted: str, spec: TokenSpec) -> None:
+    if not is_good:
+        kind = "discrete" if spec.vocab_size else "continuous"
+        raise ValueError(
+            f"Stream {name!r}: a piece lacks {wanted}, but the spec is {kind}"
+            f" (vocab_size={spec.vocab_size}, width={spec.width}); make encode() and spec() agree."
+        )
+
+
+class Places(NamedTuple):
+    """Slots of a view given to N tokens of one stream."""
+
+    row_N: np.ndarray
+    within_N: np.ndarray  # rank of the token among those of its row that were reserved with it
+    slot_N: np.ndarray
+
+
+class View:
+    """Tokens of a group being filled, stream after stream; what is left over stays padding."""
+
+    def __init__(self, num_rows: int, length: int):
+        self.length, self.filled_B = length, np.zeros(num_rows, np.int64)
+        self.ids = np.zeros((num_rows, length), np.int32)
+        self.stream = np.zeros((num_rows, length), np.int32)
+        self.order = np.zeros((num_rows, length), np.int32)
+        self.position = np.zeros((num_rows, length, NUM_AXES), np.float32)
+        self.values: dict[str, Values] = {}
+
+    def room(self) -> np.ndarray:
+        """Free slots of each row."""
+        return self.length - self.filled_B
+
+    def reserve(self, count_B: np.ndarray) -> Places:
+        """The next slots of each row; the counts must fit."""
+        row_N = np.repeat(np.arange(len(count_B)), count_B)
+        within_N = np.arange(len(row_N)) - np.repeat(np.cumsum(count_B) - count_B, count_B)
+        places = Places(row_N, within_N, self.filled_B[row_N] + within_N)
+        self.filled_B = self.filled_B + count_B
+        return places
+
+    def write(self, places: Places, stream: int, ids_N, position, order_N=None) -> None:
+        """Fills slots. `ids_N` are vocabulary ids (0 = mask slot or continuous piece)."""
+        at = (places.row_N, places.slot_N)
+        self.ids[at] = ids_N
+        self.stream[at] = stream
+        self.position[at] = position
+        if order_N is not None:
+            self.order[at] = order_N
+
+    def declare_values(self, spec: TokenSpec) -> None:
+        """Makes room for the pieces of a continuous stream; every slot unused."""
+        rows, room = len(self.filled_B), min(spec.max_tokens, self.length)
+        self.values[spec.name] = Values(
+            np.zeros((rows, room, spec.width), np.float32),
+            np.full((rows, room), self.length, np.int32),
+        )
+
+    def write_values(self, places: Places, name: str, value_NP, rank_N=None) -> None:
+        """Gives continuous pieces to slots; `rank_N` places them among the row's pieces."""
+        at = (places.row_N, places.within_N if rank_N is None else rank_N)
+        self.values[name].value_BJP[at] = value_NP
+        self.values[name].slot_BJ[at] = places.slot_N
+
+    def tokens(self) -> Tokens:
+        """The filled view; one sample a row."""
+        segment = (self.stream > 0).astype(np.int32)
+        return Tokens(self.ids, self.stream, segment, self.order, self.position, self.values)
+
+
+def write_pieces(view: View, p: Pieces, places: Places, token_N, stream: int, order_N=None):
+    """Writes tokens (indices into the flat pieces) as they are, discrete or continuous."""
+    ids = 0 if p.ids_N is None else p.ids_N[token_N] + p.offset
+    view.write(places, stream, ids, p.position_NA[token_N], order_N)
+    if p.values_NP is not None:
+        view.write_values(places, p.spec.name, p.values_NP[token_N])
+
+
+def targets(p: Pieces, room: int, places: Places, weight_B, label_N=None, token_N=None) -> Targets:
+    """Targets of a stream in a group with room for `room`: labels, or the pieces `token_N`.
+
+    `places` are the slots to predict at; there must be room for all.
+    """
+    count = len(places.row_N)
+
+    def padded(values, dtype):
+        out = np.zeros((1, room), dtype)
+        out[0, :count] = values
+        return out
+
+    label, value = None, None
+    if p.values_NP is None:
+        label = padded(p.ids_N[token_N] if label_N is None else label_N, np.int32)  # type: ignore[index]
+    else:
+        value = np.zeros((1, room, p.values_NP.shape[1]), np.float32)
+        value[0, :count] = p.values_NP[token_N]
+    row = padded(places.row_N, np.int32)
+    weight = padded(weight_B[places.row_N], np.float32)
+    return Targets(row, padded(places.slot_N, np.int32), row.copy(), weight, label, value)
+
+
+def trim(count_B: np.ndarray, room: int) -> np.ndarray:
+    """Counts whose sum fits the room; later rows lose first."""
+    return np.clip(room - (np.cumsum(count_B) - count_B), 0, count_B)
+
+
+def weights(samples: Sequence[Sample]) -> np.ndarray:
+    """Weight of each sample, float32."""
+    return np.asarray([s.weight for s in samples], np.float32)
+
+
+def finish(
+    samples: Sequence[Sample],
+    all_pieces: dict[str, Pieces],
+    views: dict[str, View],
+    wanted: dict[str, Targets],
+    vocabulary: Vocabulary,
+) -> Batch:
+    """Closes a group of one sample a row."""
+    present = np.zeros((len(samples), 1, len(vocabulary.specs)), bool)
+    for name, p in all_pieces.items():
+        present[:, 0, vocabulary.number(name) - 1] = p.present_B
+    return Batch(
+        views={role: view.tokens() for role, view in views.items()},
+        targets=wanted,
+        present_BSM=present,
+        identity_BS=np.asarray([[s.identity] for s in samples], np.int32),
+        sample_BSI=np.asarray([[s.sample] for s in samples], np.uint32),
+        weight_BS=weights(samples)[:, None],
+    )
+
+
+def fill(views: dict[str, View]) -> dict[str, float]:
+    """Counts of used and of all slots, for throughput and padding."""
+    used = sum(int(view.filled_B.sum()) for view in views.values())
+    return {"tokens": float(used), "slots": float(sum(v.stream.size for v in views.values()))}
+
+
+def add_counts(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+    """Sums by name."""
+    return {name: a.get(name, 0.0) + b.get(name, 0.0) for name in (*a, *b)}
+
+
+def concatenate(parts: Sequence[Any]) -> Any:
+    """Batches (or parts of batches) joined on axis 0."""
+    first = parts[0]
+    if len(parts) == 1 or first is None:
+        return first
+    if isinstance(first, dict):
+        return {name: concatenate([p[name] for p in parts]) for name in first}
+    if isinstance(first, tuple):
+        return type(first)(*(concatenate(group) for group in zip(*parts, strict=True)))
+    return np.concatenate(parts)
