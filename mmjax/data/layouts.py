@@ -60,42 +60,52 @@ class Masked(Layout):
             raise ValueError(f"Masked: room={self.room} must be 1 or more.")
 
     def build(self, samples, streams, vocabulary):
+        return self.build_groups(samples, streams, vocabulary, 1)
+
+    def build_groups(self, samples, streams, vocabulary, num_groups):
         inputs = [vocabulary.spec(n) for n in streams.inputs]
         targets = [vocabulary.spec(n) for n in streams.targets]
-        if not self.single_view:
-            for spec in targets:
-                _check_sentinels("Masked", spec)
-        plan = masking.plan(
-            self.policies, inputs, targets, self.input_tokens, self.target_tokens,
-            not self.single_view,
-        )  # fmt: skip
+        plan = self._plan(inputs, targets)
         found = {n: rows.pieces(samples, n, vocabulary) for n in plan.names}
+        groups = rows.groups(samples, num_groups)
         draws = masking.draw(plan, [s.rng for s in samples])
         lengths = np.stack([found[n][0].length_B for n in plan.names], axis=1)
-        group = _MaskedGroup(plan, draws, masking.mask(plan, draws, lengths), found)
+        filling = _MaskedFilling(plan, draws, masking.mask(plan, draws, lengths), found)
         counts = {f"cut/{n}": float(cut) for n, (_, cut) in found.items()}
-        rooms = self._rooms(plan, len(samples))
+        rooms = self._rooms(plan, groups.num_rows)
         for spec in targets:
-            wanted_B = group.masks.target_BM[:, plan.names.index(spec.name)]
-            kept_B = rows.trim(wanted_B, rooms[spec.name])
+            wanted_B = filling.masks.target_BM[:, plan.names.index(spec.name)]
+            kept_B = groups.trim(wanted_B, rooms[spec.name])
             counts[f"trimmed/{spec.name}"] = float((wanted_B - kept_B).sum())
             wanted_B[:] = kept_B
-        sizes = [sum(s.max_tokens for s in side) for side in (inputs, targets)]
-        views = {"input": rows.View(len(samples), min(self.input_tokens, sizes[0]))}
-        if self.single_view:
-            whole = self.input_tokens + self.target_tokens
-            views["input"] = rows.View(len(samples), min(whole, sum(plan.lengths)))
-        else:
-            views["target"] = rows.View(len(samples), min(self.target_tokens, sizes[1]))
+        lengths = self._lengths(inputs, targets)
+        views = {role: rows.View(len(samples), length) for role, length in lengths.items()}
         for spec in inputs:
-            group.write_input(views["input"], spec, vocabulary.number(spec.name))
-        weight_B, wanted = rows.weights(samples), {}
+            filling.write_input(views["input"], spec, vocabulary.number(spec.name))
+        wanted = {}
         for spec in targets:
             view, number = views.get("target", views["input"]), vocabulary.number(spec.name)
-            wanted[spec.name] = group.write_target(view, spec, number, rooms[spec.name], weight_B)
+            wanted[spec.name] = filling.write_target(view, spec, number, rooms[spec.name], groups)
         pieces = {n: p for n, (p, _) in found.items()}
         batch = rows.finish(samples, pieces, views, wanted, vocabulary)
         return batch, counts | rows.fill(views)
+
+    def _plan(self, inputs: list[TokenSpec], targets: list[TokenSpec]) -> masking.Plan:
+        if not self.single_view:
+            for spec in targets:
+                _check_sentinels("Masked", spec)
+        sizes = (self.input_tokens, self.target_tokens)
+        return masking.plan(self.policies, inputs, targets, *sizes, not self.single_view)
+
+    def _lengths(self, inputs: list[TokenSpec], targets: list[TokenSpec]) -> dict[str, int]:
+        """Slots of each view: the budget, or less where all streams together are shorter."""
+        if self.single_view:
+            whole = {s.name: s.max_tokens for s in (*inputs, *targets)}
+            return {"input": min(self.input_tokens + self.target_tokens, sum(whole.values()))}
+        return {
+            "input": min(self.input_tokens, sum(s.max_tokens for s in inputs)),
+            "target": min(self.target_tokens, sum(s.max_tokens for s in targets)),
+        }
 
     def _rooms(self, plan: masking.Plan, num_rows: int) -> dict[str, int]:
         """Static room of each stream in the targets of a group."""
@@ -106,8 +116,8 @@ class Masked(Layout):
         }
 
 
-class _MaskedGroup:
-    """One group on its way into views: pieces, budgets, and the random order of grids."""
+class _MaskedFilling:
+    """A batch on its way into views: pieces, budgets, and the random order of grids."""
 
     def __init__(self, plan, draws, masks, found):
         self.plan, self.draws, self.masks = plan, draws, masks
@@ -138,7 +148,7 @@ class _MaskedGroup:
             token_N = self._tokens(spec.name, places.row_N, places.within_N)
             rows.write_pieces(view, p, places, token_N, number)
 
-    def write_target(self, view, spec: TokenSpec, number: int, room: int, weight_B):
+    def write_target(self, view, spec: TokenSpec, number: int, room: int, groups):
         """Mask slots of the next tokens of the random order, or teacher-forced spans."""
         p, m = self.pieces[spec.name], self.plan.names.index(spec.name)
         count_B = self.masks.target_BM[:, m]
@@ -147,22 +157,22 @@ class _MaskedGroup:
             split = self.splits[spec.name]
             uniform_B = self.draws.uniform_BI[:, 2 + len(self.plan.names) + m]
             start_B = spans.start_spans(split, count_B, uniform_B)
-            return _write_spans(view, p, places, split.target_BT, start_B, number, room, weight_B)
+            return _write_spans(view, p, places, split.target_BT, start_B, number, room, groups)
         shown_B = self.masks.input_BM[:, m]
         token_N = self._tokens(spec.name, places.row_N, places.within_N + shown_B[places.row_N])
         view.write(places, number, 0, p.position_NA[token_N])
-        return rows.targets(p, room, places, weight_B, token_N=token_N)
+        return rows.targets(p, room, places, groups, token_N=token_N)
 
     def _tokens(self, name: str, row_N, rank_N):
         return self.pieces[name].start_B[row_N] + self.scattered[name][row_N, rank_N]
 
 
-def _write_spans(view, p: rows.Pieces, places, target_BT, start_B, number, room, weight_B):
+def _write_spans(view, p: rows.Pieces, places, target_BT, start_B, number, room, groups):
     """Teacher-forced targets: tokens from `start_B` on, each predicts the next."""
     at = start_B[places.row_N] + places.within_N
     ids = target_BT[places.row_N, at] + p.offset
     view.write(places, number, ids, places.within_N[:, None], places.within_N)
-    return rows.targets(p, room, places, weight_B, label_N=target_BT[places.row_N, at + 1])
+    return rows.targets(p, room, places, groups, label_N=target_BT[places.row_N, at + 1])
 
 
 def _check_sentinels(who: str, spec: TokenSpec) -> None:
@@ -191,6 +201,9 @@ class Aligned(Layout):
                 raise ValueError(f"Aligned: max_tokens={length} of {name!r} must be 1 or more.")
 
     def build(self, samples, streams, vocabulary):
+        return self.build_groups(samples, streams, vocabulary, 1)
+
+    def build_groups(self, samples, streams, vocabulary, num_groups):
         views, pieces, counts = {}, {}, {}
         for name in streams.inputs:
             p, cut = rows.pieces(samples, name, vocabulary)
@@ -200,7 +213,9 @@ class Aligned(Layout):
             if p.values_NP is not None:
                 view.declare_values(p.spec)
             places = view.reserve(count_B)
-            token_N = p.start_B[places.row_N] + places.within_N
+            token_N = slice(None)  # spares a copy where nothing is cut
+            if (count_B < p.length_B).any():
+                token_N = p.start_B[places.row_N] + places.within_N
             rows.write_pieces(view, p, places, token_N, vocabulary.number(name))
             views[name], pieces[name] = view, p
             counts[f"cut/{name}"] = float(cut + (p.length_B - count_B).sum())
@@ -229,13 +244,16 @@ class Spans(Layout):
             raise ValueError(f"Spans: mean_length={self.mean_length} must be 1 or more.")
 
     def build(self, samples, streams, vocabulary):
+        return self.build_groups(samples, streams, vocabulary, 1)
+
+    def build_groups(self, samples, streams, vocabulary, num_groups):
         names = list(dict.fromkeys((*streams.inputs, *streams.targets)))
         found = {n: rows.pieces(samples, n, vocabulary) for n in names}
         specs = {n: vocabulary.spec(n) for n in names}
         room = {n: self._most(specs[n]) for n in streams.targets}
         view = rows.View(len(samples), sum(s.max_tokens for s in specs.values()))
         target = rows.View(len(samples), sum(room.values()))
-        weight_B, wanted = rows.weights(samples), {}
+        groups, wanted = rows.groups(samples, num_groups), {}
         for name, (p, _) in found.items():
             number = vocabulary.number(name)
             if name not in room:
@@ -252,7 +270,7 @@ class Spans(Layout):
             places, start_B = target.reserve(split.labels_B), np.zeros(len(samples), np.int64)
             wanted[name] = _write_spans(
                 target, p, places, split.target_BT, start_B, number,
-                room[name] * len(samples), weight_B,
+                room[name] * groups.num_rows, groups,
             )  # fmt: skip
         views, pieces = {"input": view, "target": target}, {n: p for n, (p, _) in found.items()}
         counts = {f"cut/{n}": float(cut) for n, (_, cut) in found.items()}

@@ -1,27 +1,29 @@
-"""The loader: the batch of any step as a pure function of (seed, journal, step), prefetched.
+"""The loader: batches of successive steps, made ahead and put on devices.
 
     stream = loader.open_stream(experiment, program, schedule, journal, step=start)
-    place, batch, counts = next(stream)          # NumPy, the rows of this host
-    batch = loader.to_global(batch, program.batch_sharding)
+    place, batch, counts = next(stream)  # global arrays
 
 One grain MapDataset over step numbers, sliced at the start: all tasks share its workers and are
-read in the order in which they are needed. A row of a task is a place in an endless row of epochs;
-what it holds depends on (seed, task, epoch, record) alone, never on hosts, workers or mesh.
+read in the order in which they are needed. The batch of a step is a pure function of (seed,
+journal, step), whatever the number of hosts or workers (`data.batches`).
 """
 
 from __future__ import annotations
 
-import hashlib
+import collections
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from concurrent import futures
 from typing import Any
 
 import numpy as np
 
+from mmjax.data import batches as batches_lib
 from mmjax.data import mixture, shuffle
 from mmjax.data import rows as rows_lib
+from mmjax.data.batches import Batches, Counts
 from mmjax.data.reader import BadRecord, Reader, encode_sample
-from mmjax.data.task import Sample, Shape, Streams, Task
+from mmjax.data.task import Sample, Task
 from mmjax.lifecycle import BadDataError
 from mmjax.modalities.modality import Modality
 from mmjax.typing import Batch, Vocabulary
@@ -40,110 +42,27 @@ __all__ = [
     "to_global",
 ]
 
-MAX_PROBES = 100  # records tried in place of a bad one
-MAX_STEPS = 1 << 40
-
-Groups = Mapping[tuple[str, str], range]  # (task, variant) -> groups of this host
-Counts = dict[str, float]
+AHEAD = 2  # batches on their way to devices, the one in use not counted
 
 
-class Batches:
-    """Random access to the batches of a run by step number; picklable.
+class Stream:
+    """Batches of successive steps, made ahead; `next` gives (place, batch, counts).
 
     Args:
-      schedule: which task takes which step. journal: of the run.
-      readers: encoded examples by task; tasks of one source share one.
-      vocabulary, seed: of the run.
-      groups: what this host reads of each (task, variant); None = all.
+      batches, start: what to read, from which step on.
+      num_workers: processes; 0 = a thread. prefetch: batches made ahead.
+      sharding: of axis 0; with it the batches are global arrays, put on devices ahead by a thread.
     """
 
     def __init__(
         self,
-        schedule: mixture.Schedule,
-        journal: mixture.Journal,
-        readers: Mapping[str, Reader],
-        vocabulary: Vocabulary,
-        seed: int,
-        groups: Groups | None = None,
+        batches: Batches,
+        start: int,
+        *,
+        num_workers: int = 0,
+        prefetch: int = 4,
+        sharding: Any = None,
     ):
-        self.schedule, self.journal, self.readers = schedule, journal, dict(readers)
-        self.vocabulary, self.seed, self.groups = vocabulary, seed, dict(groups or {})
-        self.skips = {name: schedule.skips(name, journal) for name in schedule.tasks}
-        self.keys = {name: _key(seed, name) for name in schedule.tasks}
-
-    def __len__(self) -> int:
-        return MAX_STEPS
-
-    def __getitem__(self, step: int) -> tuple[mixture.Place, Batch, Counts]:
-        """Place of a step, this host's rows of its batch, and counts summed over its groups."""
-        place = self.schedule.locate(step, self.journal)
-        shape = self.schedule.tasks[place.task].shape(place.variant)
-        num_groups = shape.batch_size // shape.group_rows
-        mine = self.groups.get((place.task, place.variant), range(num_groups))
-        first = self.schedule.first_row(place.task, place.n) + mine.start * shape.group_rows
-        rows = np.arange(first, first + len(mine) * shape.group_rows)
-        rows = mixture.skip_rows(rows, self.skips[place.task])
-        samples, counts = self._samples(place.task, rows)
-        task = self.schedule.tasks[place.task]
-        batch, more = build(samples, shape, task.streams(), self.vocabulary)
-        return place, batch, rows_lib.add_counts(counts, more)
-
-    def _samples(self, name: str, rows: np.ndarray) -> tuple[list[Sample], Counts]:
-        reader, key = self.readers[name], self.keys[name]
-        streams = used_streams(self.schedule.tasks[name])
-        epochs, places = np.divmod(rows, len(reader))
-        records = shuffle.permute(len(reader), key, epochs, places)
-        samples, counts = [], {}
-        for epoch, place, record in zip(
-            epochs.tolist(), places.tolist(), records.tolist(), strict=True
-        ):
-            for probe in range(1, MAX_PROBES + 2):
-                try:
-                    encoded = reader.read(record, streams)
-                    break
-                except BadRecord as bad:
-                    counts = rows_lib.add_counts(counts, {f"bad/{bad.reason}": 1.0})
-                    last = f"record {record}: {bad.reason} ({bad.detail})"
-                # Another bijection of the same place; independent of what others read.
-                record = int(shuffle.permute(len(reader), key + probe, epoch, place)[0])
-            else:
-                raise BadDataError(
-                    f"Source {type(reader.source).__name__}, split {reader.split!r}: {MAX_PROBES}"
-                    f" records in a row were bad, the last being {last}."
-                )
-            rng = np.random.default_rng([key, epoch, record])
-            samples.append(Sample(encoded.pieces, encoded.identity, (record, epoch), rng))
-        return samples, counts
-
-
-def _key(seed: int, name: str) -> int:
-    """63 bits for a task, equal on all hosts and versions of Python."""
-    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def used_streams(task: Task) -> tuple[str, ...]:
-    """Inputs, then streams that are only targets."""
-    return tuple(dict.fromkeys((*task.inputs, *task.targets)))
-
-
-def build(
-    samples: Sequence[Sample], shape: Shape, streams: Streams, vocabulary: Vocabulary
-) -> tuple[Batch, Counts]:
-    """Whole groups of samples to one batch."""
-    batches, counts = [], {}
-    for start in range(0, len(samples), shape.group_rows):
-        group = samples[start : start + shape.group_rows]
-        batch, more = shape.layout.build(group, streams, vocabulary)
-        batches.append(batch)
-        counts = rows_lib.add_counts(counts, more)
-    return rows_lib.concatenate(batches), counts
-
-
-class Stream:
-    """Batches of successive steps, made ahead; `next` gives (place, batch, counts)."""
-
-    def __init__(self, batches: Batches, start: int, *, num_workers: int = 0, prefetch: int = 4):
         import grain
 
         data = grain.MapDataset.source(batches)[start:]  # type: ignore[arg-type]
@@ -154,22 +73,34 @@ class Stream:
 
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain's workers look at them
+            per_worker = max(1, prefetch // num_workers)
             data = data.mp_prefetch(
                 grain.MultiprocessingOptions(
-                    num_workers=num_workers,
-                    per_worker_buffer_size=max(1, prefetch // num_workers),
+                    num_workers=num_workers, per_worker_buffer_size=per_worker
                 )
             )
-        self._iterator = iter(data)
+        self._iterator, self._sharding = iter(data), sharding
+        self._pool = futures.ThreadPoolExecutor(1) if sharding is not None else None
+        self._ahead: collections.deque[futures.Future] = collections.deque()
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> tuple[mixture.Place, Batch, Counts]:
-        return next(self._iterator)
+        if self._pool is None:
+            return next(self._iterator)
+        while len(self._ahead) < AHEAD:
+            self._ahead.append(self._pool.submit(self._put))
+        return self._ahead.popleft().result()
+
+    def _put(self) -> tuple[mixture.Place, Batch, Counts]:
+        place, batch, counts = next(self._iterator)
+        return place, to_global(batch, self._sharding), counts
 
     def close(self) -> None:
         """Ends threads and worker processes."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
         self._iterator.close()
 
 
@@ -205,7 +136,7 @@ def open_stream(
     journal: mixture.Journal,
     step: int,
 ) -> Stream:
-    """The stream of a training run from a step on, with this host's rows.
+    """The stream of a training run from a step on: global batches, of which this host reads a part.
 
     A change of the journal needs a new stream.
     """
@@ -230,7 +161,13 @@ def open_stream(
         groups,
     )
     settings = experiment.data
-    return Stream(batches, step, num_workers=settings.num_workers, prefetch=settings.prefetch)
+    return Stream(
+        batches,
+        step,
+        num_workers=settings.num_workers,
+        prefetch=settings.prefetch,
+        sharding=sharding,
+    )
 
 
 def host_groups(num_groups: int, sharding: Any) -> range:
@@ -247,9 +184,14 @@ def host_groups(num_groups: int, sharding: Any) -> range:
 
 
 def to_global(batch: Batch, sharding: Any) -> Batch:
-    """This host's rows of a batch (NumPy) to global arrays, sharded on axis 0."""
+    """This host's rows of a batch (NumPy) to global arrays, sharded on axis 0.
+
+    A batch that is global already is returned as it is.
+    """
     import jax
 
+    if isinstance(batch.weight_BS, jax.Array):
+        return batch
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
@@ -268,7 +210,7 @@ def example_batch(
 
 def _nothing(task: Task) -> Sample:
     """A sample without pieces, of weight 0."""
-    pieces = dict.fromkeys(used_streams(task))
+    pieces = dict.fromkeys(batches_lib.used_streams(task))
     return Sample(pieces, 0, (0, 0), np.random.default_rng(0), weight=0.0)
 
 
@@ -290,21 +232,23 @@ def eval_batches(
             experiment.guards.max_bad_fraction,
         )
     reader = program.compiled[key][task]
-    variant = next(iter(config.variant_weights()))
-    shape, streams = config.shape(variant), used_streams(config)
+    shape = config.shape(next(iter(config.variant_weights())))
     mine = host_groups(shape.batch_size // shape.group_rows, program.batch_sharding)
-    key, total = _key(experiment.seed, f"eval {task}"), -(-len(reader) // shape.batch_size)
+    seed = batches_lib.task_key(experiment.seed, f"eval {task}")
+    total = -(-len(reader) // shape.batch_size)
     for number in range(total if num_batches is None else min(total, num_batches)):
-        samples = []
         first = number * shape.batch_size + mine.start * shape.group_rows
-        for record in range(first, first + len(mine) * shape.group_rows):
-            try:
-                if record >= len(reader):
-                    raise BadRecord("end", "the split ends here")
-                encoded = reader.read(record, streams)
-            except BadRecord:
-                samples.append(_nothing(config))
-                continue
-            rng = np.random.default_rng([key, record])
-            samples.append(Sample(encoded.pieces, encoded.identity, (record, 0), rng))
-        yield build(samples, shape, config.streams(), program.vocabulary)[0]
+        records = range(first, first + len(mine) * shape.group_rows)
+        samples = [_eval_sample(reader, config, record, seed) for record in records]
+        yield batches_lib.build(samples, shape, config.streams(), program.vocabulary)[0]
+
+
+def _eval_sample(reader: Reader, task: Task, record: int, seed: int) -> Sample:
+    if record >= len(reader):
+        return _nothing(task)
+    try:
+        encoded = reader.read(record, batches_lib.used_streams(task))
+    except BadRecord:
+        return _nothing(task)
+    rng = batches_lib.generator(int(shuffle.seeds(seed, np.zeros(1), np.asarray([record]))[0]))
+    return Sample(encoded.pieces, encoded.identity, (record, 0), rng)

@@ -41,9 +41,12 @@ class Prefix(Layout):
             raise ValueError(f"Prefix: length={self.length} must be 0 (automatic) or more.")
 
     def build(self, samples, streams, vocabulary):
+        return self.build_groups(samples, streams, vocabulary, 1)
+
+    def build_groups(self, samples, streams, vocabulary, num_groups):
         context = [n for n in streams.inputs if n not in streams.targets]
         found = {n: rows.pieces(samples, n, vocabulary) for n in (*context, *streams.targets)}
-        group = _Group(found, streams.targets, [s.rng.random() for s in samples], self)
+        filling = _Filling(found, streams.targets, [s.rng.random() for s in samples], self)
         before = sum(found[n][0].spec.max_tokens for n in context)
         after = sum(found[n][0].spec.max_tokens for n in streams.targets)
         if self.two_views:
@@ -61,21 +64,21 @@ class Prefix(Layout):
                 for view in views.values() if name in streams.targets else [views["input"]]:
                     view.declare_values(p.spec)
         for name in context:
-            group.write_context(views["input"], name, vocabulary.number(name))
-        weight_B, wanted = rows.weights(samples), {}
-        write = group.write_apart if self.two_views else group.write_behind
+            filling.write_context(views["input"], name, vocabulary.number(name))
+        groups, wanted = rows.groups(samples, num_groups), {}
+        write = filling.write_apart if self.two_views else filling.write_behind
         for name in streams.targets:
-            wanted[name] = write(views, name, vocabulary.number(name), weight_B)
+            wanted[name] = write(views, name, vocabulary.number(name), groups)
         pieces = {n: p for n, (p, _) in found.items()}
         batch = rows.finish(samples, pieces, views, wanted, vocabulary)
-        return batch, group.counts | rows.fill(views)
+        return batch, filling.counts | rows.fill(views)
 
     def _length(self, needed: int) -> int:
         return min(self.length, needed) if self.length else needed
 
 
-class _Group:
-    """One group on its way into views, with the split of each row into prefix and rest."""
+class _Filling:
+    """A batch on its way into views, with the split of each row into prefix and rest."""
 
     def __init__(self, found, targets, uniform, layout: Prefix):
         self.pieces = {n: p for n, (p, _) in found.items()}
@@ -98,7 +101,7 @@ class _Group:
         places = view.reserve(count_B)
         rows.write_pieces(view, p, places, p.start_B[places.row_N] + places.within_N, number)
 
-    def write_behind(self, views, name: str, number: int, weight_B) -> Targets:
+    def write_behind(self, views, name: str, number: int, groups) -> Targets:
         """Begin token and tokens in the one view; each slot behind the prefix predicts the next."""
         view, p, known_B = views["input"], self.pieces[name], self.known_B[name]
         # The last token of the row predicts nothing; that of another stream is read by the next.
@@ -117,9 +120,9 @@ class _Group:
         )
         at = rows.Places(*(x[predicts_N] for x in places))
         self._count(name, (p.length_B - known_B).sum() - len(at.row_N))
-        return self._targets(view, p, at, at.within_N, weight_B)
+        return self._targets(view, p, at, at.within_N, groups)
 
-    def write_apart(self, views, name: str, number: int, weight_B) -> Targets:
+    def write_apart(self, views, name: str, number: int, groups) -> Targets:
         """The prefix in `input`; begin token and rest in `target`."""
         p, known_B = self.pieces[name], self.known_B[name]
         count_B = np.minimum(known_B, views["input"].room())
@@ -134,7 +137,7 @@ class _Group:
         self._write(view, p, places, number, token_N, places.within_N)
         self._count(name, (rest_B - count_B).sum())
         label_N = places.within_N + known_B[places.row_N]
-        return self._targets(view, p, places, label_N, weight_B)
+        return self._targets(view, p, places, label_N, groups)
 
     def _write(self, view, p: rows.Pieces, places, number: int, before_N, order_N) -> None:
         """Slots that hold token `before_N` - 1 of their piece; 0 = the begin token."""
@@ -153,10 +156,10 @@ class _Group:
             at = rows.Places(*(x[~is_begin] for x in places))
             view.write_values(at, p.spec.name, p.values_NP[token_N[~is_begin]], at.within_N - 1)
 
-    def _targets(self, view, p: rows.Pieces, places, label_N, weight_B) -> Targets:
-        room = len(weight_B) * min(p.spec.max_tokens, view.length)
+    def _targets(self, view, p: rows.Pieces, places, label_N, groups) -> Targets:
+        room = groups.num_rows * min(p.spec.max_tokens, view.length)
         token_N = p.start_B[places.row_N] + label_N
-        return rows.targets(p, room, places, weight_B, token_N=token_N)
+        return rows.targets(p, room, places, groups, token_N=token_N)
 
     def _count(self, name: str, trimmed) -> None:
         self.counts[f"trimmed/{name}"] = float(trimmed)

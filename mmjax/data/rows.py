@@ -6,12 +6,14 @@ Layouts are made of these three steps; all work on whole groups at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mmjax.data.task import Sample
 from mmjax.typing import NUM_AXES, Batch, Targets, Tokens, TokenSpec, Values, Vocabulary
+
+if TYPE_CHECKING:
+    from mmjax.data.task import Sample
 
 
 class Pieces(NamedTuple):
@@ -135,9 +137,14 @@ class View:
 
     def write_values(self, places: Places, name: str, value_NP, rank_N=None) -> None:
         """Gives continuous pieces to slots; `rank_N` places them among the row's pieces."""
+        values = self.values[name]
+        if rank_N is None and len(value_NP) == values.slot_BJ.size:  # all pieces of all rows
+            values.value_BJP.reshape(value_NP.shape)[:] = value_NP
+            values.slot_BJ[:] = places.slot_N.reshape(values.slot_BJ.shape)
+            return
         at = (places.row_N, places.within_N if rank_N is None else rank_N)
-        self.values[name].value_BJP[at] = value_NP
-        self.values[name].slot_BJ[at] = places.slot_N
+        values.value_BJP[at] = value_NP
+        values.slot_BJ[at] = places.slot_N
 
     def tokens(self) -> Tokens:
         """The filled view; one sample a row."""
@@ -146,44 +153,62 @@ class View:
 
 
 def write_pieces(view: View, p: Pieces, places: Places, token_N, stream: int, order_N=None):
-    """Writes tokens (indices into the flat pieces) as they are, discrete or continuous."""
+    """Writes tokens (indices into the flat pieces, or a slice) as they are."""
     ids = 0 if p.ids_N is None else p.ids_N[token_N] + p.offset
     view.write(places, stream, ids, p.position_NA[token_N], order_N)
     if p.values_NP is not None:
         view.write_values(places, p.spec.name, p.values_NP[token_N])
 
 
-def targets(p: Pieces, room: int, places: Places, weight_B, label_N=None, token_N=None) -> Targets:
-    """Targets of a stream in a group with room for `room`: labels, or the pieces `token_N`.
+class Groups(NamedTuple):
+    """W groups of equally many successive rows, and what their targets need."""
 
-    `places` are the slots to predict at; there must be room for all.
+    num: int
+    weight_B: np.ndarray  # of each sample
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a group."""
+        return len(self.weight_B) // self.num
+
+    def trim(self, count_B: np.ndarray, room: int) -> np.ndarray:
+        """Counts whose sum fits the room of their group; later rows lose first."""
+        count_WR = count_B.reshape(self.num, -1)
+        before_WR = np.cumsum(count_WR, axis=1) - count_WR
+        return np.clip(room - before_WR, 0, count_WR).reshape(-1)
+
+
+def groups(samples: Sequence[Sample], num: int) -> Groups:
+    """The groups of a batch. Raises ValueError when they would not be whole."""
+    if num < 1 or len(samples) % num:
+        raise ValueError(f"Layout: {len(samples)} rows are not {num} whole groups.")
+    return Groups(num, np.asarray([s.weight for s in samples], np.float32))
+
+
+def targets(
+    p: Pieces, room: int, places: Places, group: Groups, label_N=None, token_N=None
+) -> Targets:
+    """Targets of a stream with room for `room` in each group: labels, or the pieces `token_N`.
+
+    `places` are the slots to predict at, row after row; there must be room for all.
     """
-    count = len(places.row_N)
+    group_N = places.row_N // group.num_rows
+    first_W = np.searchsorted(group_N, np.arange(group.num))
+    at = (group_N, np.arange(len(group_N)) - first_W[group_N])
 
-    def padded(values, dtype):
-        out = np.zeros((1, room), dtype)
-        out[0, :count] = values
+    def padded(values, dtype, *width):
+        out = np.zeros((group.num, room, *width), dtype)
+        out[at] = values
         return out
 
     label, value = None, None
     if p.values_NP is None:
         label = padded(p.ids_N[token_N] if label_N is None else label_N, np.int32)  # type: ignore[index]
     else:
-        value = np.zeros((1, room, p.values_NP.shape[1]), np.float32)
-        value[0, :count] = p.values_NP[token_N]
-    row = padded(places.row_N, np.int32)
-    weight = padded(weight_B[places.row_N], np.float32)
+        value = padded(p.values_NP[token_N], np.float32, p.values_NP.shape[1])
+    row = padded(places.row_N - group_N * group.num_rows, np.int32)
+    weight = padded(group.weight_B[places.row_N], np.float32)
     return Targets(row, padded(places.slot_N, np.int32), row.copy(), weight, label, value)
-
-
-def trim(count_B: np.ndarray, room: int) -> np.ndarray:
-    """Counts whose sum fits the room; later rows lose first."""
-    return np.clip(room - (np.cumsum(count_B) - count_B), 0, count_B)
-
-
-def weights(samples: Sequence[Sample]) -> np.ndarray:
-    """Weight of each sample, float32."""
-    return np.asarray([s.weight for s in samples], np.float32)
 
 
 def finish(
@@ -193,7 +218,7 @@ def finish(
     wanted: dict[str, Targets],
     vocabulary: Vocabulary,
 ) -> Batch:
-    """Closes a group of one sample a row."""
+    """Closes a batch of one sample a row."""
     present = np.zeros((len(samples), 1, len(vocabulary.specs)), bool)
     for name, p in all_pieces.items():
         present[:, 0, vocabulary.number(name) - 1] = p.present_B
@@ -203,7 +228,7 @@ def finish(
         present_BSM=present,
         identity_BS=np.asarray([[s.identity] for s in samples], np.int32),
         sample_BSI=np.asarray([[s.sample] for s in samples], np.uint32),
-        weight_BS=weights(samples)[:, None],
+        weight_BS=np.asarray([[s.weight] for s in samples], np.float32),
     )
 
 

@@ -41,6 +41,12 @@ def permute(n: int, seed: int, epoch, i, block_rows: int = BLOCK_ROWS) -> np.nda
     return out.astype(np.int64)
 
 
+def seeds(key: int, epoch: np.ndarray, record: np.ndarray) -> np.ndarray:
+    """A seed for each (epoch, record), uint64: of the random numbers of a sample."""
+    start = _hash(np.asarray(epoch, np.uint64), np.uint64(key % 2**64))
+    return _hash(np.asarray(record, np.uint64), start)
+
+
 def _hash(x: np.ndarray, key) -> np.ndarray:
     """64 well mixed bits of two numbers (the finalizer of splitmix64)."""
     x = x + (np.atleast_1d(key) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)

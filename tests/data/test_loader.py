@@ -310,6 +310,26 @@ def test_stream_starts_anywhere_and_ends():
     stream.close()
 
 
+def test_stream_puts_batches_on_devices_ahead():
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ("data",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    batches = make(Toy())
+    stream = loader.Stream(make(Toy()), 2, sharding=sharding)
+    for step in range(2, 7):
+        place, batch, _ = next(stream)
+        assert place == batches[step][0]
+        assert batch.weight_BS.sharding.is_equivalent_to(sharding, 2)
+        assert loader.to_global(batch, sharding) is batch
+        same(jax.device_get(batch), batches[step][1])
+    stream.close()
+    broken = loader.Stream(
+        make(Toy(broken=tuple(range(90))), max_bad_fraction=0.01), 0, sharding=sharding
+    )
+    with pytest.raises(lifecycle.BadDataError, match="OSError"):
+        next(broken)
+    broken.close()
+
+
 def test_an_error_reaches_the_reader_of_the_stream():
     stream = loader.Stream(make(Toy(broken=tuple(range(90))), max_bad_fraction=0.01), 0)
     with pytest.raises(lifecycle.BadDataError, match="OSError"):
