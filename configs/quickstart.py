@@ -8,8 +8,7 @@ command: mmjax train configs/quickstart.py --workdir runs/demo
 status: simplified
 """
 
-from mmjax.data.layouts import Aligned
-from mmjax.data.masking import Masked as MaskedLayout
+from mmjax.data.layouts import Aligned, Masked
 from mmjax.data.task import Task
 from mmjax.data.toyworld import Numbers
 from mmjax.evaluate import Losses, Retrieval, ZeroShot
@@ -18,7 +17,7 @@ from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image
 from mmjax.modalities.text import Text
 from mmjax.models import MoE, Transformer
-from mmjax.objectives import InfoNCE, Masked
+from mmjax.objectives import InfoNCE, MaskedTokens
 from mmjax.tokenizers.sentencepiece import SentencePiece
 
 
@@ -36,9 +35,9 @@ def get_config() -> Experiment:
     return Experiment(
         name="quickstart",
         modalities={
-            "text": Text(tokenizer=SentencePiece(vocab_size=400), max_tokens=16),
+            "text": Text(tokenizer=SentencePiece(vocab_size=512, num_sentinels=16), max_tokens=16),
             "image": Image(size=(8, 16), patch=4, channels=1),
-            "audio": Audio(seconds=1.2),
+            "audio": Audio(seconds=0.88),
         },
         model=Transformer(
             width=128, num_heads=4, encoder_layers=4, decoder_layers=2, moe=MoE()
@@ -46,16 +45,16 @@ def get_config() -> Experiment:
         tasks={
             "masked": Task(
                 source=source, inputs=everything, targets=everything,
-                layout=MaskedLayout(input_tokens=36, target_tokens=24),
-                objective=Masked(), batch_size=64, group_rows=8,
+                layout=Masked(input_tokens=36, target_tokens=24),
+                objective=MaskedTokens(), batch_size=64, group_rows=8,
             ),
             "image_text": contrast("image", "text"),
             "audio_text": contrast("audio", "text"),
             "audio_image": contrast("audio", "image"),
             "text": Task(
                 source=source, inputs=("text",), targets=("text",),
-                layout=MaskedLayout(input_tokens=16, target_tokens=16),
-                objective=Masked(), batch_size=64, group_rows=8, weight=0.25,
+                layout=Masked(input_tokens=16, target_tokens=16),
+                objective=MaskedTokens(), batch_size=64, group_rows=8, weight=0.25,
             ),
         },
         evaluators={

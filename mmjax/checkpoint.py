@@ -130,11 +130,12 @@ def clean(folder: epath.Path) -> None:
 
 def hash_files(folder: epath.Path) -> dict[str, str]:
     """SHA-256 of every file below a folder, by relative path."""
-    out = {}
-    for path in sorted(epath.Path(folder).glob("**/*")):
-        if path.is_file() and path.name != "manifest.json":
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            out[str(path.relative_to(folder))] = digest
+    out: dict[str, str] = {}
+    for path in sorted(epath.Path(folder).iterdir()):
+        if path.is_dir():
+            out |= {f"{path.name}/{name}": d for name, d in hash_files(path).items()}
+        elif path.name not in ("manifest.json", "manifest.json.partial"):
+            out[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return out
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import math
+import os
 import time
 from typing import Any
 
@@ -77,7 +78,7 @@ class _Loop:
         self.journal = mixture.Journal()
         self.schedule = self.experiment.mixture.bind(self.experiment.tasks, self.experiment.seed)
         self.executables: dict[tuple[str, str], Any] = {}
-        self.streams: dict[tuple[str, str], loader.TaskStream] = {}
+        self.stream: loader.Stream | None = None
         self.seconds: dict[str, float] = {}
         self.window, self.skipped, self.bad = metrics.Window(), 0, 0
         self.saver = checkpoint.Saver(folder, self.experiment.checkpoint)
@@ -95,9 +96,9 @@ class _Loop:
         pairs = [
             (task, variant)
             for task, t in self.experiment.tasks.items()
-            for variant in (t.variants or ("default",))
+            for variant in t.variant_weights()
         ]
-        with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             jobs = {pool.submit(self._compile_one, pair, state): pair for pair in pairs}
             for job in concurrent.futures.as_completed(jobs):
                 pair, (compiled, seconds) = jobs[job], job.result()
@@ -155,15 +156,20 @@ class _Loop:
         self.mark = (time.perf_counter(), start)
         self.waited, previous = 0.0, None
         settings = self.experiment.checkpoint
+        self.stream = loader.open_stream(
+            self.experiment, self.program, self.schedule, self.journal, start
+        )
         for step in range(start, total):
             began = time.perf_counter()
-            pair, (batch, counts) = self._next_batch(step)
+            place, batch, counts = next(self.stream)
             self.waited += time.perf_counter() - began
+            batch = loader.to_global(batch, self.program.batch_sharding)
+            executable = self.executables[place.task, place.variant]
             with jax.transfer_guard("disallow"):
-                self.state, out = self.executables[pair](self.state, {}, batch)
+                self.state, out = executable(self.state, {}, batch)
             if previous is not None:
                 self._read(*previous)
-            previous = (step, pair[0], out, counts)
+            previous = (step, place.task, out, counts)
             done = step + 1
             self.progress.advance(done)
             due = settings.every and done % settings.every == 0 and done < total
@@ -177,15 +183,6 @@ class _Loop:
             self._evaluate_due(done, total)
         if previous is not None:
             self._read(*previous)
-
-    def _next_batch(self, step: int):
-        task, variant, _ = self.schedule.locate(step, self.journal)
-        if (task, variant) not in self.streams:
-            self.streams[task, variant] = loader.open_stream(
-                self.experiment, self.program, self.schedule, self.journal, task, variant, step
-            )
-        batch, counts = next(self.streams[task, variant])
-        return (task, variant), (loader.to_global(batch, self.program.batch_sharding), counts)
 
     def _read(self, step: int, task: str, out: dict[str, Any], counts: dict[str, float]) -> None:
         """Metrics of a finished step: guards, window, and a log when it is due."""
@@ -261,8 +258,8 @@ class _Loop:
 
     def close(self) -> None:
         """Ends workers, bars and files, also after an error."""
-        for stream in self.streams.values():
-            stream.close()
+        if self.stream is not None:
+            self.stream.close()
         if hasattr(self, "progress"):
             self.progress.close()
         self.writer.close()

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmjax import step as step_lib
 from mmjax.models import MoE, TokenChoice, Transformer, transformer
-from mmjax.objectives import InfoNCE, Masked, Sigmoid
+from mmjax.objectives import InfoNCE, MaskedTokens, Sigmoid
 from mmjax.optim import Muon
 from mmjax.parallel import MeshConfig, MeshRules
 from mmjax.typing import Batch, Targets, Tokens, TokenSpec, Values, Vocabulary
@@ -112,7 +112,7 @@ def setup(model: Transformer, objectives, mesh=None, optimizer=None, seed: int =
     """(parts, tx, shardings, state) of a model with the heads that the objectives need."""
     heads: dict = {}
     for objective in objectives:
-        heads |= objective.heads(SPECS, SPECS)
+        heads |= objective.heads(SPECS, SPECS) | objective.heads((IMAGE, TEXT), ())
     parts = step_lib.split(functools.partial(model.make, VOCABULARY, heads, seed))
     mesh = mesh if mesh is not None else MeshConfig().make(jax.devices()[:1])
     tx = (optimizer or Muon()).make(parts.matrices, 100)
@@ -128,7 +128,7 @@ def train_step(model, parts, tx, objective, shardings, **kwargs):
 
 
 OBJECTIVES = {
-    "masked": (Masked(), masked_batch),
+    "masked": (MaskedTokens(), masked_batch),
     "info_nce": (InfoNCE(), pair_batch),
     "info_nce_three": (InfoNCE(), functools.partial(pair_batch, names=("image", "text", "codes"))),
     "sigmoid": (Sigmoid(), pair_batch),

@@ -8,7 +8,7 @@ import pytest
 import small
 
 from mmjax import step as step_lib
-from mmjax.objectives import Extra, InfoNCE, Masked
+from mmjax.objectives import Extra, InfoNCE, MaskedTokens
 from mmjax.optim import AdamW, GradientRule, Muon
 from mmjax.parallel import MeshConfig
 
@@ -23,7 +23,7 @@ def put(batch, mesh):
 @pytest.mark.parametrize("optimizer", [AdamW(), Muon()], ids=["adamw", "muon"])
 def test_parameters_and_optimizer_state_are_made_sharded(optimizer):
     mesh = MESH.make()
-    _, _, shardings, state = small.setup(small.config(), [Masked()], mesh, optimizer)
+    _, _, shardings, state = small.setup(small.config(), [MaskedTokens()], mesh, optimizer)
     for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.opt_state)):
         name = step_lib.path_name(path)
         if name.split("/")[-1] in ("up", "down", "gate", "query", "out", "table"):
@@ -35,14 +35,14 @@ def test_parameters_and_optimizer_state_are_made_sharded(optimizer):
 
 
 def test_initialisation_is_the_same_on_every_mesh():
-    _, _, _, one = small.setup(small.config(), [Masked()])
-    _, _, _, eight = small.setup(small.config(), [Masked()], MESH.make())
+    _, _, _, one = small.setup(small.config(), [MaskedTokens()])
+    _, _, _, eight = small.setup(small.config(), [MaskedTokens()], MESH.make())
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(eight))
 
 
 def test_no_full_copy_of_a_parameter_exists_in_the_compiled_initialisation():
     mesh = MeshConfig(fsdp=-1).make()
-    parts, tx, shardings, _ = small.setup(small.config(width=64, mlp_width=128), [Masked()], mesh)
+    parts, tx, shardings, _ = small.setup(small.config(width=64, mlp_width=128), [MaskedTokens()], mesh)
 
     def init():
         _, params, _ = step_lib.nnx.split(
@@ -58,7 +58,7 @@ def test_no_full_copy_of_a_parameter_exists_in_the_compiled_initialisation():
 
 def test_ten_alternating_steps_use_one_executable_a_task():
     mesh, model = MESH.make(), small.config()
-    objectives = {"masked": (Masked(), small.masked_batch), "pair": (InfoNCE(), small.pair_batch)}
+    objectives = {"masked": (MaskedTokens(), small.masked_batch), "pair": (InfoNCE(), small.pair_batch)}
     parts, tx, shardings, state = small.setup(model, [o for o, _ in objectives.values()], mesh)
     steps = {
         name: small.train_step(model, parts, tx, objective, shardings)
@@ -78,8 +78,8 @@ def test_ten_alternating_steps_use_one_executable_a_task():
 @pytest.mark.parametrize("optimizer", [AdamW(learning_rate=3e-3), Muon()], ids=["adamw", "muon"])
 def test_the_loss_falls(optimizer):
     model = small.config()
-    parts, tx, shardings, state = small.setup(model, [Masked()], optimizer=optimizer)
-    step = small.train_step(model, parts, tx, Masked(), shardings)
+    parts, tx, shardings, state = small.setup(model, [MaskedTokens()], optimizer=optimizer)
+    step = small.train_step(model, parts, tx, MaskedTokens(), shardings)
     losses = []
     for _ in range(30):
         state, metrics = step(state, {}, small.masked_batch())
@@ -89,8 +89,8 @@ def test_the_loss_falls(optimizer):
 
 def test_a_batch_with_nan_changes_nothing_but_the_count():
     model = small.config()
-    parts, tx, shardings, state = small.setup(model, [Masked()])
-    step = small.train_step(model, parts, tx, Masked(), shardings)
+    parts, tx, shardings, state = small.setup(model, [MaskedTokens()])
+    step = small.train_step(model, parts, tx, MaskedTokens(), shardings)
     batch = small.masked_batch()
     batch.views["input"].values["image"].value_BJP[0, 0, 0] = np.nan
     before = jax.device_get(state)
@@ -103,12 +103,12 @@ def test_a_batch_with_nan_changes_nothing_but_the_count():
 
 def test_frozen_leaves_keep_weight_and_moments():
     model = small.config(moe=None)
-    parts, tx, shardings, state = small.setup(model, [Masked()])
+    parts, tx, shardings, state = small.setup(model, [MaskedTokens()])
     mask = jax.tree_util.tree_map_with_path(
         lambda p, _: step_lib.path_name(p).startswith("heads"), parts.params
     )
     step = small.train_step(
-        model, parts, tx, Masked(), shardings, trainable=mask, update_routers=lambda s, r: s
+        model, parts, tx, MaskedTokens(), shardings, trainable=mask, update_routers=lambda s, r: s
     )
     before = jax.device_get(state)
     state, _ = step(state, {}, small.masked_batch())
@@ -152,9 +152,9 @@ def test_a_rule_over_two_losses_equal_to_the_sum_is_the_plain_step():
             return jax.tree.map(lambda *g: sum(g[1:], g[0]), *parts)
 
     model = small.config()
-    parts, tx, shardings, state = small.setup(model, [Masked()], optimizer=AdamW())
-    plain = small.train_step(model, parts, tx, Masked(), shardings)
-    ruled = small.train_step(model, parts, tx, Masked(), shardings, rule=PlainSum())
+    parts, tx, shardings, state = small.setup(model, [MaskedTokens()], optimizer=AdamW())
+    plain = small.train_step(model, parts, tx, MaskedTokens(), shardings)
+    ruled = small.train_step(model, parts, tx, MaskedTokens(), shardings, rule=PlainSum())
     copy = jax.tree.map(jnp.copy, state)
     one, _ = plain(state, {}, small.masked_batch())
     two, _ = ruled(copy, {}, small.masked_batch())
@@ -194,7 +194,7 @@ def test_the_schedule_warms_up_and_decays():
 
 
 def test_decay_leaves_embeddings_norms_and_heads_alone():
-    parts, _, _, state = small.setup(small.config(), [Masked()])
+    parts, _, _, state = small.setup(small.config(), [MaskedTokens()])
     tx = AdamW(weight_decay=0.5, warmup_steps=0).make(parts.matrices, 10)
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     with step_lib.standard_promotion():

@@ -107,8 +107,7 @@ class ValueHead(Head):
         }
 
     def apply(self, params, x, context):
-        bias = params["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
-        return (jnp.matmul(x, params["kernel"].astype(x.dtype)) + bias).astype(jnp.float32)
+        return _affine(params, x)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,8 +124,12 @@ class Classify(Head):
         }
 
     def apply(self, params, x, context):
-        bias = params["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
-        return (jnp.matmul(x, params["kernel"].astype(x.dtype)) + bias).astype(jnp.float32)
+        return _affine(params, x)
+
+
+def _affine(params: dict[str, Array], x: Array) -> Array:
+    bias = params["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
+    return jnp.matmul(x, params["kernel"].astype(x.dtype)).astype(jnp.float32) + bias
 
 
 def continuous_streams(vocabulary: Vocabulary) -> tuple[TokenSpec, ...]:

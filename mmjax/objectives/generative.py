@@ -16,7 +16,7 @@ with epy.lazy_imports():
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Masked(objective.Objective):
+class MaskedTokens(objective.Objective):
     """Predicts the targets of each stream: cross-entropy for ids, squared error for values.
 
     With views `input` and `target` it encodes one and decodes the other (4M, Mizrahi et al. 2023;
@@ -74,7 +74,7 @@ class Masked(objective.Objective):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NextToken(Masked):
+class NextToken(MaskedTokens):
     """Left-to-right prediction; the layout (`Prefix`, `Spans`) says of what."""
 
 

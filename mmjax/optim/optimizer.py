@@ -14,6 +14,8 @@ with epy.lazy_imports():
     import optax
     import optax.contrib
 
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of the quintic iteration (Jordan et al. 2024)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
@@ -120,6 +122,8 @@ class Muon(Optimizer):
         numbers = optax.contrib.MuonDimensionNumbers
         return optax.contrib.muon(
             self.rate(self.matrix_learning_rate, total_steps),
+            # One triple a step makes optax loop over the steps instead of unrolling them.
+            ns_coeffs=(NEWTON_SCHULZ,) * self.ns_steps,
             ns_steps=self.ns_steps,
             beta=self.momentum,
             weight_decay=self.weight_decay,

@@ -7,7 +7,7 @@ import pytest
 import small
 
 from mmjax import step as step_lib
-from mmjax.objectives import InfoNCE, Masked
+from mmjax.objectives import InfoNCE, MaskedTokens
 from mmjax.parallel import MeshConfig
 
 MESHES = {
@@ -111,7 +111,7 @@ def test_the_record_of_every_model_call_survives(name):
 
 
 def test_masked_equals_a_numpy_oracle():
-    objective, batch = Masked(vocab_chunk=32), small.masked_batch()
+    objective, batch = MaskedTokens(vocab_chunk=32), small.masked_batch()
     parts, _, _, state = small.setup(small.config(), [objective])
     losses, metrics, _ = step_lib.eval_step(
         parts, objective, state.params, state.model_state, {}, batch, group_rows=small.GROUP
@@ -138,7 +138,7 @@ def test_chunked_cross_entropy_equals_the_whole():
     batch = small.masked_batch()
     values = []
     for chunk in (0, 32, 1000):
-        objective = Masked(vocab_chunk=chunk)
+        objective = MaskedTokens(vocab_chunk=chunk)
         parts, _, _, state = small.setup(small.config(), [objective])
         losses, _, _ = step_lib.eval_step(
             parts, objective, state.params, state.model_state, {}, batch, group_rows=small.GROUP
