@@ -205,6 +205,7 @@ class Aligned(Layout):
 
     def build_groups(self, samples, streams, vocabulary, num_groups):
         views, pieces, counts = {}, {}, {}
+        rows.groups(samples, num_groups)  # whole ones
         for name in streams.inputs:
             p, cut = rows.pieces(samples, name, vocabulary)
             length = min(self.max_tokens.get(name, p.spec.max_tokens), p.spec.max_tokens)
