@@ -166,7 +166,9 @@ def damaged(workdir: epath.Path, step: int) -> list[str]:
     """Files of a checkpoint that are missing or differ from their hash."""
     folder = workdir / "checkpoints" / str(step)
     found = hash_files(folder)
-    return [f for f, digest in read_manifest(workdir, step)["files"].items() if found.get(f) != digest]
+    return [
+        f for f, digest in read_manifest(workdir, step)["files"].items() if found.get(f) != digest
+    ]
 
 
 def parse_path(path: str) -> tuple[epath.Path, str]:
@@ -188,8 +190,8 @@ def choose_step(path: str) -> tuple[epath.Path, int]:
     there = steps(workdir / "checkpoints")
     if not workdir.exists() or not there:
         raise NoCheckpoint(
-            f"{workdir}: no complete checkpoint below {workdir / 'checkpoints'}; give the workdir of"
-            " a run that has saved at least once."
+            f"{workdir}: no complete checkpoint below {workdir / 'checkpoints'}; give the workdir"
+            " of a run that has saved at least once."
         )
     if selector.startswith("best:"):
         candidates = [best_step(workdir, selector[5:], there)]
@@ -247,7 +249,7 @@ def restore(workdir: epath.Path, step: int, like: dict[str, Any]) -> dict[str, A
         found = checkpointer.restore(_absolute(folder), args=args)
     except (ValueError, KeyError, TypeError) as error:
         raise NoCheckpoint(
-            f"{folder}: does not fit this model ({error}); the config has changed since it was saved."
+            f"{folder}: does not fit this model ({error}); the config has changed since then."
         ) from error
     finally:
         checkpointer.close()

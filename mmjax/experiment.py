@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Iterable
 
 from mmjax.checkpoint import Checkpointing
+from mmjax.config.error import nearest
 from mmjax.data.mixture import Mixture
 from mmjax.data.task import Task
 from mmjax.evaluate.evaluator import Evaluator
@@ -36,7 +35,7 @@ class Guards:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Logging:
-    """What is written while training. `tensorboard` needs the extra `obs`."""
+    """What is written while training: each `log_every` steps, for TensorBoard too if asked."""
 
     log_every: int = 20
     tensorboard: bool = False
@@ -102,8 +101,8 @@ class Experiment:
         for modality in (*task.inputs, *task.targets):
             if modality not in self.modalities:
                 raise ValueError(
-                    f"{who}: modality {modality!r} is not in modalities;"
-                    f" {nearest(modality, self.modalities)}"
+                    f"{who}: modality {modality!r} is not in modalities"
+                    f"{nearest(modality, self.modalities)}"
                 )
         shapes = {"": (task.batch_size, task.group_rows)}
         for variant, v in task.variants.items():
@@ -131,7 +130,8 @@ class Experiment:
         for view, lane in getattr(task.objective, "lanes", {}).items():
             if lane not in lanes:
                 raise ValueError(
-                    f"{who}: lane {lane!r} of view {view!r} is not in the model; {nearest(lane, lanes)}"
+                    f"{who}: lane {lane!r} of view {view!r} is not in the model"
+                    f"{nearest(lane, lanes)}"
                 )
         self._check_router(who, task)
 
@@ -196,11 +196,3 @@ class Experiment:
             for name, head in task.objective.heads(inputs, targets).items():
                 heads.setdefault(name, head)
         return heads
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    """A hint at the nearest of the words."""
-    words = list(words)
-    close = difflib.get_close_matches(word, words, n=1)
-    there = f"there are {', '.join(words) or 'none'}"
-    return f"did you mean {close[0]!r}? ({there})" if close else f"{there}."

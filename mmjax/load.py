@@ -84,6 +84,6 @@ def _check_tokenizers(folder, experiment: Experiment, manifest: dict) -> None:
         want, have = manifest["tokenizers"].get(name, ""), modality.spec(name).fingerprint
         if want != have:
             raise checkpoint.NoCheckpoint(
-                f"{folder}: stream {name!r} was trained with tokenizer {want[:12] or 'none'} but the"
-                f" workdir holds {have[:12] or 'none'}; restore {folder / 'tokenizers'}."
+                f"{folder}: stream {name!r} was trained with tokenizer {want[:12] or 'none'} but"
+                f" the workdir holds {have[:12] or 'none'}; restore {folder / 'tokenizers'}."
             )

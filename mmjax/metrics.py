@@ -39,12 +39,8 @@ class Writer:
         self._path = workdir / "metrics.jsonl" if active else None
         self._board = None
         if active and tensorboard:
-            try:
-                import tensorboardX
-            except ModuleNotFoundError as error:
-                raise ValueError(
-                    "Logging: tensorboard=True needs tensorboardX; pip install 'mmjax[obs]'."
-                ) from error
+            import tensorboardX
+
             self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:

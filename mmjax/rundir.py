@@ -59,7 +59,8 @@ def open_run(folder: epath.Path, experiment: Experiment, code: str | None, main:
             old = json.loads((folder / "config.json").read_text())["config"]
             lines = config.diff(old, experiment)
             raise config.ConfigError(
-                f"Workdir {folder}: belongs to another experiment ({', '.join(changed)} differ):\n  "
+                f"Workdir {folder}: belongs to another experiment"
+                f" ({', '.join(changed)} differ):\n  "
                 + "\n  ".join(lines[:20])
                 + "\nuse another --workdir, or the config that the run was started with."
             )
@@ -93,7 +94,7 @@ def ready_modalities(experiment: Experiment, folder: epath.Path, main: bool) -> 
     return dataclasses.replace(experiment, modalities=ready)
 
 
-def _fit(experiment: Experiment, name: str, folder: epath.Path):
+def _fit(experiment: Experiment, name: str, folder: Any):
     """Fits into `tokenizers/<stream>`, which then gets its fingerprint as a second name."""
     modality = experiment.modalities[name]
     parent = folder / "tokenizers"

@@ -106,8 +106,8 @@ class Vocabulary:
             if spec.text and text_range is not None:
                 if text_range[1] - text_range[0] < size:
                     raise ValueError(
-                        f"Stream {spec.name!r}: vocab_size={spec.vocab_size} exceeds the shared text"
-                        f" range of {text_range[1] - text_range[0]} ids; text streams share one"
+                        f"Stream {spec.name!r}: vocab_size={spec.vocab_size} exceeds the shared"
+                        f" text range of {text_range[1] - text_range[0]} ids; text streams share one"
                         " tokenizer."
                     )
                 ranges[spec.name] = text_range
@@ -173,7 +173,7 @@ class Tokens(NamedTuple):
     segment_BL: Array  # int32 sample slot 1..S; 0 = padding
     order_BL: Array  # int32 rank of visibility
     position_BLA: Array  # float32
-    values: dict[str, Values] = {}
+    values: dict[str, Values] = {}  # noqa: RUF012 (never written to)
     level_BL: Array | None = None  # float32 noise level of continuous targets
 
 
@@ -188,8 +188,8 @@ class Targets(NamedTuple):
     slot_WU: Array  # int32
     sample_WU: Array  # int32
     weight_WU: Array  # float32
-    label_WU: Array | None = None  # int32, local to the stream
-    value_WUP: Array | None = None  # float32
+    label_WU: Array = None  # int32, local to the stream
+    value_WUP: Array = None  # float32
 
 
 class Batch(NamedTuple):

@@ -62,5 +62,3 @@ def embed(path: str, given: dict[str, list[str]], *, code: str | None = None):
         values = [modalities[name].read(item) for item in items]
         out[name] = view.embed(name, [view.example(name, value) for value in values])
     return out
-
-

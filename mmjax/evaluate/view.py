@@ -81,7 +81,6 @@ class View:
             rows.append(_to_host(z_BSD)[: len(part), 0])
         return np.concatenate(rows) if rows else np.zeros((0, config.model.width), np.float32)
 
-
     def losses(self, task: str, num_batches: int) -> dict[str, float]:
         """Mean losses and metrics of a task over the first batches of the split."""
         program = self.program

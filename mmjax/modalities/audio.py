@@ -102,6 +102,28 @@ class Audio(Modality):
         values = np.clip(np.asarray(piece.values_LP, np.float32), -2.0, 2.0)
         return ((values - 2) * np.float32(self.dynamic_range / 4)).reshape(-1, self.num_mels)
 
+    def read(self, item: str) -> np.ndarray:
+        """Waveform float32 of a sound file, mixed to one channel, at `sample_rate`.
+
+        Raises ValueError when the file is absent or no sound.
+        """
+        import soundfile
+
+        try:
+            samples, rate = soundfile.read(item, dtype="float32", always_2d=True)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"Audio: {item!r} cannot be read: {error}; give a sound file."
+            ) from error
+        samples = samples.mean(axis=1)
+        if rate == self.sample_rate:
+            return samples
+        from scipy import signal
+
+        common = math.gcd(rate, self.sample_rate)
+        resampled = signal.resample_poly(samples, self.sample_rate // common, rate // common)
+        return resampled.astype(np.float32)
+
     def _level(self, samples: np.ndarray) -> np.ndarray:
         """Bands in -2..2 of the frames that touch the samples: float32 (frames, num_mels)."""
         left = (self.window - self.hop) // 2

@@ -97,6 +97,23 @@ class Image(Modality):
         values = values.reshape(rows, columns, p, p, self.channels).transpose(0, 2, 1, 3, 4)
         return np.clip((values.reshape(*self.size, self.channels) - shift) / scale, 0.0, 1.0)
 
+    def read(self, item: str) -> np.ndarray:
+        """Pixels uint8 of an image file: (H, W) for one channel, else (H, W, 3), upright.
+
+        Raises ValueError when the file is absent or no image.
+        """
+        import PIL.Image
+        import PIL.ImageOps
+
+        try:
+            with PIL.Image.open(item) as image:
+                upright = PIL.ImageOps.exif_transpose(image)
+                return np.asarray(upright.convert("L" if self.channels == 1 else "RGB"))
+        except (OSError, PIL.Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"Image: {item!r} cannot be read: {error}; give an image file."
+            ) from error
+
     @property
     def _grid(self) -> tuple[int, int]:
         return self.size[0] // self.patch, self.size[1] // self.patch

@@ -64,6 +64,10 @@ class Text(Modality):
             raise ValueError("Text: decode needs ids; this piece holds values of another modality.")
         return self.tokenizer.decode(piece.ids_L)
 
+    def read(self, item: str) -> str:
+        """The text itself."""
+        return item
+
     def fit(self, values: Callable[[], Iterable[Any]], folder: Path) -> Text:
         """Text with its tokenizer trained on `values()`, or loaded from `folder`."""
         return dataclasses.replace(self, tokenizer=self.tokenizer.fit(values, folder))

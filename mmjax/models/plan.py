@@ -11,7 +11,7 @@ from typing import Literal
 
 from mmjax.models.embed import Head
 from mmjax.models.routers import Router, TokenChoice
-from mmjax.typing import TokenSpec, Vocabulary
+from mmjax.typing import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,8 +161,9 @@ class Transformer:
             return self._lane_runs(Block(causal=True), self.decoder_layers)
         if self.shape == "towers":
             return tuple(
-                run for lane in self.lanes for run in self._lane_runs(
-                    Block(lane=lane), self.encoder_layers)
+                run
+                for lane in self.lanes
+                for run in self._lane_runs(Block(lane=lane), self.encoder_layers)
             )
         return self._lane_runs(Block(lane="enc"), self.encoder_layers) + self._lane_runs(
             Block(lane="dec", reads="enc", causal=True, isolate=True), self.decoder_layers
@@ -256,8 +257,3 @@ def fourm(size: Literal["tiny", "small", "base", "large", "xlarge"]) -> Transfor
         qk_norm=False,
         moe=None,
     )
-
-
-def stream_numbers(specs: tuple[TokenSpec, ...]) -> dict[str, int]:
-    """Number 1..M of each stream."""
-    return {spec.name: i + 1 for i, spec in enumerate(specs)}

@@ -25,12 +25,12 @@ class Routing(NamedTuple):
     soft: dispatch_WTEC, combine_WTEC.
     """
 
-    expert_WTX: Array | None = None
-    weight_WTX: Array | None = None
-    token_WEC: Array | None = None
-    weight_WEC: Array | None = None
-    dispatch_WTEC: Array | None = None
-    combine_WTEC: Array | None = None
+    expert_WTX: Array = None
+    weight_WTX: Array = None
+    token_WEC: Array = None
+    weight_WEC: Array = None
+    dispatch_WTEC: Array = None
+    combine_WTEC: Array = None
     aux_loss: Array | float = 0.0
 
 
@@ -43,7 +43,9 @@ class Router:
         """Whether the choice for one token looks at the others of its group."""
         return False
 
-    def route(self, logits_WTE: Array, state_E: Array, stream_WT: Array, valid_WT: Array) -> Routing:
+    def route(
+        self, logits_WTE: Array, state_E: Array, stream_WT: Array, valid_WT: Array
+    ) -> Routing:
         """Routing of W groups of T tokens from float32 logits."""
         raise NotImplementedError(f"{type(self).__name__} must define route().")
 

@@ -1,4 +1,4 @@
-"""Generative objectives: masked tokens (4M) and next token, over discrete and continuous streams."""
+"""Generative objectives: masked tokens (4M) and next token, of ids and of continuous pieces."""
 
 from __future__ import annotations
 

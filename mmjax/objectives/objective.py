@@ -40,7 +40,9 @@ class Objective:
     per sample from them. Everything a batch needs for a plain sum lies in its weights.
     """
 
-    def heads(self, inputs: tuple[TokenSpec, ...], targets: tuple[TokenSpec, ...]) -> dict[str, Head]:
+    def heads(
+        self, inputs: tuple[TokenSpec, ...], targets: tuple[TokenSpec, ...]
+    ) -> dict[str, Head]:
         """Heads that it calls, with defaults; the config may name its own instead."""
         del inputs, targets
         return {}

@@ -14,7 +14,8 @@ with epy.lazy_imports():
     import jax
 
 LOGICAL_AXES = (
-    "embed heads kv head_dim mlp vocab expert layers stream piece axis unsharded".split()
+    *("embed", "heads", "kv", "head_dim", "mlp", "vocab", "expert"),
+    *("layers", "stream", "piece", "unsharded"),
 )
 
 
