@@ -107,8 +107,8 @@ class Vocabulary:
                 if text_range[1] - text_range[0] < size:
                     raise ValueError(
                         f"Stream {spec.name!r}: vocab_size={spec.vocab_size} exceeds the shared"
-                        f" text range of {text_range[1] - text_range[0]} ids; text streams share one"
-                        " tokenizer."
+                        f" text range of {text_range[1] - text_range[0]} ids; text streams share"
+                        " one tokenizer."
                     )
                 ranges[spec.name] = text_range
                 continue

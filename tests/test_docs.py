@@ -86,3 +86,16 @@ def test_the_command_page_has_every_verb_and_option():
 def test_the_picture_is_well_formed():
     program = "import sys, xml.dom.minidom as m; m.parse(sys.argv[1])"
     subprocess.run([sys.executable, "-c", program, DOCS / "dataflow.svg"], check=True)
+
+
+def test_the_example_of_the_readme_runs(tmp_path):
+    (block,) = blocks(ROOT / "README.md")
+    assert len(block.splitlines()) <= 20
+    code = block.replace("configs/quickstart.py", str(ROOT / "configs" / "quickstart.py"))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "12 steps" in done.stdout
+    assert "parameters" in done.stdout
+    assert (tmp_path / "runs" / "readme" / "metrics.jsonl").exists()

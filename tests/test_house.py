@@ -43,7 +43,7 @@ ALLOWED = {
     "checkpoint": STATE,
     "transfer": STATE,
     "export": STATE,
-    "experiment": PARTS | {"evaluate.evaluator"},
+    "experiment": PARTS | {"evaluate.evaluator", "config.error"},
     "program": PARTS | {"experiment"},
     "rundir": RUN,
     "load": RUN,
