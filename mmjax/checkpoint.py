@@ -140,10 +140,10 @@ def hash_files(folder: epath.Path) -> dict[str, str]:
 
 
 def write_json(path: epath.Path, value: Any) -> None:
-    """Writes whole or not at all."""
+    """Writes whole or not at all, over what is there."""
     partial = path.parent / (path.name + ".partial")
     partial.write_text(json.dumps(value, indent=1, sort_keys=True))
-    partial.rename(path)
+    partial.replace(path)  # rename refuses where the file exists
 
 
 def steps(folder: epath.Path) -> list[int]:
