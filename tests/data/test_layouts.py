@@ -109,13 +109,16 @@ def test_continuous_pieces_fill_their_slots():
     assert used > 20
 
 
-def test_masked_sequences_are_teacher_forced_and_merge_to_the_original():
+@pytest.mark.parametrize("target_tokens", [12, 4])
+def test_masked_sequences_are_teacher_forced_and_merge_to_the_original(target_tokens):
     samples = make(200, names=("text",))
-    layout = layouts.Masked(input_tokens=12, target_tokens=12, policies=(Policy(),), room=9.0)
+    layout = layouts.Masked(
+        input_tokens=12, target_tokens=target_tokens, policies=(Policy(),), room=9.0
+    )
     text = Streams(("text",), ("text",))
     batch, counts = layout.build(samples, text, VOCABULARY)
     assert counts["trimmed/text"] == 0
-    whole = 0
+    whole, late = 0, 0
     for row, sample in enumerate(samples):
         _, shown, places = tokens_of(batch.views["input"], row, "text")
         np.testing.assert_array_equal(places, np.arange(len(shown)))
@@ -130,13 +133,16 @@ def test_masked_sequences_are_teacher_forced_and_merge_to_the_original():
         if not len(forced):
             continue
         assert forced[0] >= 80
-        if forced[0] == 80 and labels[-1] >= 80:  # neither started late nor cut
+        late += forced[0] > 80
+        runs = int((shown >= 80).sum()) or 1  # an empty input hides one run
+        if forced[0] == 80 and labels[-1] == 80 + runs:  # neither started late nor cut
             assert (
                 merge(shown.tolist(), [80, *labels.tolist()])
                 == sample.pieces["text"].ids_L.tolist()
             )
             whole += 1
-    assert whole > 50
+    assert whole > 20
+    assert (late > 20) == (target_tokens == 4)
 
 
 def merge(inputs, target):
