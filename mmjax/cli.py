@@ -116,6 +116,13 @@ def _restart_with_malloc_settings() -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
+def _keep_compiled(workdir: str) -> None:
+    """Compiled programs are kept in `WORKDIR/compile_cache`, unless the environment says where."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{workdir}/compile_cache")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
 def _accelerator() -> bool:
     """Whether jax may find something better than the CPU, judged without importing it."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
@@ -258,6 +265,7 @@ def _train(args: list[str]) -> None:
         raise ConfigError(f"{target} gives a {type(experiment).__name__}, not an Experiment.")
     file = target if Path(target).exists() else target.rpartition(":")[0]
     code = options.code or (file if file.endswith(".py") else None)
+    _keep_compiled(options.workdir)
     from mmjax import train
 
     train.train(experiment, options.workdir, code=code)
@@ -266,6 +274,7 @@ def _train(args: list[str]) -> None:
 def _eval(args: list[str]) -> None:
     """The evaluators of the config, on the split that is asked for."""
     options = parsers()["eval"].parse_args(args)
+    _keep_compiled(options.path.rpartition("@")[0] or options.path)
     from mmjax import evaluate
 
     scores = evaluate.evaluate(options.path, split=options.split, code=options.code)
@@ -285,6 +294,7 @@ def _embed(args: list[str]) -> None:
             raise ConfigError(f"--given {item}: write MODALITY=VALUE, such as image=a.png.")
         rows.append((modality, value))
     given = {m: [v for n, v in rows if n == m] for m, _ in rows}
+    _keep_compiled(options.path.rpartition("@")[0] or options.path)
     from mmjax import evaluate
 
     found = evaluate.embed(options.path, given, code=options.code)

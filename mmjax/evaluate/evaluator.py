@@ -20,6 +20,7 @@ class Evaluator:
         """Metrics of a model bound to parameters (`mmjax.evaluate.view.View`)."""
         raise NotImplementedError(f"{type(self).__name__} must define run().")
 
-    def chance(self) -> dict[str, float]:
-        """Chance level of each metric, by name or by ending of a name."""
+    def chance(self, view: Any) -> dict[str, float]:
+        """Chance level of metrics, by name or by a part of names that follows an underscore."""
+        del view
         return {}

@@ -38,7 +38,8 @@ class Retrieval(Evaluator):
         if self.gallery < 2:
             raise ValueError(f"Retrieval: gallery={self.gallery} must be 2 or more.")
 
-    def chance(self):
+    def chance(self, view):
+        del view
         return {f"R@{k}": k / self.gallery for k in self.ks}
 
     def run(self, view):
@@ -108,8 +109,14 @@ class ZeroShot(Evaluator):
     prompts: dict[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     limit: int = 0
 
+    def _prompts(self, view) -> dict[int, tuple[str, ...]]:
+        return self.prompts or view.source.class_prompts()
+
+    def chance(self, view):
+        return {"top1": 1.0 / len(self._prompts(view))}
+
     def run(self, view):
-        prompts = self.prompts or view.source.class_prompts()
+        prompts = self._prompts(view)
         classes = sorted(prompts)
         flat = [view.example(self.text, text) for c in classes for text in prompts[c]]
         owner = np.array([i for i, c in enumerate(classes) for _ in prompts[c]])

@@ -28,19 +28,18 @@ def evaluate(path: str, *, split: str | None = None, code: str | None = None) ->
     scores: dict[str, Any] = {}
     own = view.split == view.program.experiment.data.eval_split
     for name, evaluator in evaluators.items():
-        found = evaluator.run(view)
+        found, levels = evaluator.run(view), evaluator.chance(view)
         target = folder / "evals" / (name if own else f"{name}.{view.split}")
         target.mkdir(parents=True, exist_ok=True)
         checkpoint.write_json(target / f"{view.step}.json", found)
         for metric, value in found.items():
-            scores[metric] = {"value": round(value, 4), "chance": chance(evaluator, metric)}
+            scores[metric] = {"value": round(value, 4), "chance": chance(levels, metric)}
     checkpoint.write_json(epath.Path(folder) / "scores.json", scores)
     return scores
 
 
-def chance(evaluator: Any, metric: str) -> float | None:
-    """Chance level of a metric, by the part of its name that the evaluator declares."""
-    levels = evaluator.chance()
+def chance(levels: dict[str, float], metric: str) -> float | None:
+    """Chance level of a metric, by the longest part of its name that has one."""
     hits = [key for key in levels if metric == key or f"_{key}" in metric]
     return levels[max(hits, key=len)] if hits else None
 
