@@ -1,7 +1,7 @@
 """Layouts: how the samples of a group become rows of static shape.
 
 `Masked` (4M budgets), `Aligned` (pairs and n-tuples for contrast), `Spans` (T5 corruption);
-`Prefix` (next token) is in `data.prefix`. Shapes depend on fields, streams, vocabulary and number
+`Prefix` (next token, from `data.prefix`). Shapes depend on fields, streams, vocabulary and number
 of rows alone, never on the data.
 """
 
@@ -14,10 +14,11 @@ import numpy as np
 
 from mmjax.data import masking, rows, spans
 from mmjax.data.masking import Policy
+from mmjax.data.prefix import Prefix
 from mmjax.data.task import Layout
 from mmjax.typing import TokenSpec
 
-__all__ = ["Aligned", "Masked", "Policy", "Spans"]
+__all__ = ["Aligned", "Masked", "Policy", "Prefix", "Spans"]
 
 # All-to-all of three widths, and from one stream to the others, which is how models are used.
 ANY_TO_ANY = (
