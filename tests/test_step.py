@@ -41,7 +41,7 @@ def test_initialisation_is_the_same_on_every_mesh():
 
 
 def test_no_full_copy_of_a_parameter_exists_in_the_compiled_initialisation():
-    mesh = MeshConfig(fsdp=-1).make()
+    mesh = MeshConfig(data=1, fsdp=-1).make()
     parts, tx, shardings, _ = small.setup(small.config(width=64, mlp_width=128), [MaskedTokens()], mesh)
 
     def init():

@@ -1,0 +1,112 @@
+"""Retrieval and zero-shot against brute force, with honest ties."""
+
+import itertools
+import types
+
+import numpy as np
+import pytest
+
+from mmjax.evaluate import Retrieval, ZeroShot, retrieval, verbs
+
+
+def brute_force(scores, same, k):
+    """Share of all orders of equal candidates in which a positive is among the best k."""
+    hits = []
+    for order in itertools.permutations(range(len(scores))):
+        ranked = sorted(order, key=lambda i: -scores[i])  # stable: ties stay in this order
+        hits.append(any(same[i] for i in ranked[:k]))
+    return np.mean(hits)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_recall_equals_the_mean_over_orders_of_ties(k):
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        scores = rng.integers(0, 3, (1, 5)).astype(float)
+        same = rng.random((1, 5)) < 0.4
+        if not same.any():
+            continue
+        got = retrieval.recall(scores, same, k)[0]
+        assert abs(got - brute_force(scores[0], same[0], k)) < 1e-12
+
+
+class Fake:
+    """A view whose embeddings are given."""
+
+    split = "val"
+
+    def __init__(self, features, identities, slices=None):
+        self.features = features
+        self.all = [
+            {"identity": i, "row": r, "slices": slices[r] if slices else ()}
+            for r, i in enumerate(identities)
+        ]
+        self.source = types.SimpleNamespace(class_prompts=lambda: {0: ("a",), 1: ("b", "c")})
+
+    def examples(self, split, limit=None):
+        self.asked = split
+        return self.all[:limit]
+
+    def has(self, modality, example):
+        return self.features[modality][example["row"]] is not None
+
+    def example(self, modality, value):
+        return {"prompt": value}
+
+    def embed(self, modality, examples):
+        width = 4
+        rows = [
+            {"a": [1, 0, 0, 0], "b": [0, 1, 0, 0], "c": [0, 1, 1, 0]}[e["prompt"]]
+            if "prompt" in e
+            else self.features[modality][e["row"]]
+            for e in examples
+        ]
+        return np.array([np.zeros(width) if r is None else r for r in rows], np.float32)
+
+
+def test_a_collapsed_model_scores_chance():
+    same = [np.ones(4)] * 20
+    view = Fake({"a": same, "b": same}, range(20))
+    found = Retrieval(modalities=("a", "b"), gallery=10).run(view)
+    assert found["a_to_b_R@1"] == pytest.approx(0.1)
+    assert found["b_to_a_R@5"] == pytest.approx(0.5)
+    levels = Retrieval(modalities=("a", "b"), gallery=10).chance(view)
+    assert verbs.chance(levels, "a_to_b_R@1_new_voice_unseen") == 0.1
+    assert verbs.chance(levels, "a_to_b_R@5") == 0.5
+    assert verbs.chance(levels, "other") is None
+
+
+def test_galleries_slices_and_absent_members():
+    eye = list(np.eye(4, dtype=np.float32))
+    a, b = eye + eye, eye + eye[::-1]
+    b[1] = None  # the query of number 1 in the first gallery has no answer
+    slices = [("seen",)] * 4 + [("unseen",)] * 4
+    view = Fake({"a": a, "b": b}, [0, 1, 2, 3] * 2, slices)
+    found = Retrieval(modalities=("a", "b"), gallery=4, ks=(1,)).run(view)
+    assert found["a_to_b_R@1_seen"] == 1.0
+    assert found["a_to_b_R@1_unseen"] == 0.0
+    assert found["a_to_b_R@1"] == pytest.approx(3 / 7)
+
+
+def test_further_splits_get_their_suffix():
+    eye = list(np.eye(4, dtype=np.float32))
+    view = Fake({"a": eye, "b": eye}, range(4))
+    splits = {"": "{split}", "new_voice": "{split}_new_voice"}
+    found = Retrieval(modalities=("a", "b"), gallery=4, splits=splits).run(view)
+    assert found["a_to_b_R@1_new_voice"] == 1.0
+    assert view.asked == "val_new_voice"
+
+
+def test_zero_shot_takes_the_mean_of_the_prompts():
+    features = [[1, 0, 0, 0], [0, 1, 0.4, 0], [0, 0, 1, 0]]
+    view = Fake({"a": features}, [0, 1, 1])
+    evaluator = ZeroShot(modalities=("a",))
+    assert evaluator.run(view) == {"a_top1": 1.0}
+    assert evaluator.chance(view) == {"top1": 0.5}
+
+
+def test_bad_settings_are_told():
+    with pytest.raises(ValueError, match="fewer than two"):
+        Retrieval(modalities=("a",))
+    with pytest.raises(ValueError, match="gallery=1"):
+        Retrieval(modalities=("a", "b"), gallery=1)
