@@ -89,6 +89,15 @@ class Saver:
             if not (settings.keep_every and step % settings.keep_every == 0):
                 shutil.rmtree(self._folder / str(step), ignore_errors=True)
 
+    def drop_after(self, step: int) -> None:
+        """Removes later checkpoints: a run that goes on before them writes them anew."""
+        import jax
+
+        if jax.process_index() == 0:
+            for later in steps(self._folder):
+                if later > step:
+                    (self._folder / str(later)).rmtree()
+
     def wait(self) -> None:
         """Until the save under way is complete on disk.
 
@@ -174,8 +183,11 @@ def damaged(workdir: epath.Path, step: int) -> list[str]:
 def parse_path(path: str) -> tuple[epath.Path, str]:
     """`WORKDIR`, `WORKDIR@STEP` or `WORKDIR@best:METRIC` to (workdir, selector)."""
     text = str(path)
+    head, at, metric = text.partition("@best:")  # first: a metric may hold an @ of its own
+    if at:
+        return epath.Path(head), f"best:{metric}"
     head, at, tail = text.rpartition("@")
-    if at and (tail.isdigit() or tail.startswith("best:")):
+    if at and tail.isdigit():
         return epath.Path(head), tail
     return epath.Path(text), ""
 

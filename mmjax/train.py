@@ -1,7 +1,7 @@
 """train(experiment, workdir): the loop, in execution order.
 
-    open the workdir -> ready the modalities -> build the program -> compile every (task, variant)
-    -> restore or init -> steps, with metrics read one step late -> save -> evaluate
+open the workdir -> ready the modalities -> build the program -> compile every (task, variant)
+-> restore or init -> steps, with metrics read one step late -> save -> evaluate
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def train(experiment: Experiment, workdir, *, code: str | None = None, devices=N
         experiment = rundir.ready_modalities(experiment, folder, main)
         built = program.build(experiment, devices)
         loop = _Loop(built, folder, main, stop)
-        loop.compile()
-        loop.restore()
-        loop.seconds["start"] = time.perf_counter() - began
         try:
+            loop.compile()
+            loop.restore()
+            loop.seconds["start"] = time.perf_counter() - began
             loop.run()
             return TrainResult(loop.state, built, loop.finish())
         finally:
@@ -72,7 +72,9 @@ def train(experiment: Experiment, workdir, *, code: str | None = None, devices=N
 class _Loop:
     """State of one `train` call; its methods are called in the order in which they stand."""
 
-    def __init__(self, built: program.Program, folder: epath.Path, main: bool, stop: lifecycle.Stop):
+    def __init__(
+        self, built: program.Program, folder: epath.Path, main: bool, stop: lifecycle.Stop
+    ):
         self.program, self.experiment, self.folder = built, built.experiment, folder
         self.main, self.stop = main, stop
         self.journal = mixture.Journal()
@@ -133,10 +135,14 @@ class _Loop:
         if not there:
             self.state = self.program.init_state()
             if self.experiment.init:
-                params = rundir.initial_params(self.experiment.init, self.program, self.state.params)
+                params = rundir.initial_params(
+                    self.experiment.init, self.program, self.state.params
+                )
                 self.state = self.state._replace(params=params)
             return
         _, step = checkpoint.choose_step(str(self.folder))
+        distributed.barrier("checkpoint chosen")
+        self.saver.drop_after(step)
         like = self.program.abstract_state()._asdict()
         items = checkpoint.restore(
             self.folder, step, {name: like[name] for name in checkpoint.ITEMS}
