@@ -160,7 +160,7 @@ class _Loop:
         total, start = self.experiment.total_steps, int(self.state.step)
         self.progress = metrics.Progress(total, start, self.main)
         self.mark = (time.perf_counter(), start)
-        self.waited, previous = 0.0, None
+        self.waited, self.tokens, previous = 0.0, 0.0, None
         settings = self.experiment.checkpoint
         self.stream = loader.open_stream(
             self.experiment, self.program, self.schedule, self.journal, start
@@ -203,6 +203,7 @@ class _Loop:
             )
         self.window.add(out, f"train/{task}/")
         self.window.add(counts, f"data/{task}/")
+        self.tokens += counts.get("tokens", 0.0)
         if math.isfinite(out["loss"]):
             self.window.add({"train/loss": out["loss"]})
         every = self.experiment.logging.log_every
@@ -214,16 +215,12 @@ class _Loop:
         row = self.window.take()
         elapsed = max(now - then, 1e-9)
         row["throughput/steps_per_second"] = (step - first) / elapsed
-        tokens = sum(row.get(f"data/{t}/tokens", 0.0) for t in self.experiment.tasks)
-        if tokens:
-            share = row["throughput/steps_per_second"] / max(len(self.experiment.tasks), 1)
-            row["throughput/tokens_per_second_per_device"] = (
-                tokens * share * jax.process_count() / self.program.mesh.size
-            )
+        everywhere = self.tokens * jax.process_count() / self.program.mesh.size
+        row["throughput/tokens_per_second_per_device"] = everywhere / elapsed
         row["data/wait_fraction"] = self.waited / elapsed
         streams = tuple(s.name for s in self.program.vocabulary.specs)
         row |= metrics.router_load(task, record, streams)
-        self.mark, self.waited = (now, step), 0.0
+        self.mark, self.waited, self.tokens = (now, step), 0.0, 0.0
         self.writer.write(step, row)
         self.progress.log(step, metrics.summary(row))
 

@@ -167,23 +167,23 @@ def test_extras_are_carried_and_updated_by_their_clock():
     import dataclasses
 
     def ema(tree, params, features, batch):
-        return jax.tree.map(lambda a, b: 0.5 * a + 0.5 * b, tree, params["table"])
+        return jax.tree.map(lambda a, b: 0.5 * a + 0.5 * b, tree, {"table": params["table"]})
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Teacher(InfoNCE):
         def extra(self):
-            return {"ema": Extra(init=lambda p: p["table"] * 1.0, update=ema)}
+            return {"ema": Extra(init=lambda p: {"table": p["table"] * 1.0}, update=ema)}
 
     objective, model = Teacher(), small.config()
     extras = objective.extra()
     parts, tx, shardings, state = small.setup(model, [objective], MESH.make(), extras=extras)
-    assert state.extra["ema"].sharding == state.params["table"].sharding
+    assert state.extra["ema"]["table"].sharding == state.params["table"].sharding
     step = small.train_step(model, parts, tx, objective, shardings, extras=extras)
-    first = np.asarray(state.extra["ema"])
+    first = np.asarray(state.extra["ema"]["table"])
     with jax.set_mesh(shardings.step.mesh):
         state, _ = step(state, {}, put(small.pair_batch(), shardings.step.mesh))
     want = 0.5 * first + 0.5 * np.asarray(state.params["table"])
-    np.testing.assert_allclose(np.asarray(state.extra["ema"]), want, atol=1e-7)
+    np.testing.assert_allclose(np.asarray(state.extra["ema"]["table"]), want, atol=1e-7)
 
 
 def test_the_schedule_warms_up_and_decays():
