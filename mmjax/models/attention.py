@@ -24,7 +24,7 @@ def place(tokens: Tokens) -> Place:
 
 
 def visible(query: Place, key: Place, *, causal: bool, isolate: bool) -> Array:
-    """Mask [B, Q, L]: same segment, not padding; same stream if isolated; no later order if causal."""
+    """Mask [B, Q, L]: same segment, no padding; isolated: same stream; causal: no later order."""
     q_segment, k_segment = query.segment_BL[:, :, None], key.segment_BL[:, None, :]
     mask_BQL = (q_segment == k_segment) & (k_segment != 0)
     if isolate:

@@ -81,7 +81,7 @@ def _token_choice(x_WTD, routing, up_EDF, gate_EDF, down_EFD, block_rows):
         )
 
     def local(*args):
-        return jax.lax.psum(_sorted_experts(*args, block_rows), "tensor")
+        return jax.lax.psum(_sorted_experts(*args, block_rows=block_rows), "tensor")
 
     batch, wide = PartitionSpec(BATCH_AXES), PartitionSpec(None, None, "tensor")
     return jax.shard_map(

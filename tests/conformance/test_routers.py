@@ -73,7 +73,8 @@ def test_gradient_reaches_the_logits(name):
     def loss(logits):
         routing = ROUTERS[name].route(logits, state, stream, valid)
         weights = [
-            w for w in (routing.weight_WTX, routing.weight_WEC, routing.combine_WTEC)
+            w
+            for w in (routing.weight_WTX, routing.weight_WEC, routing.combine_WTEC)
             if w is not None
         ]
         # Weights over a bent scale: a sum of shares alone has no gradient.
