@@ -43,6 +43,15 @@ class Writer:
 
             self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
 
+    def rewind(self, step: int) -> None:
+        """Drops rows after a step: the steps since the last save are taken again."""
+        if self._path is None or not self._path.exists():
+            return
+        rows = [json.loads(line) for line in self._path.read_text().splitlines()]
+        kept = [row for row in rows if row["step"] <= step]
+        if len(kept) < len(rows):
+            self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One object for a step. Not-a-number becomes null: JSON has no word for it."""
         if self._path is None:

@@ -52,7 +52,11 @@ def open_run(folder: epath.Path, experiment: Experiment, code: str | None, main:
         return
     identity = {k: config.fingerprint(config.identity(experiment, k)) for k in REFUSED}
     run: dict[str, Any] = {"lineage": experiment.init, "starts": []}
-    if (folder / "run.json").exists():
+    if not checkpoint.steps(folder / "checkpoints"):
+        # Nothing was saved, so any experiment may begin here.
+        if (folder / "tokenizers").exists():
+            (folder / "tokenizers").rmtree()
+    elif (folder / "run.json").exists():
         run = json.loads((folder / "run.json").read_text())
         changed = [kind for kind in REFUSED if run["identity"].get(kind) != identity[kind]]
         if changed:

@@ -56,6 +56,7 @@ def train(experiment: Experiment, workdir, *, code: str | None = None, devices=N
     folder = epath.Path(workdir)
     with rundir.held(folder, main), lifecycle.stop_on_signals() as stop:
         rundir.open_run(folder, experiment, code, main)
+        experiment.check_mesh(len(devices if devices is not None else jax.devices()))
         experiment = rundir.ready_modalities(experiment, folder, main)
         built = program.build(experiment, devices)
         loop = _Loop(built, folder, main, stop)
@@ -133,6 +134,7 @@ class _Loop:
         """The newest whole checkpoint, or fresh state (from `init` when the config names one)."""
         there = checkpoint.steps(self.folder / "checkpoints")
         if not there:
+            self.writer.rewind(0)
             self.state = self.program.init_state()
             if self.experiment.init:
                 params = rundir.initial_params(
@@ -143,6 +145,7 @@ class _Loop:
         _, step = checkpoint.choose_step(str(self.folder))
         distributed.barrier("checkpoint chosen")
         self.saver.drop_after(step)
+        self.writer.rewind(step)
         like = self.program.abstract_state()._asdict()
         items = checkpoint.restore(
             self.folder, step, {name: like[name] for name in checkpoint.ITEMS}

@@ -38,7 +38,7 @@ def is_main() -> bool:
     """Whether this is the process that writes; asks the environment, not the backend."""
     if "JAX_PROCESS_ID" in os.environ:
         return os.environ["JAX_PROCESS_ID"] == "0"
-    return jax.process_index() == 0
+    return os.environ.get("MMJAX_DISTRIBUTED") != "1" or jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
