@@ -82,7 +82,7 @@ class Experiment:
     data: DataConfig = DataConfig()
     guards: Guards = Guards()
     logging: Logging = Logging()
-    total_steps: int = _identity("numerics", default=1000)
+    total_steps: int = 1000
     eval_every: int = 0
 
     def __post_init__(self):
