@@ -89,13 +89,37 @@ def _start(code: str | None) -> dict[str, Any]:
 
 
 def ready_modalities(experiment: Experiment, folder: epath.Path, main: bool) -> Experiment:
-    """Modalities that have learned what they must: from the train split, or from the workdir."""
+    """Modalities that have learned what they must: from the workdir, from the run whose parameters
+    they start from (ids must mean what they meant there), or from the train split.
+
+    Raises:
+      NoCheckpoint: `experiment.init` is no run; found before anything is compiled.
+    """
     if main:
+        if experiment.init and not checkpoint.steps(folder / "checkpoints"):
+            _copy_learned(experiment, folder / "tokenizers")
         for name in experiment.modalities:
             _fit(experiment, name, folder)
     distributed.barrier("modalities")
     ready = {name: _fit(experiment, name, folder) for name in experiment.modalities}
     return dataclasses.replace(experiment, modalities=ready)
+
+
+def _copy_learned(experiment: Experiment, target: epath.Path) -> None:
+    """Copies `tokenizers/<stream>@<fingerprint>` of the run that `init` names."""
+    source, _ = checkpoint.choose_step(experiment.init)
+    there = (source / "tokenizers").iterdir() if (source / "tokenizers").exists() else ()
+    for learned in there:
+        name = learned.name.partition("@")[0]
+        if name not in experiment.modalities or (target / learned.name).exists():
+            continue
+        partial = target / f"{name}.partial"
+        if partial.exists():
+            partial.rmtree()
+        partial.mkdir(parents=True)
+        for file in learned.iterdir():
+            (partial / file.name).write_bytes(file.read_bytes())
+        partial.rename(target / learned.name)
 
 
 def _fit(experiment: Experiment, name: str, folder: Any):

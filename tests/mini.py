@@ -1,4 +1,4 @@
-"""The demo cut down to two tasks of two modalities, for tests of whole runs that compile quickly."""
+"""The demo cut down to two tasks of two modalities: whole runs that compile quickly."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def get_config(**fields) -> Experiment:
     """Twelve steps of masked text and image-text contrast in turn; a checkpoint every fourth."""
     tiny = config.load(f"{QUICKSTART}:tiny")
     moe = MoE(num_experts=4, width=32, every=1)
-    mini = dict(
-        name="mini",
-        modalities={name: tiny.modalities[name] for name in ("text", "image")},
-        tasks={name: tiny.tasks[name] for name in ("text", "image_text")},
-        model=dataclasses.replace(tiny.model, encoder_layers=1, decoder_layers=1, moe=moe),
-        optimizer=AdamW(learning_rate=3e-3),
-        evaluators={},
-        logging=dataclasses.replace(tiny.logging, log_every=1),
-    )
+    mini = {
+        "name": "mini",
+        "modalities": {name: tiny.modalities[name] for name in ("text", "image")},
+        "tasks": {name: tiny.tasks[name] for name in ("text", "image_text")},
+        "model": dataclasses.replace(tiny.model, encoder_layers=1, decoder_layers=1, moe=moe),
+        "optimizer": AdamW(learning_rate=3e-3),
+        "evaluators": {},
+        "logging": dataclasses.replace(tiny.logging, log_every=1),
+    }
     return dataclasses.replace(tiny, **{**mini, **fields})
 
 

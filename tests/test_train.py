@@ -1,8 +1,9 @@
-"""Whole runs: what a workdir holds, how a run ends, and that one stopped anywhere is not changed."""
+"""Whole runs: what a workdir holds, how a run ends, and that stopping one changes nothing."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -163,7 +164,6 @@ def test_the_workdir_of_another_experiment_exits_2_and_shows_the_difference(whol
     assert "seed" in said
     assert "use another --workdir" in said
     assert (whole[0] / "config.json").read_text() == before
-    assert mmjax_train(whole[0], "--total-steps", "13") == 2
 
 
 def test_a_workdir_that_cannot_be_written_exits_74(tmp_path, monkeypatch, capsys):
@@ -196,7 +196,8 @@ def test_a_bad_record_is_replaced_and_counted(tmp_path):
         value for row in rows.values() for name, value in row.items()
         if name.startswith("data/image_text/bad/")
     ]  # fmt: skip
-    assert bad and all(value >= 1 for value in bad)
+    assert bad
+    assert all(value >= 1 for value in bad)
     assert not any(n.startswith("data/text/bad") for row in rows.values() for n in row)
     assert all(math.isfinite(row["train/loss"]) for row in rows.values())
     assert result.step == 12
@@ -251,8 +252,9 @@ def test_the_transfer_guard_is_on(tmp_path, monkeypatch):
 def test_losses_that_stay_not_finite_end_the_run(tmp_path, monkeypatch):
     def spoil(batch, sharding):
         weight = {k: t._replace(weight_WU=t.weight_WU * np.nan) for k, t in batch.targets.items()}
-        return batch._replace(targets=weight, weight_BS=batch.weight_BS * np.nan)
+        return put(batch._replace(targets=weight), sharding)
 
+    put = train.loader.to_global
     monkeypatch.setattr(train.loader, "to_global", spoil)
     guards = dataclasses.replace(mini.get_config().guards, max_skipped_steps=2)
     text = {"text": mini.get_config().tasks["text"]}
@@ -282,7 +284,7 @@ def logged(workdir: Path) -> int:
 def test_killed_at_random_moments_a_run_ends_the_same(whole, tmp_path):
     workdir, rng = tmp_path / "killed", random.Random(0)
     kills, args = 0, ("--checkpoint.every", "1")
-    for moment in range(4):
+    for moment in range(3):
         process, before = start(workdir, *args), logged(workdir)
         if moment:  # a few logged steps later, anywhere in a step or in a save
             more = rng.randint(1, 4)
@@ -294,7 +296,7 @@ def test_killed_at_random_moments_a_run_ends_the_same(whole, tmp_path):
         kills += process.poll() is None
         process.kill()
         process.wait()
-    assert kills >= 3, "the run ended before it could be killed"
+    assert kills == 3, "the run ended before it could be killed"
     assert start(workdir, *args).wait() == 0, (tmp_path / "killed.log").read_text()
     assert mini.rows(workdir) == mini.rows(whole[0])
     mini.assert_same(mini.state(whole[1].program, workdir, 12), states(whole[1]))
@@ -309,8 +311,9 @@ def test_sigterm_saves_and_exits_75(whole, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait() in (0, 75)
     assert checkpoint.steps(workdir / "checkpoints")
-    assert start(workdir).wait() == 0
-    mini.assert_same(mini.state(whole[1].program, workdir, 12), states(whole[1]))
+    result = mmjax.train(mini.get_config(), workdir, devices=ONE)
+    assert mini.rows(workdir) == mini.rows(whole[0])
+    mini.assert_same(states(result), states(whole[1]))
 
 
 @pytest.mark.ci
@@ -331,7 +334,7 @@ def test_the_tiny_demo_trains_and_is_evaluated(tmp_path):
     experiment = config.load(f"{mini.QUICKSTART}:tiny")
     result = mmjax.train(experiment, tmp_path, devices=ONE)
     assert result.step == 12
-    assert {f"retrieval/{a}_to_{b}_R@1" for a in experiment.modalities for b in experiment.modalities
-            if a != b} <= set(result.metrics)  # fmt: skip
+    pairs = itertools.permutations(experiment.modalities, 2)
+    assert {f"retrieval/{a}_to_{b}_R@1" for a, b in pairs} <= set(result.metrics)
     losses = mmjax.evaluate(str(tmp_path))
     assert losses["image_to_text_R@1"]["chance"] == 0.01

@@ -1,0 +1,245 @@
+"""load(PATH): a usable model on whatever devices there are, by step, by metric, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import mini
+import numpy as np
+import pytest
+import small
+from etils import epath
+
+import mmjax
+from mmjax import checkpoint, config, lifecycle, program, rundir
+from mmjax import step as step_lib
+from mmjax.models import names
+from mmjax.models.plan import Block, Run
+
+ONE = jax.devices()[:1]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(workdir, result) of a run that was evaluated at every checkpoint."""
+    workdir = tmp_path_factory.mktemp("runs") / "trained"
+    return workdir, mmjax.train(mini.evaluated(), workdir, devices=ONE)
+
+
+# ---------------------------------------------------------------------- any number of devices
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_embeddings_are_the_same_on_any_number_of_devices(trained, count):
+    view = mmjax.load(str(trained[0]), devices=jax.devices()[:count])
+    assert view.step == 12
+    if count != 3:  # the batches of training do not divide over three
+        assert view.program.mesh.size == count
+    mini.assert_same(view.params, trained[1].state.params)
+    examples = view.examples("val", 130)  # more than one batch of one device
+    for modality in ("image", "text"):
+        found = view.embed(modality, examples)
+        assert found.shape == (130, 32)
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-5)
+        np.testing.assert_allclose(found, reference(trained[0], modality), atol=1e-5)
+
+
+REFERENCE: dict = {}
+
+
+def reference(workdir, modality):
+    """Embeddings on one device."""
+    if modality not in REFERENCE:
+        view = mmjax.load(str(workdir), devices=ONE)
+        REFERENCE[modality] = view.embed(modality, view.examples("val", 130))
+    return REFERENCE[modality]
+
+
+def test_an_absent_value_has_no_direction(trained):
+    view = mmjax.load(str(trained[0]), devices=ONE)
+    found = view.embed("image", [{"text": "no image"}, view.examples("val", 1)[0]])
+    assert (found[0] == 0).all()
+    assert np.linalg.norm(found[1]) == pytest.approx(1.0, abs=1e-5)
+    with pytest.raises(ValueError, match="'smell' is not in the model"):
+        view.embed("smell", [])
+
+
+# -------------------------------------------------------------------------------- PATHs
+
+
+def test_a_step_by_its_number(trained):
+    view = mmjax.load(f"{trained[0]}@4", devices=ONE)
+    assert view.step == 4
+    with pytest.raises(
+        lifecycle.NoCheckpoint, match=r"no checkpoint of step 5; there are \[4, 8, 12\]"
+    ):
+        mmjax.load(f"{trained[0]}@5")
+
+
+@pytest.mark.parametrize(("metric", "best"), [("text/loss", min), ("image_to_text_R@1", max)])
+def test_the_best_step_of_a_metric(trained, metric, best):
+    workdir = trained[0]
+    values = {}
+    for file in (workdir / "evals").glob("*/*.json"):
+        found = json.loads(file.read_text())
+        if metric in found:
+            values[int(file.stem)] = found[metric]
+    assert sorted(values) == [4, 8, 12]
+    _, step = checkpoint.choose_step(f"{workdir}@best:{metric}")
+    assert values[step] == best(values.values())
+
+
+def test_the_best_step_of_an_unknown_metric_names_the_known_ones(trained):
+    with pytest.raises(lifecycle.NoCheckpoint, match=r"was not evaluated.*image_to_text_R@1"):
+        mmjax.load(f"{trained[0]}@best:nonsense")
+
+
+def test_paths_that_lead_nowhere(trained, tmp_path):
+    for path in (tmp_path / "absent", tmp_path, f"{tmp_path}@3", f"{tmp_path}@best:loss"):
+        with pytest.raises(lifecycle.NoCheckpoint, match="no complete checkpoint"):
+            mmjax.load(str(path))
+    workdir = shutil.copytree(trained[0], tmp_path / "bare")
+    (workdir / "config.json").unlink()
+    with pytest.raises(lifecycle.NoCheckpoint, match=r"no config\.json"):
+        mmjax.load(str(workdir))
+
+
+@pytest.mark.parametrize(
+    ("path", "selector"),
+    [
+        ("runs/a", ""),
+        ("runs/a@b", ""),
+        ("runs/a@b@12", "12"),
+        ("runs/a@best:image_to_text_R@1", "best:image_to_text_R@1"),
+    ],
+)
+def test_paths_are_taken_apart(path, selector):
+    folder, found = checkpoint.parse_path(path)
+    assert found == selector
+    assert str(folder) == path.removesuffix(f"@{selector}")
+
+
+def test_another_tokenizer_is_refused(trained, tmp_path):
+    workdir = shutil.copytree(trained[0], tmp_path / "other")
+    file = workdir / "checkpoints" / "12" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["tokenizers"]["text"] = "0" * 64
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(lifecycle.NoCheckpoint, match=r"stream 'text' was trained with tokenizer"):
+        mmjax.load(str(workdir), devices=ONE)
+
+
+# --------------------------------------------------------------------------- canonical names
+
+
+def test_canonical_names_and_back_are_exact(trained):
+    built, params = trained[1].program, jax.device_get(trained[1].state.params)
+    arrays = built.to_canonical(params)
+    assert {"enc/blocks/0/attention/query", "embed/text/table", "dec/memory/kernel"} <= set(arrays)
+    assert sum(a.size for a in arrays.values()) == sum(a.size for a in jax.tree.leaves(params))
+    zeros = jax.tree.map(np.zeros_like, params)
+    back, missing = names.from_canonical(arrays, zeros, built.canonical)
+    assert not missing
+    mini.assert_same(back, params)
+
+
+def test_what_is_missing_is_named_and_kept(trained):
+    built, params = trained[1].program, jax.device_get(trained[1].state.params)
+    arrays = built.to_canonical(params)
+    arrays.pop("enc/blocks/0/attention/query")
+    ones = jax.tree.map(np.ones_like, params)
+    back, missing = names.from_canonical(arrays, ones, built.canonical)
+    assert missing == ["enc/blocks/0/attention/query"]
+    assert (built.to_canonical(back)["enc/blocks/0/attention/query"] == 1).all()
+    arrays["enc/norm/scale"] = np.ones(3)
+    with pytest.raises(ValueError, match=r"enc/norm/scale: shape \(3,\) does not fit"):
+        names.from_canonical(arrays, ones, built.canonical)
+
+
+def model_of(plan, params_of=None):
+    """(model, canonical arrays) of a plan without heads, filled by name from other arrays."""
+    parts = step_lib.split(lambda: plan.make(small.VOCABULARY, {}, 3))
+    where = names.canonical_parts(plan, small.VOCABULARY, (), list(names.flatten(parts.params)))
+    _, params, state = step_lib.nnx.split(parts.make(), step_lib.nnx.Param, step_lib.RouterState)
+    params, state = jax.device_get((step_lib.nnx.as_pure(params), step_lib.nnx.as_pure(state)))
+    if params_of is not None:
+        params, missing = names.from_canonical(params_of, params, where)
+        assert not missing
+    return step_lib.bind(parts, params, state, 2, "float32"), names.to_canonical(params, where)
+
+
+def test_another_layer_plan_gives_the_same_features():
+    whole = small.config(encoder_layers=4, decoder_layers=1)
+    plain, moe = Block(lane="enc"), Block(lane="enc", moe=whole.moe)
+    decoder = whole.layer_plan()[1:]
+    split = dataclasses.replace(
+        whole,
+        runs=(Run(pattern=(plain,)), Run(pattern=(moe, plain)), Run(pattern=(moe,)), *decoder),
+    )
+    alone = dataclasses.replace(whole, runs=(Run(pattern=(plain, moe), repeats=2),))
+    rng = np.random.default_rng(0)
+    tokens = small.view(rng, "image")
+    first, arrays = model_of(whole)
+    expected = first.encode(tokens).x_BLD
+    assert len(whole.layer_plan()) == 2
+    for plan in (split, alone):
+        other, _ = model_of(plan, arrays)
+        np.testing.assert_allclose(other.encode(tokens).x_BLD, expected, atol=1e-6)
+    plan = dataclasses.replace(whole, shape="encoder")
+    renamed = {name.replace("enc/", "main/", 1): array for name, array in arrays.items()}
+    other, _ = model_of(plan, renamed)
+    np.testing.assert_allclose(other.encode(tokens).x_BLD, expected, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------- init
+
+
+def test_parameters_and_tokenizers_come_from_another_run(trained, tmp_path):
+    text_only = mini.get_config(
+        tasks={"text": mini.get_config().tasks["text"]},
+        init=f"{trained[0]}@8",
+        data=dataclasses.replace(mini.get_config().data, train_split="val"),
+    )
+    ready = rundir.ready_modalities(text_only, epath.Path(tmp_path), main=True)
+    built = program.build(ready, ONE)
+    fresh = jax.device_get(built.init_state().params)
+    params = rundir.initial_params(text_only.init, built, fresh)
+    source = mmjax.load(f"{trained[0]}@8", devices=ONE)
+    old = source.program.to_canonical(jax.device_get(source.params))
+    new = built.to_canonical(jax.device_get(params))
+    assert new.keys() < old.keys()  # no contrast, no projections
+    for name, array in new.items():
+        np.testing.assert_array_equal(array, old[name], err_msg=name)
+    # Ids mean what they meant: the tokenizer comes along, though `val` would give another.
+    assert built.vocabulary == source.program.vocabulary
+
+
+def test_a_run_starts_from_another_one(trained, tmp_path):
+    result = mmjax.train(mini.get_config(init=str(trained[0])), tmp_path, devices=ONE)
+    assert json.loads((tmp_path / "run.json").read_text())["lineage"] == str(trained[0])
+    first, before = mini.rows(tmp_path)[1], mini.rows(trained[0])
+    assert first["train/text/loss"] < before[1]["train/text/loss"] - 0.3
+    assert first["train/text/loss"] == pytest.approx(before[12]["train/text/loss"], abs=0.5)
+    assert result.step == 12
+
+
+def test_a_run_starts_from_nothing_that_is_absent(tmp_path, capfd):
+    experiment = mini.get_config(init=str(tmp_path / "absent"))
+    with pytest.raises(lifecycle.NoCheckpoint, match="absent"):
+        mmjax.train(experiment, tmp_path / "run", devices=ONE)
+    assert "compiled" not in capfd.readouterr().err
+
+
+def test_code_must_be_the_file_of_the_run(trained, tmp_path):
+    (tmp_path / "other.py").write_text("")
+    with pytest.raises(config.ConfigError, match="is not the file"):
+        mmjax.load(str(trained[0]), code=str(tmp_path / "other.py"))
+
+
+def test_a_program_holds_no_arrays(trained):
+    for field in dataclasses.fields(program.Program):
+        leaves = jax.tree.leaves(getattr(trained[1].program, field.name))
+        assert not any(isinstance(leaf, jax.Array) for leaf in leaves), field.name
