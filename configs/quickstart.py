@@ -73,7 +73,7 @@ def get_config(batch_size: int = 64) -> Experiment:
             ),
             "zero_shot": ZeroShot(modalities=("image", "audio")),
         },
-        total_steps=640,
+        total_steps=700,
     )
 
 
