@@ -40,7 +40,7 @@ class Program:
     @property
     def batch_sharding(self) -> jax.sharding.NamedSharding:
         """Rows over all batch axes."""
-        return jax.sharding.NamedSharding(self.mesh, rules_lib.batch_spec())
+        return rules_lib.batch_sharding(self.mesh)
 
     def init_state(self) -> step_lib.TrainState:
         """Fresh state, made sharded."""

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from mmjax.models.transformer import RouterState
+from mmjax.models.blocks import RouterState
 from mmjax.objectives import objective as objective_lib
 from mmjax.optim import gradients, optimizer
 from mmjax.parallel import rules as rules_lib
@@ -295,10 +295,9 @@ def make_train_step(
         return new._replace(step=state.step + 1), out
 
     none = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    batch_sharding = jax.sharding.NamedSharding(mesh, rules_lib.batch_spec())
     return jax.jit(
         step,
-        in_shardings=(shardings, none, batch_sharding),
+        in_shardings=(shardings, none, rules_lib.batch_sharding(mesh)),
         out_shardings=(shardings, none),
         donate_argnums=0,
     )

@@ -65,6 +65,11 @@ def batch_spec() -> jax.sharding.PartitionSpec:
     return jax.sharding.PartitionSpec(mesh_lib.BATCH_AXES)
 
 
+def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+    """Rows (or groups) of a batch on a mesh."""
+    return jax.sharding.NamedSharding(mesh, batch_spec())
+
+
 def constrain_batch(x: Array) -> Array:
     """Keeps dim 0 of an activation on the batch axes; nothing without a mesh in context."""
     mesh = jax.sharding.get_abstract_mesh()
