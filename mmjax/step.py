@@ -262,8 +262,7 @@ def make_train_step(
             grads = pullback(jax.tree.map(jnp.ones_like, totals))[0]
         else:
             grads = rule.combine(totals, lambda weights: pullback(weights)[0])
-        zeros = jax.tree.map(jnp.zeros_like, frozen)
-        return totals, _join(grads, zeros), aux
+        return totals, _join(grads, jax.tree.map(jnp.zeros_like, frozen)), aux
 
     def step(state: TrainState, constants: PyTree, batch: Batch):
         del constants  # frozen tokenizers and teachers
