@@ -306,7 +306,7 @@ def test_calls_that_a_shape_cannot_answer_say_so():
     model = step_lib.bind(parts, *ones, 0, "float32")
     tokens = small.view(np.random.default_rng(0), "codes", rows=1)
     with pytest.raises(ValueError, match="reads no other lane"):
-        jax.eval_shape(lambda: model.decode(tokens, model.encode(tokens)).x_BLD)
+        jax.eval_shape(lambda t: model.decode(t, model.encode(t)).x_BLD, tokens)
     with pytest.raises(ValueError, match="lane='vision' does not exist; use one of main"):
         model.encode(tokens, lane="vision")
     with pytest.raises(ValueError, match="no head 'flow'"):
