@@ -6,28 +6,13 @@ every parameter carries its logical `axes`, and `mmjax.parallel.rules` turns the
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.models import attention, embed, moe, plan
+from mmjax.models import attention, blocks, embed, plan
 from mmjax.parallel import rules
 from mmjax.typing import NUM_AXES, Array, Tokens, Vocabulary
-
-
-class RouterState(nnx.Variable):
-    """State of a router, carried across steps without gradient."""
-
-
-class Encoded(NamedTuple):
-    """Output of a lane: features, the tokens they belong to, and what must not get lost."""
-
-    x_BLD: Array
-    tokens: Tokens
-    record: dict
-    captured: dict
 
 
 def add_records(*records: dict) -> dict:
@@ -39,140 +24,6 @@ def add_records(*records: dict) -> dict:
     return out
 
 
-def _param(rngs: nnx.Rngs, shape, axes, fan_in: int, reduce=(), gain: float = 1.0) -> nnx.Param:
-    """A normal matrix of scale gain / sqrt(fan_in); `reduce` = input dims, for the optimizer."""
-    value = jax.random.normal(rngs.params(), shape) * (gain * fan_in**-0.5)
-    return nnx.Param(value, axes=axes, reduce=reduce)
-
-
-class Norm(nnx.Module):
-    """RMS (Zhang & Sennrich 2019) or layer norm with a weight, in float32."""
-
-    def __init__(self, width: int, kind: str, eps: float, axis: str = "embed"):
-        self.kind, self.eps = kind, eps
-        self.scale = nnx.Param(jnp.ones((width,)), axes=(axis,), reduce=())
-
-    def __call__(self, x):
-        y = x.astype(jnp.float32)
-        if self.kind == "layer":
-            y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        return (y * self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
-
-
-class Attention(nnx.Module):
-    """Self- or cross-attention with QK-norm and rotary positions where asked for."""
-
-    def __init__(self, config: plan.Transformer, rngs: nnx.Rngs, gain: float):
-        width, heads, kv, g = config.width, config.num_heads, config.kv_heads, config.head_width
-        self.rotary = config.position == "rotary"
-        self.max_wavelength, self.query_block = config.max_wavelength, config.query_block
-        self.query = _param(rngs, (width, heads, g), ("embed", "heads", "head_dim"), width, (0,))
-        self.key = _param(rngs, (width, kv, g), ("embed", "kv", "head_dim"), width, (0,))
-        self.value = _param(rngs, (width, kv, g), ("embed", "kv", "head_dim"), width, (0,))
-        self.out = _param(
-            rngs, (heads, g, width), ("heads", "head_dim", "embed"), heads * g, (0, 1), gain
-        )
-        self.qk_norm = config.qk_norm
-        if config.qk_norm:
-            self.query_norm = Norm(g, "rms", config.norm_eps, "head_dim")
-            self.key_norm = Norm(g, "rms", config.norm_eps, "head_dim")
-
-    def __call__(self, x_BQD, memory_BLD, query: Tokens, key: Tokens, *, causal, isolate):
-        dtype = x_BQD.dtype
-        q = jnp.einsum("BQD,DHG->BQHG", x_BQD, self.query[...].astype(dtype))
-        k = jnp.einsum("BLD,DKG->BLKG", memory_BLD, self.key[...].astype(dtype))
-        v = jnp.einsum("BLD,DKG->BLKG", memory_BLD, self.value[...].astype(dtype))
-        if self.qk_norm:
-            q, k = self.query_norm(q), self.key_norm(k)
-        if self.rotary:
-            g = q.shape[-1]
-            q = attention.rotate(q, attention.angles(query.position_BLA, g, self.max_wavelength))
-            k = attention.rotate(k, attention.angles(key.position_BLA, g, self.max_wavelength))
-        out = attention.attend(
-            q, k, v, attention.place(query), attention.place(key),
-            causal=causal, isolate=isolate, query_block=self.query_block,
-        )  # fmt: skip
-        return jnp.einsum("BQHG,HGD->BQD", out, self.out[...].astype(dtype))
-
-
-class Mlp(nnx.Module):
-    """SwiGLU (Shazeer 2020) without biases."""
-
-    def __init__(self, width: int, inner: int, rngs: nnx.Rngs, gain: float):
-        self.up = _param(rngs, (width, inner), ("embed", "mlp"), width, (0,))
-        self.gate = _param(rngs, (width, inner), ("embed", "mlp"), width, (0,))
-        self.down = _param(rngs, (inner, width), ("mlp", "embed"), inner, (0,), gain)
-
-    def __call__(self, x, tokens, group_rows):
-        del tokens, group_rows
-        up, gate = (jnp.matmul(x, w[...].astype(x.dtype)) for w in (self.up, self.gate))
-        return jnp.matmul(jax.nn.silu(gate) * up, self.down[...].astype(x.dtype)), {}
-
-
-class Experts(nnx.Module):
-    """SwiGLU experts behind a router; logits, routing and statistics are float32."""
-
-    def __init__(self, config: plan.MoE, width, inner, streams: int, rngs: nnx.Rngs, gain: float):
-        self.config, self.streams = config, streams
-        num = config.num_experts
-        self.router = _param(rngs, (width, num), ("embed", "unsharded"), width)
-        axes = ("expert", "embed", "mlp")
-        self.up = _param(rngs, (num, width, inner), axes, width, (1,))
-        self.gate = _param(rngs, (num, width, inner), axes, width, (1,))
-        down = ("expert", "mlp", "embed")
-        self.down = _param(rngs, (num, inner, width), down, inner, (1,), gain)
-        self.bias = RouterState(jnp.zeros((num,)), axes=("unsharded",))
-
-    def __call__(self, x_BLD, tokens: Tokens, group_rows: int):
-        groups = x_BLD.shape[0] // group_rows
-        x_WTD = x_BLD.reshape(groups, -1, x_BLD.shape[-1])
-        stream_WT = tokens.stream_BL.reshape(groups, -1)
-        logits_WTE = jnp.matmul(x_WTD.astype(jnp.float32), self.router[...])
-        bias_E = jax.lax.stop_gradient(self.bias[...])
-        routing = self.config.router.route(logits_WTE, bias_E, stream_WT, stream_WT > 0)
-        up, gate, down = (w[...].astype(x_BLD.dtype) for w in (self.up, self.gate, self.down))
-        out = moe.expert_ffn(x_WTD, routing, up, gate, down, self.config.block_rows)
-        load_ME = moe.load_by_stream(routing, stream_WT, self.streams, self.config.num_experts)
-        stats = {"load": jax.lax.stop_gradient(load_ME)}
-        if not isinstance(routing.aux_loss, float):
-            stats["aux_loss"] = routing.aux_loss
-        return out.reshape(x_BLD.shape), stats
-
-
-class BlockModule(nnx.Module):
-    """Pre-norm block: self-attention, cross-attention if it reads a lane, feed-forward."""
-
-    def __init__(self, config: plan.Transformer, block: plan.Block, streams: int, rngs: nnx.Rngs):
-        self.block = block
-        depth = sum(len(r.pattern) * r.repeats for r in config.layer_plan())
-        gain = (2.0 * depth) ** -0.5
-        norm = (config.width, config.norm, config.norm_eps)
-        self.norm1, self.attention = Norm(*norm), Attention(config, rngs, gain)
-        if block.reads:
-            self.cross_norm, self.memory_norm = Norm(*norm), Norm(*norm)
-            self.cross = Attention(config, rngs, gain)
-        self.norm2 = Norm(*norm)
-        if block.moe is None:
-            self.mlp = Mlp(config.width, config.ffn_width, rngs, gain)
-        else:
-            inner = config.expert_width(block.moe)
-            self.mlp = Experts(block.moe, config.width, inner, streams, rngs, gain)
-
-    def __call__(self, x_BLD, tokens: Tokens, memory: Encoded | None, group_rows: int):
-        block = self.block
-        y = self.norm1(x_BLD)
-        y = self.attention(y, y, tokens, tokens, causal=block.causal, isolate=block.isolate)
-        x_BLD = rules.constrain_batch(x_BLD + y)
-        if block.reads:
-            assert memory is not None
-            y, m = self.cross_norm(x_BLD), self.memory_norm(memory.x_BLD)
-            y = self.cross(y, m, tokens, memory.tokens, causal=False, isolate=False)
-            x_BLD = x_BLD + y
-        y, stats = self.mlp(self.norm2(x_BLD), tokens, group_rows)
-        return rules.constrain_batch(x_BLD + y), stats
-
-
 class RunModule(nnx.Module):
     """Blocks of a pattern; every leaf is stacked over the repeats of the run."""
 
@@ -180,7 +31,7 @@ class RunModule(nnx.Module):
         def stacked(block):
             @nnx.vmap(in_axes=0, out_axes=0)
             def make(key):
-                return BlockModule(config, block, streams, nnx.Rngs(params=key))
+                return blocks.BlockModule(config, block, streams, nnx.Rngs(params=key))
 
             return make(jax.random.split(rngs.params(), run.repeats))
 
@@ -211,9 +62,9 @@ class Model(nnx.Module):
         width, streams = config.width, len(vocabulary.specs)
         self.config, self.vocabulary, self.head_configs = config, vocabulary, dict(heads)
         self.group_rows, self.compute_dtype = 0, "float32"
-        self.table = _param(rngs, (vocabulary.size, width), ("vocab", "embed"), width)
-        self.mask = _param(rngs, (streams, width), ("stream", "embed"), width)
-        self.stream = _param(rngs, (streams, width), ("stream", "embed"), width)
+        self.table = blocks.param(rngs, (vocabulary.size, width), ("vocab", "embed"), width)
+        self.mask = blocks.param(rngs, (streams, width), ("stream", "embed"), width)
+        self.stream = blocks.param(rngs, (streams, width), ("stream", "embed"), width)
         pieces = {
             f"s{vocabulary.number(s.name)}": (
                 jax.random.normal(rngs.params(), (s.width, width)) * s.width**-0.5,
@@ -224,10 +75,10 @@ class Model(nnx.Module):
         self.pieces = Named(pieces)
         self.runs = nnx.List([RunModule(config, r, streams, rngs) for r in config.layer_plan()])
         lanes, reads = config.lane_names(), config.read_lanes()
-        norms = [Norm(width, config.norm, config.norm_eps) for _ in lanes]
+        norms = [blocks.Norm(width, config.norm, config.norm_eps) for _ in lanes]
         self.final_norms = nnx.List(norms)
         shape, axes = (width, width), ("embed", "unsharded")
-        self.memory = nnx.List([_param(rngs, shape, axes, width, (0,)) for _ in reads])
+        self.memory = nnx.List([blocks.param(rngs, shape, axes, width, (0,)) for _ in reads])
         self.heads = nnx.List(
             [Named(h.init(rngs.params(), width, vocabulary)) for h in heads.values()]
         )
@@ -258,7 +109,9 @@ class Model(nnx.Module):
             )
         return where
 
-    def encode(self, tokens: Tokens, lane: str = "", capture=(), taps=None, key=None) -> Encoded:
+    def encode(
+        self, tokens: Tokens, lane: str = "", capture=(), taps=None, key=None
+    ) -> blocks.Encoded:
         """Runs the blocks of a lane (default: the first) over a view.
 
         `capture` and the keys of `taps` are of `embed`, `output`: a captured activation is
@@ -267,8 +120,8 @@ class Model(nnx.Module):
         del key  # no block of today draws random numbers
         return self._lane(tokens, lane or self.config.lane_names()[0], None, capture, taps or {})
 
-    def decode(self, tokens: Tokens, memory: Encoded, lane: str = "", capture=(), taps=None,
-               key=None) -> Encoded:  # fmt: skip
+    def decode(self, tokens: Tokens, memory: blocks.Encoded, lane: str = "", capture=(), taps=None,
+               key=None) -> blocks.Encoded:  # fmt: skip
         """Runs a lane that reads another (default: the one that reads) over a view."""
         del key
         reads = self.config.read_lanes()
@@ -283,7 +136,7 @@ class Model(nnx.Module):
         x = (x + self._where(memory.tokens).astype(x.dtype)) * self._valid(memory.tokens, x.dtype)
         return self._lane(tokens, lane, memory._replace(x_BLD=x), capture, taps or {})
 
-    def _lane(self, tokens, lane, memory, capture, taps) -> Encoded:
+    def _lane(self, tokens, lane, memory, capture, taps) -> blocks.Encoded:
         names = self.config.lane_names()
         if lane not in names:
             raise ValueError(f"Model: lane={lane!r} does not exist; use one of {', '.join(names)}.")
@@ -300,10 +153,10 @@ class Model(nnx.Module):
         x = self.final_norms[names.index(lane)](x)
         x = x + taps["output"] if "output" in taps else x
         captured["output"] = x
-        return Encoded(x, tokens, record, {name: captured[name] for name in capture})
+        return blocks.Encoded(x, tokens, record, {name: captured[name] for name in capture})
 
     def _run(self, r, run: plan.Run, x, tokens, memory):
-        parts = [nnx.split(b, nnx.Param, RouterState) for b in self.runs[r].blocks]
+        parts = [nnx.split(b, nnx.Param, blocks.RouterState) for b in self.runs[r].blocks]
         graphs = [graph for graph, _, _ in parts]
         group_rows = self.group_rows or x.shape[0]
 

@@ -12,9 +12,6 @@ from mmjax.typing import PyTree
 with epy.lazy_imports():
     import jax
     import optax
-    import optax.contrib
-
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of the quintic iteration (Jordan et al. 2024)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,9 +76,7 @@ def matrix_of(axes: tuple[str, ...], reduce: tuple[int, ...], ndim: int) -> Matr
     if not reduce:
         return None
     lead = ndim - len(axes)
-    outputs = tuple(
-        lead + i for i, axis in enumerate(axes) if i not in reduce and axis != "expert"
-    )
+    outputs = tuple(lead + i for i, axis in enumerate(axes) if i not in reduce and axis != "expert")
     return Matrix(tuple(lead + i for i in reduce), outputs)
 
 
@@ -119,20 +114,15 @@ class Muon(Optimizer):
     b2: float = 0.95
 
     def make(self, matrices, total_steps):
-        numbers = optax.contrib.MuonDimensionNumbers
-        return optax.contrib.muon(
+        from mmjax.optim import muon
+
+        return muon.muon(
+            matrices,
             self.rate(self.matrix_learning_rate, total_steps),
-            # One triple a step makes optax loop over the steps instead of unrolling them.
-            ns_coeffs=(NEWTON_SCHULZ,) * self.ns_steps,
+            self.rate(self.learning_rate, total_steps),
+            momentum=self.momentum,
             ns_steps=self.ns_steps,
-            beta=self.momentum,
+            b1=self.b1,
+            b2=self.b2,
             weight_decay=self.weight_decay,
-            adam_b1=self.b1,
-            adam_b2=self.b2,
-            adam_learning_rate=self.rate(self.learning_rate, total_steps),
-            muon_weight_dimension_numbers=jax.tree.map(
-                lambda m: None if m is None else numbers(m.inputs, m.outputs),
-                matrices,
-                is_leaf=lambda m: m is None,
-            ),
         )

@@ -1,0 +1,161 @@
+"""Blocks: norm, attention, feed-forward, experts; how they follow each other: transformer.py."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax.models import attention, fused, moe, plan
+from mmjax.parallel import rules
+from mmjax.typing import Array, Tokens
+
+
+class RouterState(nnx.Variable):
+    """State of a router, carried across steps without gradient."""
+
+
+class Encoded(NamedTuple):
+    """Output of a lane: features, the tokens they belong to, and what must not get lost."""
+
+    x_BLD: Array
+    tokens: Tokens
+    record: dict
+    captured: dict
+
+
+def param(rngs: nnx.Rngs, shape, axes, fan_in: int, reduce=(), gain: float = 1.0) -> nnx.Param:
+    """A normal matrix of scale gain / sqrt(fan_in); `reduce` = input dims, for the optimizer."""
+    value = jax.random.normal(rngs.params(), shape) * (gain * fan_in**-0.5)
+    return nnx.Param(value, axes=axes, reduce=reduce)
+
+
+class Norm(nnx.Module):
+    """RMS (Zhang & Sennrich 2019) or layer norm with a weight, in float32."""
+
+    def __init__(self, width: int, kind: str, eps: float, axis: str = "embed"):
+        self.kind, self.eps = kind, eps
+        self.scale = nnx.Param(jnp.ones((width,)), axes=(axis,), reduce=())
+
+    def __call__(self, x):
+        if self.kind == "layer":
+            y = x.astype(jnp.float32)
+            y = y - jnp.mean(y, axis=-1, keepdims=True)
+            return fused.rms_norm(y, self.scale[...], self.eps).astype(x.dtype)
+        return fused.rms_norm(x, self.scale[...], self.eps)
+
+
+class Attention(nnx.Module):
+    """Self- or cross-attention with QK-norm and rotary positions where asked for."""
+
+    def __init__(self, config: plan.Transformer, rngs: nnx.Rngs, gain: float):
+        width, heads, kv, g = config.width, config.num_heads, config.kv_heads, config.head_width
+        self.rotary = config.position == "rotary"
+        self.max_wavelength, self.query_block = config.max_wavelength, config.query_block
+        self.query = param(rngs, (width, heads, g), ("embed", "heads", "head_dim"), width, (0,))
+        self.key = param(rngs, (width, kv, g), ("embed", "kv", "head_dim"), width, (0,))
+        self.value = param(rngs, (width, kv, g), ("embed", "kv", "head_dim"), width, (0,))
+        self.out = param(
+            rngs, (heads, g, width), ("heads", "head_dim", "embed"), heads * g, (0, 1), gain
+        )
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.query_norm = Norm(g, "rms", config.norm_eps, "head_dim")
+            self.key_norm = Norm(g, "rms", config.norm_eps, "head_dim")
+
+    def __call__(self, x_BQD, memory_BLD, query: Tokens, key: Tokens, *, causal, isolate):
+        dtype = x_BQD.dtype
+        q = jnp.einsum("BQD,DHG->BQHG", x_BQD, self.query[...].astype(dtype))
+        k = jnp.einsum("BLD,DKG->BLKG", memory_BLD, self.key[...].astype(dtype))
+        v = jnp.einsum("BLD,DKG->BLKG", memory_BLD, self.value[...].astype(dtype))
+        if self.qk_norm:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if self.rotary:
+            g = q.shape[-1]
+            q = attention.rotate(q, attention.angles(query.position_BLA, g, self.max_wavelength))
+            k = attention.rotate(k, attention.angles(key.position_BLA, g, self.max_wavelength))
+        out = attention.attend(
+            q, k, v, attention.place(query), attention.place(key),
+            causal=causal, isolate=isolate, query_block=self.query_block,
+        )  # fmt: skip
+        return jnp.einsum("BQHG,HGD->BQD", out, self.out[...].astype(dtype))
+
+
+class Mlp(nnx.Module):
+    """SwiGLU (Shazeer 2020) without biases."""
+
+    def __init__(self, width: int, inner: int, rngs: nnx.Rngs, gain: float):
+        self.up = param(rngs, (width, inner), ("embed", "mlp"), width, (0,))
+        self.gate = param(rngs, (width, inner), ("embed", "mlp"), width, (0,))
+        self.down = param(rngs, (inner, width), ("mlp", "embed"), inner, (0,), gain)
+
+    def __call__(self, x, tokens, group_rows):
+        del tokens, group_rows
+        up, gate, down = (w[...].astype(x.dtype) for w in (self.up, self.gate, self.down))
+        out = fused.swiglu(x.reshape(-1, x.shape[-1]), up, gate, down)
+        return out.reshape(x.shape), {}
+
+
+class Experts(nnx.Module):
+    """SwiGLU experts behind a router; logits, routing and statistics are float32."""
+
+    def __init__(self, config: plan.MoE, width, inner, streams: int, rngs: nnx.Rngs, gain: float):
+        self.config, self.streams = config, streams
+        num = config.num_experts
+        self.router = param(rngs, (width, num), ("embed", "unsharded"), width)
+        axes = ("expert", "embed", "mlp")
+        self.up = param(rngs, (num, width, inner), axes, width, (1,))
+        self.gate = param(rngs, (num, width, inner), axes, width, (1,))
+        down = ("expert", "mlp", "embed")
+        self.down = param(rngs, (num, inner, width), down, inner, (1,), gain)
+        self.bias = RouterState(jnp.zeros((num,)), axes=("unsharded",))
+
+    def __call__(self, x_BLD, tokens: Tokens, group_rows: int):
+        groups = x_BLD.shape[0] // group_rows
+        x_WTD = x_BLD.reshape(groups, -1, x_BLD.shape[-1])
+        stream_WT = tokens.stream_BL.reshape(groups, -1)
+        logits_WTE = jnp.matmul(x_WTD.astype(jnp.float32), self.router[...])
+        bias_E = jax.lax.stop_gradient(self.bias[...])
+        routing = self.config.router.route(logits_WTE, bias_E, stream_WT, stream_WT > 0)
+        up, gate, down = (w[...].astype(x_BLD.dtype) for w in (self.up, self.gate, self.down))
+        out = moe.expert_ffn(x_WTD, routing, up, gate, down, self.config.block_rows)
+        load_ME = moe.load_by_stream(routing, stream_WT, self.streams, self.config.num_experts)
+        stats = {"load": jax.lax.stop_gradient(load_ME)}
+        if not isinstance(routing.aux_loss, float):
+            stats["aux_loss"] = routing.aux_loss
+        return out.reshape(x_BLD.shape), stats
+
+
+class BlockModule(nnx.Module):
+    """Pre-norm block: self-attention, cross-attention if it reads a lane, feed-forward."""
+
+    def __init__(self, config: plan.Transformer, block: plan.Block, streams: int, rngs: nnx.Rngs):
+        self.block = block
+        depth = sum(len(r.pattern) * r.repeats for r in config.layer_plan())
+        gain = (2.0 * depth) ** -0.5
+        norm = (config.width, config.norm, config.norm_eps)
+        self.norm1, self.attention = Norm(*norm), Attention(config, rngs, gain)
+        if block.reads:
+            self.cross_norm, self.memory_norm = Norm(*norm), Norm(*norm)
+            self.cross = Attention(config, rngs, gain)
+        self.norm2 = Norm(*norm)
+        if block.moe is None:
+            self.mlp = Mlp(config.width, config.ffn_width, rngs, gain)
+        else:
+            inner = config.expert_width(block.moe)
+            self.mlp = Experts(block.moe, config.width, inner, streams, rngs, gain)
+
+    def __call__(self, x_BLD, tokens: Tokens, memory: Encoded | None, group_rows: int):
+        block = self.block
+        y = self.norm1(x_BLD)
+        y = self.attention(y, y, tokens, tokens, causal=block.causal, isolate=block.isolate)
+        x_BLD = rules.constrain_batch(x_BLD + y)
+        if block.reads:
+            assert memory is not None
+            y, m = self.cross_norm(x_BLD), self.memory_norm(memory.x_BLD)
+            y = self.cross(y, m, tokens, memory.tokens, causal=False, isolate=False)
+            x_BLD = x_BLD + y
+        y, stats = self.mlp(self.norm2(x_BLD), tokens, group_rows)
+        return rules.constrain_batch(x_BLD + y), stats
