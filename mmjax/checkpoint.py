@@ -46,7 +46,7 @@ class Saver:
     def __init__(self, workdir: epath.Path, settings: Checkpointing):
         import orbax.checkpoint as ocp
 
-        self._folder, self._settings = workdir / "checkpoints", settings
+        self._folder, self._settings = _absolute(workdir) / "checkpoints", settings
         self._args = ocp.args
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._thread: threading.Thread | None = None
@@ -107,6 +107,10 @@ class Saver:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raises StorageError when a save has failed; does not wait."""
         if self._error is not None:
             error, self._error = self._error, None
             raise StorageError(

@@ -214,6 +214,7 @@ class _Loop:
             self._log(step + 1, task, record)
 
     def _log(self, step: int, task: str, record: dict[str, np.ndarray]) -> None:
+        self.saver.check()
         now, (then, first) = time.perf_counter(), self.mark
         row = self.window.take()
         elapsed = max(now - then, 1e-9)
