@@ -88,6 +88,7 @@ def test_the_picture_is_well_formed():
     subprocess.run([sys.executable, "-c", program, DOCS / "dataflow.svg"], check=True)
 
 
+@pytest.mark.ci
 def test_the_example_of_the_readme_runs(tmp_path):
     (block,) = blocks(ROOT / "README.md")
     assert len(block.splitlines()) <= 20
