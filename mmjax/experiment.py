@@ -13,6 +13,7 @@ from mmjax.evaluate.evaluator import Evaluator
 from mmjax.modalities.modality import Modality
 from mmjax.models.plan import Transformer
 from mmjax.objectives.contrastive import Contrastive
+from mmjax.objectives.generative import MaskedTokens
 from mmjax.optim.gradients import GradientRule
 from mmjax.optim.optimizer import Muon, Optimizer
 from mmjax.parallel.mesh import BATCH_AXES, MeshConfig
@@ -124,7 +125,7 @@ class Experiment:
             raise ValueError(
                 f"{who}: inputs={task.inputs} has fewer than two views to contrast; name two."
             )
-        if not isinstance(task.objective, Contrastive) and not task.targets:
+        if isinstance(task.objective, MaskedTokens) and not task.targets:
             raise ValueError(f"{who}: targets=() leaves nothing to predict; name a modality.")
         lanes = self.model.lane_names()
         for view, lane in getattr(task.objective, "lanes", {}).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 import mmjax
 from mmjax import config
+from mmjax.checkpoint import Checkpointing
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "own_loop.md"
 ONE = jax.devices()[:1]
@@ -51,13 +53,9 @@ def test_it_equals_a_run(page, tmp_path):
     compare(page, mini.get_config(), 12, tmp_path)
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_it_equals_fifty_steps_of_the_tiny_demo(page, tmp_path):
-    import dataclasses
-
-    from mmjax.checkpoint import Checkpointing
-
     tiny = config.load(f"{mini.QUICKSTART}:tiny")
     experiment = dataclasses.replace(
         tiny,
