@@ -270,7 +270,7 @@ def make_train_step(
         batch = normalise_weights(batch, getattr(objective, "balance", "stream"))
         totals, grads, (metrics, record, features) = gradient(state, batch, key)
         loss = sum(totals.values(), jnp.zeros(()))
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         if grad_clip_norm:
             scale = grad_clip_norm / jnp.maximum(norm, grad_clip_norm)
