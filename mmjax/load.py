@@ -46,8 +46,14 @@ def load(path: str, *, code: str | None = None, split: str = "", devices=None) -
     """
     folder, step = checkpoint.choose_step(path)
     experiment = read_experiment(folder, code)
-    experiment = rundir.ready_modalities(experiment, folder, main=False)
     manifest = checkpoint.read_manifest(folder, step)
+    for name in manifest["tokenizers"]:
+        if not list((folder / "tokenizers").glob(f"{name}@*")):
+            raise checkpoint.NoCheckpoint(
+                f"{folder}: the tokenizer of stream {name!r} is not in {folder / 'tokenizers'};"
+                " copy that folder from where the run was trained."
+            )
+    experiment = rundir.ready_modalities(experiment, folder, main=False)
     _check_tokenizers(folder, experiment, manifest)
     built = _build(experiment, devices)
     like = built.abstract_state()

@@ -25,8 +25,14 @@ class Window:
             self._sum[prefix + name] += float(value)
             self._count[prefix + name] += 1
 
+    def count(self, metrics: dict[str, Any], prefix: str = "") -> None:
+        """Adds what is logged as a total, such as bad records."""
+        for name, value in metrics.items():
+            self._sum[prefix + name] += float(value)
+            self._count[prefix + name] = 1
+
     def take(self) -> dict[str, float]:
-        """Means by name; starts anew."""
+        """Means (of what was counted: totals) by name; starts anew."""
         out = {name: self._sum[name] / self._count[name] for name in self._sum}
         self.__init__()
         return out

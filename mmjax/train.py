@@ -205,7 +205,7 @@ class _Loop:
                 " at the data of this task."
             )
         self.window.add(out, f"train/{task}/")
-        self.window.add(counts, f"data/{task}/")
+        self.window.count(counts, f"data/{task}/")
         self.tokens += counts.get("tokens", 0.0)
         if math.isfinite(out["loss"]):
             self.window.add({"train/loss": out["loss"]})

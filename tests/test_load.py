@@ -243,3 +243,12 @@ def test_a_program_holds_no_arrays(trained):
     for field in dataclasses.fields(program.Program):
         leaves = jax.tree.leaves(getattr(trained[1].program, field.name))
         assert not any(isinstance(leaf, jax.Array) for leaf in leaves), field.name
+
+
+def test_a_lost_tokenizer_is_told_and_not_trained_anew(trained, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained[0], copy)
+    shutil.rmtree(copy / "tokenizers")
+    with pytest.raises(lifecycle.NoCheckpoint, match="tokenizer of stream 'text'"):
+        mmjax.load(str(copy))
+    assert not (copy / "tokenizers").exists()
