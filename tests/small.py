@@ -24,10 +24,10 @@ ROWS, GROUP = 16, 2
 
 def config(shape="encoder_decoder", **kwargs) -> Transformer:
     """A transformer of width 32 with four heads, experts in every second block."""
-    fields = dict(
-        shape=shape, width=32, num_heads=4, encoder_layers=2, decoder_layers=2, mlp_width=64,
-        moe=MoE(num_experts=4, width=32, router=TokenChoice(bias_rate=0.01), block_rows=8),
-    )  # fmt: skip
+    fields = {
+        "shape": shape, "width": 32, "num_heads": 4, "encoder_layers": 2, "decoder_layers": 2, "mlp_width": 64,
+        "moe": MoE(num_experts=4, width=32, router=TokenChoice(bias_rate=0.01), block_rows=8),
+    }  # fmt: skip
     return Transformer(**{**fields, **kwargs})
 
 
@@ -123,7 +123,7 @@ def setup(model: Transformer, objectives, mesh=None, optimizer=None, seed: int =
 def train_step(model, parts, tx, objective, shardings, **kwargs):
     """A jitted step with group rows and router update of this world."""
     update = functools.partial(transformer.update_routers, model)
-    fields = dict(seed=0, group_rows=GROUP, grad_clip_norm=1.0, update_routers=update)
+    fields = {"seed": 0, "group_rows": GROUP, "grad_clip_norm": 1.0, "update_routers": update}
     return step_lib.make_train_step(parts, tx, objective, shardings, **{**fields, **kwargs})
 
 

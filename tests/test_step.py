@@ -42,12 +42,12 @@ def test_initialisation_is_the_same_on_every_mesh():
 
 def test_no_full_copy_of_a_parameter_exists_in_the_compiled_initialisation():
     mesh = MeshConfig(data=1, fsdp=-1).make()
-    parts, tx, shardings, _ = small.setup(small.config(width=64, mlp_width=128), [MaskedTokens()], mesh)
+    parts, _tx, shardings, _ = small.setup(
+        small.config(width=64, mlp_width=128), [MaskedTokens()], mesh
+    )
 
     def init():
-        _, params, _ = step_lib.nnx.split(
-            parts.make(), step_lib.nnx.Param, step_lib.RouterState
-        )
+        _, params, _ = step_lib.nnx.split(parts.make(), step_lib.nnx.Param, step_lib.RouterState)
         return step_lib.nnx.as_pure(params)
 
     text = jax.jit(init, out_shardings=shardings.params).lower().compile().as_text()
@@ -58,7 +58,10 @@ def test_no_full_copy_of_a_parameter_exists_in_the_compiled_initialisation():
 
 def test_ten_alternating_steps_use_one_executable_a_task():
     mesh, model = MESH.make(), small.config()
-    objectives = {"masked": (MaskedTokens(), small.masked_batch), "pair": (InfoNCE(), small.pair_batch)}
+    objectives = {
+        "masked": (MaskedTokens(), small.masked_batch),
+        "pair": (InfoNCE(), small.pair_batch),
+    }
     parts, tx, shardings, state = small.setup(model, [o for o, _ in objectives.values()], mesh)
     steps = {
         name: small.train_step(model, parts, tx, objective, shardings)
@@ -158,9 +161,7 @@ def test_a_rule_over_two_losses_equal_to_the_sum_is_the_plain_step():
     copy = jax.tree.map(jnp.copy, state)
     one, _ = plain(state, {}, small.masked_batch())
     two, _ = ruled(copy, {}, small.masked_batch())
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.params, two.params
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.params, two.params)
 
 
 def test_extras_are_carried_and_updated_by_their_clock():
@@ -189,8 +190,11 @@ def test_extras_are_carried_and_updated_by_their_clock():
 def test_the_schedule_warms_up_and_decays():
     rate = AdamW(learning_rate=1.0).rate(1.0, 100)
     values = np.array([float(rate(i)) for i in range(101)])
-    assert values[0] > 0 and values.argmax() == 8 and values[100] < 1e-3
-    assert (np.diff(values[:9]) > 0).all() and (np.diff(values[8:]) < 0).all()
+    assert values[0] > 0
+    assert values.argmax() == 8
+    assert values[100] < 1e-3
+    assert (np.diff(values[:9]) > 0).all()
+    assert (np.diff(values[8:]) < 0).all()
 
 
 def test_decay_leaves_embeddings_norms_and_heads_alone():
@@ -203,6 +207,7 @@ def test_decay_leaves_embeddings_norms_and_heads_alone():
         step_lib.path_name(p) for p, u in jax.tree_util.tree_leaves_with_path(updates)
         if np.abs(u).max() > 0
     }  # fmt: skip
-    assert moved and all(name.startswith(("runs", "memory")) for name in moved)
+    assert moved
+    assert all(name.startswith(("runs", "memory")) for name in moved)
     assert not any("norm" in name or "router" in name for name in moved)
     assert optax.global_norm(updates) > 0

@@ -25,7 +25,7 @@ def gradients(name, mesh_name, dtype="float32"):
     objective, make = small.OBJECTIVES[name]
     count, mesh_config = MESHES[mesh_name]
     mesh = mesh_config.make(jax.devices()[:count])
-    parts, _, shardings, state = small.setup(small.config(), [objective], mesh)
+    parts, _, _shardings, state = small.setup(small.config(), [objective], mesh)
     batch_sharding = jax.sharding.NamedSharding(mesh, small.step_lib.rules_lib.batch_spec())
     batch = jax.device_put(make(), batch_sharding)
 
@@ -69,7 +69,8 @@ def test_sharded_equals_unsharded(unsharded, name, mesh):
 @pytest.mark.parametrize("name", small.OBJECTIVES)
 def test_finite_and_gradient_reaches_what_it_claims(unsharded, name):
     value, metrics, grads = unsharded[name]
-    assert np.isfinite(value) and value > 0
+    assert np.isfinite(value)
+    assert value > 0
     assert all(np.isfinite(v).all() for v in metrics.values())
     flat = {step_lib.path_name(p): g for p, g in jax.tree_util.tree_leaves_with_path(grads)}
     silent = [k for k, g in flat.items() if np.abs(g).max() == 0]
@@ -174,7 +175,8 @@ def test_info_nce_equals_a_numpy_oracle_with_presence_and_several_positives():
             everything = np.log(np.sum(np.exp(logits[i, keep])))
             own = keep & (identity == identity[i])
             total.append(everything - np.log(np.sum(np.exp(logits[i, own]))))
-    assert not keep.all() and (identity[0] == identity[1])
+    assert not keep.all()
+    assert (identity[0] == identity[1])
     assert abs(float(losses["image+text"]) - np.mean(total)) < 2e-5
 
 

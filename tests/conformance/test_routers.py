@@ -92,7 +92,8 @@ def test_state_keeps_shape_and_type_over_an_update(name):
     state = jnp.zeros(EXPERTS)
     load = jnp.asarray(np.random.default_rng(0).random((3, EXPERTS)), jnp.float32)
     new = ROUTERS[name].update(state, load)
-    assert new.shape == state.shape and new.dtype == state.dtype
+    assert new.shape == state.shape
+    assert new.dtype == state.dtype
 
 
 def test_the_selection_bias_evens_out_a_skewed_load():
