@@ -24,10 +24,16 @@ ROWS, GROUP = 16, 2
 
 def config(shape="encoder_decoder", **kwargs) -> Transformer:
     """A transformer of width 32 with four heads, experts in every second block."""
+    router = TokenChoice(bias_rate=0.01)
     fields = {
-        "shape": shape, "width": 32, "num_heads": 4, "encoder_layers": 2, "decoder_layers": 2, "mlp_width": 64,
-        "moe": MoE(num_experts=4, width=32, router=TokenChoice(bias_rate=0.01), block_rows=8),
-    }  # fmt: skip
+        "shape": shape,
+        "width": 32,
+        "num_heads": 4,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "mlp_width": 64,
+        "moe": MoE(num_experts=4, width=32, router=router, block_rows=8),
+    }
     return Transformer(**{**fields, **kwargs})
 
 

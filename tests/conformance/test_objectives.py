@@ -176,7 +176,7 @@ def test_info_nce_equals_a_numpy_oracle_with_presence_and_several_positives():
             own = keep & (identity == identity[i])
             total.append(everything - np.log(np.sum(np.exp(logits[i, own]))))
     assert not keep.all()
-    assert (identity[0] == identity[1])
+    assert identity[0] == identity[1]
     assert abs(float(losses["image+text"]) - np.mean(total)) < 2e-5
 
 
