@@ -82,13 +82,12 @@ def muon(
 
 def orthogonal(leaves: list[Array], kinds: list, steps: int) -> list[Array]:
     """Each matrix U S V^T becomes about U V^T * sqrt(max(1, outputs / inputs)); others stay."""
-    one_device = math.prod(jax.sharding.get_abstract_mesh().axis_sizes) == 1
     groups: dict[Any, list[int]] = defaultdict(list)
     stacks = [None if m is None else _stack(x, m) for x, m in zip(leaves, kinds, strict=True)]
     for i, stack in enumerate(stacks):
         if stack is not None:
             # On several devices a leaf stays alone: joined to others it would lose its sharding.
-            groups[stack.shape[1:] if one_device else i].append(i)
+            groups[stack.shape[1:] if _one_device() else i].append(i)
     out = list(leaves)
     for members in groups.values():
         done = newton_schulz(jnp.concatenate([stacks[i] for i in members]), steps)
@@ -96,6 +95,10 @@ def orthogonal(leaves: list[Array], kinds: list, steps: int) -> list[Array]:
         for i, part in zip(members, jnp.split(done, ends[:-1]), strict=True):
             out[i] = _unstack(part, leaves[i].shape, kinds[i])
     return out
+
+
+def _one_device() -> bool:
+    return math.prod(jax.sharding.get_abstract_mesh().axis_sizes) == 1
 
 
 def _order(shape: tuple[int, ...], matrix) -> tuple[tuple[int, ...], int, int, bool]:
@@ -132,6 +135,6 @@ def newton_schulz(x_NRC: Array, steps: int) -> Array:
         size = jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True))
         return jax.lax.fori_loop(0, steps, step, x / (size + 1e-8))
 
-    if jax.default_backend() == "cpu":  # one by one they stay in the cache
+    if _one_device() and jax.default_backend() == "cpu":  # one by one they stay in the cache
         return jax.lax.map(all_steps, x_NRC)
     return all_steps(x_NRC)
