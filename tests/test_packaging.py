@@ -125,6 +125,7 @@ def test_a_wheel_installs_the_command_and_its_data(tmp_path):
     data = {
         f"mmjax/data/numbers_speech/{p.name}"
         for p in (ROOT / "mmjax/data/numbers_speech").iterdir()
+        if p.is_file()
     }
     assert data | {"mmjax/py.typed"} <= set(names)
     assert all(n.startswith(("mmjax/", "mmjax-")) for n in names)
