@@ -1,11 +1,11 @@
 """The least that a step can cost: the mathematics of the demo, plainly, in jax and optax only.
 
 Parameters have mmjax's tree and batches its arrays, so that `step.py` can compare the losses."""
+
 # fmt: off
 import jax
 import jax.numpy as jnp
 import optax
-
 
 def row_sum(x):  # as a product: XLA:CPU adds up rows without vectors
     return x @ jnp.ones((x.shape[-1], 1))
