@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+
 def row_sum(x):  # as a product: XLA:CPU adds up rows without vectors
     return x @ jnp.ones((x.shape[-1], 1))
 def norm(x, p):
@@ -125,7 +126,6 @@ def orthogonal(x):  # Newton-Schulz, one matrix at a time: it stays in the cache
         y = jax.lax.fori_loop(0, 5, turn, (x.T if tall else x) / jnp.sqrt((x * x).sum()))
         return y.T if tall else y
     return jax.lax.map(one, x) * max(1, x.shape[2] / x.shape[1]) ** 0.5
-
 def optimize(g, p, m, v, n, matrix, rates, b=0.95):  # Muon where a leaf is [N, in, out]
     first = 0.95 if matrix else 0.9
     m = first * m + (1 - first) * g
