@@ -58,7 +58,9 @@ def get_config(batch_size: int = 64) -> Experiment:
             "image": Image(size=(8, 16), patch=4, channels=1),
             "audio": Audio(seconds=0.88),
         },
-        model=Transformer(width=128, num_heads=4, encoder_layers=4, decoder_layers=2),
+        model=Transformer(
+            width=128, num_heads=4, encoder_layers=4, decoder_layers=2, moe=MoE(num_experts=4)
+        ),
         tasks={
             "masked": masked(EVERYTHING, inputs=28, targets=20),
             "image_text": contrast("image", "text"),

@@ -40,6 +40,7 @@ class Voice:
     speed: int
 
 
+# Voices of val and test are new speakers of accents that other voices speak in train.
 VOICES = (
     Voice(name="adam", part="train", code="en-us+m3", pitch=40, speed=200),
     Voice(name="bella", part="train", code="en-gb-x-rp+f3", pitch=55, speed=190),
@@ -48,7 +49,7 @@ VOICES = (
     Voice(name="edith", part="train", code="en-us-nyc+f4", pitch=45, speed=215),
     Voice(name="frank", part="train", code="en-gb-x-gbcwmd+m1", pitch=30, speed=195),
     Voice(name="jack", part="train", code="en-gb+m2", pitch=42, speed=190),
-    Voice(name="kate", part="train", code="en-gb-x-gbcwmd+f3", pitch=52, speed=205),
+    Voice(name="kate", part="train", code="en-gb-x-gbclan+f3", pitch=52, speed=205),
     Voice(name="leo", part="train", code="en-us+m6", pitch=38, speed=210),
     Voice(name="grace", part="val", code="en-gb+f1", pitch=50, speed=205),
     Voice(name="hugh", part="test", code="en-gb-x-gbclan+m5", pitch=45, speed=200),
