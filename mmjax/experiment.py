@@ -11,9 +11,12 @@ from mmjax.data.mixture import Mixture
 from mmjax.data.task import Task
 from mmjax.evaluate.evaluator import Evaluator
 from mmjax.modalities.modality import Modality
+from mmjax.models.autoencoder import Autoencoder
+from mmjax.models.config import ModelConfig
 from mmjax.models.plan import Transformer
 from mmjax.objectives.contrastive import Contrastive
 from mmjax.objectives.generative import MaskedTokens
+from mmjax.objectives.reconstruction import Reconstruction
 from mmjax.optim.gradients import GradientRule
 from mmjax.optim.optimizer import Muon, Optimizer
 from mmjax.parallel.mesh import BATCH_AXES, MeshConfig
@@ -70,7 +73,7 @@ class Experiment:
     name: str = "run"
     seed: int = _identity("numerics", default=0)
     modalities: dict[str, Modality] = _identity("tokens")
-    model: Transformer = _identity("model", default=Transformer())
+    model: ModelConfig = _identity("model", default=Transformer())
     tasks: dict[str, Task] = _identity("data")
     mixture: Mixture = _identity("data", default=Mixture())
     optimizer: Optimizer = _identity("numerics", default=Muon())
@@ -127,6 +130,7 @@ class Experiment:
             )
         if isinstance(task.objective, MaskedTokens) and not task.targets:
             raise ValueError(f"{who}: targets=() leaves nothing to predict; name a modality.")
+        self._check_reconstruction(who, task)
         lanes = self.model.lane_names()
         for view, lane in getattr(task.objective, "lanes", {}).items():
             if lane not in lanes:
@@ -135,6 +139,24 @@ class Experiment:
                     f"{nearest(lane, lanes)}"
                 )
         self._check_router(who, task)
+
+    def _check_reconstruction(self, who: str, task: Task) -> None:
+        has_codes = isinstance(self.model, Autoencoder)
+        kind, model = type(task.objective).__name__, type(self.model).__name__
+        if isinstance(task.objective, Reconstruction):
+            if not has_codes:
+                raise ValueError(
+                    f"{who}: objective {kind} needs model=Autoencoder(...), not {model}."
+                )
+            if len(task.inputs) != 1 or task.targets:
+                raise ValueError(
+                    f"{who}: inputs={task.inputs}, targets={task.targets}, but a tokenizer is for"
+                    " one modality; name it in inputs, and no targets."
+                )
+        elif has_codes and isinstance(task.objective, (Contrastive, MaskedTokens)):
+            raise ValueError(
+                f"{who}: objective {kind} does not train an {model}; use Reconstruction."
+            )
 
     def _check_router(self, who: str, task: Task) -> None:
         mixed = len(set(task.inputs) | set(task.targets)) > 1
@@ -190,7 +212,7 @@ class Experiment:
 
     def heads(self) -> dict:
         """Heads that the tasks' objectives need, the model's own ones first."""
-        vocabulary, heads = self.vocabulary(), dict(self.model.heads)
+        vocabulary, heads = self.vocabulary(), dict(getattr(self.model, "heads", {}))
         for task in self.tasks.values():
             inputs = tuple(vocabulary.spec(n) for n in task.inputs)
             targets = tuple(vocabulary.spec(n) for n in task.targets)

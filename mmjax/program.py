@@ -13,7 +13,6 @@ import optax
 from mmjax import step as step_lib
 from mmjax.experiment import Experiment
 from mmjax.models import names as names_lib
-from mmjax.models import transformer
 from mmjax.objectives.objective import Extra
 from mmjax.parallel import rules as rules_lib
 from mmjax.typing import Metrics, PyTree, Vocabulary
@@ -77,7 +76,7 @@ class Program:
             trainable=step_lib.trainable_mask(self.parts, t.trainable, self.names_by_path()),
             rule=config.gradient_rule,
             extras=self.extras,
-            update_routers=functools.partial(transformer.update_routers, config.model),
+            update_state=config.model.update_state,
         )
 
     def names_by_path(self) -> dict[str, tuple[str, ...]]:
@@ -120,9 +119,8 @@ def build(experiment: Experiment, devices=None) -> Program:
     for task in experiment.tasks.values():
         extras |= task.objective.extra()
     tx = experiment.optimizer.make(parts.matrices, experiment.total_steps)
-    canonical = names_lib.canonical_parts(
-        experiment.model, vocabulary, tuple(heads), list(names_lib.flatten(parts.params))
-    )
+    paths = list(names_lib.flatten(parts.params))
+    canonical = experiment.model.canonical_parts(vocabulary, tuple(heads), paths)
     return Program(
         experiment=experiment,
         mesh=mesh,

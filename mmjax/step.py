@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from mmjax.models.blocks import RouterState
+from mmjax.models.blocks import State
 from mmjax.objectives import objective as objective_lib
 from mmjax.optim import gradients, optimizer
 from mmjax.parallel import rules as rules_lib
@@ -59,7 +59,7 @@ def path_name(path) -> str:
 
 def split(make: Callable[[], nnx.Module]) -> Parts:
     """Takes a model apart without making it."""
-    graph, params, state = nnx.split(nnx.eval_shape(make), nnx.Param, RouterState)
+    graph, params, state = nnx.split(nnx.eval_shape(make), nnx.Param, State)
     axes, matrices = {}, {}
     is_variable = lambda x: isinstance(x, nnx.Variable)
     for tree in (params, state):
@@ -130,7 +130,7 @@ def init_state(
     """Fresh state, made sharded: one jitted function with pinned out-shardings."""
 
     def init():
-        _, params, model_state = nnx.split(parts.make(), nnx.Param, RouterState)
+        _, params, model_state = nnx.split(parts.make(), nnx.Param, State)
         params, model_state = nnx.as_pure(params), nnx.as_pure(model_state)
         extra = {name: e.init(params) for name, e in extras.items()}
         step = jnp.zeros((), jnp.int32)
@@ -234,7 +234,7 @@ def make_train_step(
     trainable: PyTree | None = None,
     rule: gradients.GradientRule | None = None,
     extras: dict[str, objective_lib.Extra] | None = None,
-    update_routers: Callable[[PyTree, dict], PyTree] = lambda state, record: state,
+    update_state: Callable[[PyTree, dict], PyTree] = lambda state, record: state,
 ) -> Callable[[TrainState, PyTree, Batch], tuple[TrainState, Metrics]]:
     """One optimizer step as a `jax.jit` function `step(state, constants, batch)`.
 
@@ -285,7 +285,7 @@ def make_train_step(
         for name, e in (extras or {}).items():
             if e.clock == "step" or name in own_extras:
                 extra[name] = e.update(extra[name], params, features, batch)
-        model_state = update_routers(state.model_state, record)
+        model_state = update_state(state.model_state, record)
         new = TrainState(state.step, params, model_state, opt_state, extra)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         out = {"loss": loss, "grad_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32)}

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from mmjax import step as step_lib
-from mmjax.models import MoE, TokenChoice, Transformer, transformer
+from mmjax.models import MoE, TokenChoice, Transformer
 from mmjax.objectives import InfoNCE, MaskedTokens, Sigmoid
 from mmjax.optim import Muon
 from mmjax.parallel import MeshConfig, MeshRules
@@ -128,8 +128,8 @@ def setup(model: Transformer, objectives, mesh=None, optimizer=None, seed: int =
 
 def train_step(model, parts, tx, objective, shardings, **kwargs):
     """A jitted step with group rows and router update of this world."""
-    update = functools.partial(transformer.update_routers, model)
-    fields = {"seed": 0, "group_rows": GROUP, "grad_clip_norm": 1.0, "update_routers": update}
+    update = model.update_state
+    fields = {"seed": 0, "group_rows": GROUP, "grad_clip_norm": 1.0, "update_state": update}
     return step_lib.make_train_step(parts, tx, objective, shardings, **{**fields, **kwargs})
 
 

@@ -47,7 +47,7 @@ def test_no_full_copy_of_a_parameter_exists_in_the_compiled_initialisation():
     )
 
     def init():
-        _, params, _ = step_lib.nnx.split(parts.make(), step_lib.nnx.Param, step_lib.RouterState)
+        _, params, _ = step_lib.nnx.split(parts.make(), step_lib.nnx.Param, step_lib.State)
         return step_lib.nnx.as_pure(params)
 
     text = jax.jit(init, out_shardings=shardings.params).lower().compile().as_text()
@@ -111,7 +111,7 @@ def test_frozen_leaves_keep_weight_and_moments():
         lambda p, _: step_lib.path_name(p).startswith("heads"), parts.params
     )
     step = small.train_step(
-        model, parts, tx, MaskedTokens(), shardings, trainable=mask, update_routers=lambda s, r: s
+        model, parts, tx, MaskedTokens(), shardings, trainable=mask, update_state=lambda s, r: s
     )
     before = jax.device_get(state)
     state, _ = step(state, {}, small.masked_batch())

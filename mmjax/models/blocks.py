@@ -13,8 +13,8 @@ from mmjax.parallel import rules
 from mmjax.typing import Array, Tokens
 
 
-class RouterState(nnx.Variable):
-    """State of a router, carried across steps without gradient."""
+class State(nnx.Variable):
+    """State of a router or a codebook, carried across steps without gradient."""
 
 
 class Encoded(NamedTuple):
@@ -110,7 +110,7 @@ class Experts(nnx.Module):
         self.gate = param(rngs, (num, width, inner), axes, width, (1,))
         down = ("expert", "mlp", "embed")
         self.down = param(rngs, (num, inner, width), down, inner, (1,), gain)
-        self.bias = RouterState(jnp.zeros((num,)), axes=("unsharded",))
+        self.bias = State(jnp.zeros((num,)), axes=("unsharded",))
 
     def __call__(self, x_BLD, tokens: Tokens, group_rows: int):
         groups = x_BLD.shape[0] // group_rows

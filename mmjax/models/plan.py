@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from mmjax.models.config import ModelConfig
 from mmjax.models.embed import Head
 from mmjax.models.routers import Router, TokenChoice
 from mmjax.typing import Vocabulary
@@ -61,7 +62,7 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Transformer:
+class Transformer(ModelConfig):
     """One transformer over all streams.
 
     Fields:
@@ -75,7 +76,6 @@ class Transformer:
       moe: experts in chosen layers; None = dense.
       heads: by name; what objectives need and the config does not name is added with defaults.
       runs: an explicit layer plan instead of the one made from the fields above.
-      dtype: compute type; "auto" = bfloat16 on accelerators, float32 on CPU.
       remat_policy: `none`, `dots` (keep matrix products) or `full`.
       query_block: attention masks are built for so many queries at a time.
     """
@@ -97,7 +97,6 @@ class Transformer:
     heads: dict[str, Head] = dataclasses.field(default_factory=dict)
     lanes: tuple[str, ...] = ()
     runs: tuple[Run, ...] = ()
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     remat_policy: Literal["none", "dots", "full"] = "none"
     query_block: int = 512
 
@@ -196,6 +195,18 @@ class Transformer:
         from mmjax.models import transformer
 
         return transformer.Model(self, vocabulary, {**heads, **self.heads}, seed)
+
+    def update_state(self, model_state, record):
+        """Router states, from the loads in the record."""
+        from mmjax.models import transformer
+
+        return transformer.update_routers(self, model_state, record)
+
+    def canonical_parts(self, vocabulary, heads, paths):
+        """Names by lane and number of the block (see `mmjax.models.names`)."""
+        from mmjax.models import names
+
+        return names.canonical_parts(self, vocabulary, tuple(heads), list(paths))
 
 
 def block_places(model: Transformer) -> dict[tuple[int, int, int], tuple[str, int]]:

@@ -156,7 +156,7 @@ class Model(nnx.Module):
         return blocks.Encoded(x, tokens, record, {name: captured[name] for name in capture})
 
     def _run(self, r, run: plan.Run, x, tokens, memory):
-        parts = [nnx.split(b, nnx.Param, blocks.RouterState) for b in self.runs[r].blocks]
+        parts = [nnx.split(b, nnx.Param, blocks.State) for b in self.runs[r].blocks]
         graphs = [graph for graph, _, _ in parts]
         group_rows = self.group_rows or x.shape[0]
 

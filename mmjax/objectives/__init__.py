@@ -3,5 +3,9 @@
 from mmjax.objectives.contrastive import Contrastive, InfoNCE, Sigmoid
 from mmjax.objectives.generative import MaskedTokens, NextToken
 from mmjax.objectives.objective import Extra, Objective
+from mmjax.objectives.reconstruction import Reconstruction
 
-__all__ = ["Contrastive", "Extra", "InfoNCE", "MaskedTokens", "NextToken", "Objective", "Sigmoid"]
+__all__ = [
+    "Contrastive", "Extra", "InfoNCE", "MaskedTokens", "NextToken", "Objective", "Reconstruction",
+    "Sigmoid",
+]  # fmt: skip

@@ -1,0 +1,111 @@
+"""Autoencoder: the model of a learned tokenizer, from pieces to codes and back.
+
+Trained like any other model, by tasks with the objective `Reconstruction`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from etils import epy
+
+from mmjax.models.config import ModelConfig
+from mmjax.models.quantizer import FSQ, Quantizer
+from mmjax.typing import TokenSpec, Vocabulary
+
+with epy.lazy_imports():
+    import jax
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Autoencoder(ModelConfig):
+    """A convolutional encoder, a quantiser and a convolutional decoder for one grid stream.
+
+    The pieces of the stream are put together to one array (rows, columns, channels); a strided
+    convolution makes one vector a code, residual blocks let codes see their neighbours, and the
+    decoder mirrors this.
+
+    Fields:
+      piece: (rows, columns, channels) of a piece: (patch, patch, channels) of an `Image`,
+        (patch_frames, 1, num_mels) of an `Audio`.
+      code_grid: rows and columns of codes; divides the array.
+      width: of features at the code grid.
+      encoder_layers, decoder_layers: residual blocks. kernel: side of their convolutions, odd.
+      expansion: inner width of a block, in widths.
+      quantizer: what a code is.
+    """
+
+    piece: tuple[int, int, int] = (16, 16, 3)
+    code_grid: tuple[int, int] = (14, 14)
+    width: int = 128
+    encoder_layers: int = 2
+    decoder_layers: int = 2
+    kernel: int = 3
+    expansion: int = 2
+    quantizer: Quantizer = FSQ()
+
+    def __post_init__(self):
+        for name in ("width", "expansion"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Autoencoder: {name}={getattr(self, name)} must be 1 or more.")
+        for name in ("encoder_layers", "decoder_layers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"Autoencoder: {name}={getattr(self, name)} must be 0 or more.")
+        for name in ("piece", "code_grid"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"Autoencoder: {name}={getattr(self, name)} must be 1 or more.")
+        if self.kernel % 2 == 0 or self.kernel < 1:
+            raise ValueError(f"Autoencoder: kernel={self.kernel} must be odd, such as 3.")
+
+    @property
+    def num_tokens(self) -> int:
+        """Codes of one value."""
+        return self.code_grid[0] * self.code_grid[1]
+
+    def array_shape(self, spec: TokenSpec) -> tuple[int, int, int]:
+        """(rows, columns, channels) of the array that the pieces of a stream make.
+
+        Raises ValueError where stream, pieces and code grid do not fit.
+        """
+        if not spec.width or spec.grid is None or (spec.grid[0] > 1 and spec.grid[1] > 1):
+            raise ValueError(
+                f"Autoencoder: stream {spec.name!r} is no grid of values along at most two axes;"
+                " give the patches of an image or of a spectrogram."
+            )
+        high, wide, channels = self.piece
+        if high * wide * channels != spec.width:
+            raise ValueError(
+                f"Autoencoder: piece={self.piece} has {high * wide * channels} values, but those of"
+                f" stream {spec.name!r} have {spec.width}; use (patch, patch, channels) of an Image"
+                " and (patch_frames, 1, num_mels) of an Audio."
+            )
+        rows, columns = spec.grid[0] * spec.grid[1] * high, spec.grid[2] * wide
+        if rows % self.code_grid[0] or columns % self.code_grid[1]:
+            raise ValueError(
+                f"Autoencoder: code_grid={self.code_grid} does not divide the {rows} x {columns}"
+                f" array of stream {spec.name!r}; use divisors."
+            )
+        return rows, columns, channels
+
+    def make(self, vocabulary: Vocabulary, heads, seed: int):
+        """The NNX module; the vocabulary holds the one stream that it is for."""
+        from mmjax.models import convolution
+
+        del heads
+        if len(vocabulary.specs) != 1:
+            names = ", ".join(s.name for s in vocabulary.specs)
+            raise ValueError(
+                f"Autoencoder: modalities are {names}; a tokenizer is for one, train each by a run"
+                " of its own."
+            )
+        return convolution.AutoencoderModule(self, vocabulary.specs[0], seed)
+
+    def update_state(self, model_state, record):
+        """The codebook, from the statistics in the record."""
+        prefix = "codebook/"
+        found = {k.removeprefix(prefix): v for k, v in record.items() if k.startswith(prefix)}
+        state = jax.tree.map(lambda x: x, model_state)
+        if found:
+            for name, value in self.quantizer.update(dict(state["codebook"]), found).items():
+                state["codebook"][name] = value
+        return state

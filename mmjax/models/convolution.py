@@ -1,0 +1,185 @@
+"""Convolutions as shifted matrix products, and the autoencoder made of them.
+
+On a CPU the gradients of XLA's own convolutions are many times slower than a product of the
+neighbours laid side by side, and at the small grids of codes that costs no memory to speak of.
+
+Letters here: I rows, J columns, C channels of the array; Y code rows, Z code columns.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax.models import autoencoder, blocks
+from mmjax.parallel import rules
+from mmjax.typing import Array, Tokens, TokenSpec
+
+
+class Convolution(nnx.Module):
+    """Zero-padded convolution of stride 1; no taps along an axis of length 1."""
+
+    def __init__(self, grid, kernel: int, width: int, out: int, rngs: nnx.Rngs):
+        self.reach = tuple(kernel // 2 if size > 1 else 0 for size in grid)
+        taps = (2 * self.reach[0] + 1) * (2 * self.reach[1] + 1)
+        axes = ("unsharded", "embed", "mlp")
+        self.kernel = blocks.param(rngs, (taps, width, out), axes, taps * width, (0, 1))
+        self.bias = nnx.Param(jnp.zeros((out,)), axes=("mlp",), reduce=())
+
+    def __call__(self, x_BYZD: Array) -> Array:
+        (down, right), (rows, columns) = self.reach, x_BYZD.shape[1:3]
+        padded = jnp.pad(x_BYZD, ((0, 0), (down, down), (right, right), (0, 0)))
+        shifted = [
+            padded[:, y : y + rows, z : z + columns]
+            for y in range(2 * down + 1)
+            for z in range(2 * right + 1)
+        ]
+        kernel = self.kernel[...].astype(x_BYZD.dtype)
+        y = jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+        return y + self.bias[...].astype(y.dtype)[None, None, None, :]
+
+
+class Affine(nnx.Module):
+    """A matrix and a bias: of each cell, so a convolution whose stride is its kernel."""
+
+    def __init__(self, width: int, out: int, axes: tuple[str, str], rngs: nnx.Rngs, reduce=()):
+        self.kernel = blocks.param(rngs, (width, out), axes, width, reduce)
+        self.bias = nnx.Param(jnp.zeros((out,)), axes=axes[1:], reduce=())
+
+    def __call__(self, x: Array) -> Array:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y + self.bias[...].astype(y.dtype)[None, None, None, :]
+
+
+class Residual(nnx.Module):
+    """Norm, convolution, GELU, matrix, added to the input."""
+
+    def __init__(self, config: autoencoder.Autoencoder, rngs: nnx.Rngs):
+        width, inner = config.width, config.width * config.expansion
+        self.norm = blocks.Norm(width, "rms", 1e-6)
+        self.convolution = Convolution(config.code_grid, config.kernel, width, inner, rngs)
+        self.out = Affine(inner, width, ("mlp", "embed"), rngs, (0,))
+
+    def __call__(self, x_BYZD: Array) -> Array:
+        y = jax.nn.gelu(self.convolution(self.norm(x_BYZD)))
+        return rules.constrain_batch(x_BYZD + self.out(y))
+
+
+class Stack(nnx.Module):
+    """Into the width, residual blocks, norm, out of the width."""
+
+    def __init__(self, config, width: int, out: int, layers: int, rngs: nnx.Rngs):
+        self.into = Affine(width, config.width, ("unsharded", "embed"), rngs)
+        self.place = nnx.Param(
+            jax.random.normal(rngs.params(), (*config.code_grid, config.width)) * 0.02,
+            axes=("unsharded", "unsharded", "embed"), reduce=(),
+        )  # fmt: skip
+        self.blocks = nnx.List([Residual(config, rngs) for _ in range(layers)])
+        self.norm = blocks.Norm(config.width, "rms", 1e-6)
+        self.out = Affine(config.width, out, ("embed", "unsharded"), rngs)
+
+    def __call__(self, x: Array) -> Array:
+        x_BYZD = self.into(x) + self.place[...].astype(x.dtype)[None]
+        for block in self.blocks:
+            x_BYZD = block(x_BYZD)
+        return self.out(self.norm(x_BYZD))
+
+
+class Codebook(nnx.Module):
+    """State of the quantiser, by leaf name."""
+
+    def __init__(self, state: dict[str, Array]):
+        self.leaves = tuple(state)
+        for name, value in state.items():
+            setattr(self, name, blocks.State(value, axes=("unsharded",) * value.ndim))
+
+    def arrays(self) -> dict[str, Array]:
+        """Leaf name -> array."""
+        return {name: getattr(self, name)[...] for name in self.leaves}
+
+
+class AutoencoderModule(nnx.Module):
+    """The model calls `encode` (pieces to codes) and `decode` (codes to pieces).
+
+    `codes` and `pieces` are the same for arrays without a batch around them.
+    """
+
+    def __init__(self, config: autoencoder.Autoencoder, spec: TokenSpec, seed: int):
+        rngs = nnx.Rngs(params=seed)
+        self.config, self.spec = config, spec
+        self.group_rows, self.compute_dtype = 0, "float32"
+        rows, columns, channels = config.array_shape(spec)
+        cell = rows // config.code_grid[0] * (columns // config.code_grid[1]) * channels
+        latent = config.quantizer.width
+        self.encoder = Stack(config, cell, latent, config.encoder_layers, rngs)
+        self.decoder = Stack(config, latent, cell, config.decoder_layers, rngs)
+        self.codebook = Codebook(config.quantizer.init(rngs.params()))
+
+    def encode(self, tokens: Tokens, lane: str = "", key=None) -> blocks.Encoded:
+        """Vectors of the codes [B, Y Z, D], their ids and commitment, statistics of the codebook.
+
+        Rows without the stream count for nothing in the statistics.
+        """
+        del lane
+        value_BJP = tokens.values[self.spec.name].value_BJP
+        latent_ND = self._latents(value_BJP)
+        quantized = self.config.quantizer.quantize(latent_ND, self.codebook.arrays())
+        num = self.config.num_tokens
+        weight_B = (tokens.stream_BL[:, 0] > 0).astype(jnp.float32)
+        statistics = self.config.quantizer.statistics(
+            jax.lax.stop_gradient(latent_ND), quantized.ids_N, jnp.repeat(weight_B, num),
+            jax.random.key(0) if key is None else key,
+        )  # fmt: skip
+        rows = lambda x: x.reshape(-1, num, *x.shape[1:])
+        captured = {
+            "ids": rows(quantized.ids_N),
+            "commitment": rows(quantized.loss_N),
+            "use": self.codebook.arrays()["use"],
+        }
+        record = {f"codebook/{name}": value for name, value in statistics.items()}
+        return blocks.Encoded(rows(quantized.vector_ND), tokens, record, captured)
+
+    def decode(self, tokens: Tokens, memory: blocks.Encoded, lane: str = "", key=None):
+        """Pieces [B, J, P] float32 from the vectors of the codes."""
+        del lane, key
+        return memory._replace(x_BLD=self._pieces(memory.x_BLD), tokens=tokens, record={})
+
+    def codes(self, value_BJP: Array) -> Array:
+        """Ids [B, Y Z] of pieces."""
+        latent_ND = self._latents(value_BJP)
+        ids_N = self.config.quantizer.quantize(latent_ND, self.codebook.arrays()).ids_N
+        return ids_N.reshape(-1, self.config.num_tokens)
+
+    def pieces(self, ids_BL: Array) -> Array:
+        """Pieces [B, J, P] of ids."""
+        return self._pieces(self.config.quantizer.vectors(ids_BL, self.codebook.arrays()))
+
+    def _latents(self, value_BJP: Array) -> Array:
+        """Latents of all cells [B Y Z, D], float32."""
+        x_BIJC = self._array(value_BJP.astype(jnp.dtype(self.compute_dtype)))
+        batch, rows, columns, channels = x_BIJC.shape
+        y, z = self.config.code_grid
+        x = x_BIJC.reshape(batch, y, rows // y, z, columns // z, channels)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, y, z, -1)
+        latent_BYZD = self.encoder(rules.constrain_batch(x))
+        return latent_BYZD.astype(jnp.float32).reshape(-1, latent_BYZD.shape[-1])
+
+    def _pieces(self, vector_BLD: Array) -> Array:
+        y, z = self.config.code_grid
+        rows, columns, channels = self.config.array_shape(self.spec)
+        x = vector_BLD.astype(jnp.dtype(self.compute_dtype)).reshape(-1, y, z, vector_BLD.shape[-1])
+        x = self.decoder(x).astype(jnp.float32)
+        x = x.reshape(-1, y, z, rows // y, columns // z, channels)
+        x_BIJC = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows, columns, channels)
+        high, wide, _ = self.config.piece
+        x = x_BIJC.reshape(-1, rows // high, high, columns // wide, wide, channels)
+        x = x.transpose(0, 1, 3, 2, 4, 5)
+        return x.reshape(-1, self.spec.max_tokens, self.spec.width)
+
+    def _array(self, value_BJP: Array) -> Array:
+        """The array [B, I, J, C] that the pieces make."""
+        rows, columns, channels = self.config.array_shape(self.spec)
+        high, wide, _ = self.config.piece
+        x = value_BJP.reshape(-1, rows // high, columns // wide, high, wide, channels)
+        return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows, columns, channels)

@@ -1,0 +1,72 @@
+"""Reconstruction: what the autoencoder of a learned tokenizer minimises."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from etils import epy
+
+from mmjax.objectives import objective
+from mmjax.typing import Array, Loss
+
+with epy.lazy_imports():
+    import jax
+    import jax.numpy as jnp
+
+RARE = 0.01  # a code used less than this share of an even use counts as dead
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reconstruction(objective.Objective):
+    """Error of the decoded pieces, plus the commitment of the quantiser (van den Oord et al. 2017).
+
+        loss = mean over samples and values of error(decoded, value) + commitment
+
+    The task has one input and the layout `Aligned`. Metrics: `usage` (share of the codes in use),
+    `dead` (their number that is not), `perplexity` (exp of the entropy of the codes), over the
+    moving average that the quantiser keeps.
+
+    Fields:
+      error: `mse`, `l1`, `smooth_l1` (quadratic within 1), or `bce`, the log-loss of the sign of
+        values in -1..1, for masks: softplus(-2 value decoded).
+    """
+
+    error: Literal["mse", "l1", "smooth_l1", "bce"] = "mse"
+
+    def losses(self, model, features, batch, key, extra):
+        (stream, view) = next(iter(batch.views.items()))
+        encoded = model.encode(view, key=key)
+        decoded = model.decode(view, encoded, key=key)
+        error_B = jnp.mean(self._error(decoded.x_BLD, view.values[stream].value_BJP), axis=(1, 2))
+        is_there_B1 = (view.stream_BL[:, :1] > 0).astype(jnp.float32)
+        weight_B1 = batch.weight_BS * is_there_B1
+        weight_B1 = weight_B1 / jnp.maximum(jnp.sum(weight_B1), 1e-9)
+        losses = {"reconstruction": Loss(error_B[:, None], weight_B1)}
+        commitment_B = jnp.mean(encoded.captured["commitment"], axis=-1)
+        losses["commitment"] = Loss(commitment_B[:, None], weight_B1)
+        return losses, code_use(encoded.captured["use"]), encoded.record
+
+    def _error(self, decoded: Array, value: Array) -> Array:
+        value = value.astype(jnp.float32)
+        if self.error == "bce":
+            return jax.nn.softplus(-2 * value * decoded)
+        difference = jnp.abs(decoded - value)
+        if self.error == "l1":
+            return difference
+        square = jnp.square(difference)
+        if self.error == "mse":
+            return square
+        return jnp.where(difference < 1, square / 2, difference - 0.5)
+
+
+def code_use(use_K: Array) -> dict[str, Array]:
+    """`usage`, `dead` and `perplexity` of counts of codes."""
+    share_K = use_K / jnp.maximum(jnp.sum(use_K, keepdims=True), 1e-9)
+    dead = jnp.sum((share_K < RARE / len(share_K)).astype(jnp.float32))
+    entropy = -jnp.sum(share_K * jnp.log(jnp.maximum(share_K, 1e-12)))
+    return {
+        "usage": 1 - dead / len(share_K),
+        "dead": dead,
+        "perplexity": jnp.exp(entropy),
+    }
