@@ -36,7 +36,7 @@ def audio() -> Experiment:
         piece=(4, 1, 64), code_grid=(22, 1), width=96, expansion=1,
         quantizer=VQ(num_codes=1024, width=16, dead_threshold=0.2),
     )  # fmt: skip
-    return _experiment("audio", Audio(seconds=0.88), model, batch_size=32, train_size=4000)
+    return _experiment("audio", Audio(seconds=0.88), model, batch_size=32)
 
 
 def mask() -> Experiment:
@@ -54,7 +54,6 @@ def _experiment(
     model: Autoencoder,
     objective: Reconstruction = Reconstruction(),
     batch_size: int = 128,
-    train_size: int = 8000,
 ) -> Experiment:
     return Experiment(
         name=f"{name}_tokenizer",
@@ -62,7 +61,7 @@ def _experiment(
         model=model,
         tasks={
             "reconstruct": Task(
-                source=Numbers(train_size=train_size),
+                source=Numbers(train_size=4000),
                 inputs=(name,),
                 layout=Aligned(),
                 objective=objective,

@@ -1,7 +1,7 @@
 """mmjax: tokenize every modality, train one transformer on all of them.
 
 `import mmjax` imports nothing else; a public name is imported when it is first used. `train`,
-`evaluate` and `load` are modules that can be called: `mmjax.train(...)` is
+`evaluate`, `load` and `train_tokenizer` are modules that can be called: `mmjax.train(...)` is
 `mmjax.train.train(...)`.
 """
 
@@ -25,10 +25,11 @@ __all__ = [
     "evaluate",
     "load",
     "train",
+    "train_tokenizer",
 ]
 
 if TYPE_CHECKING:  # for editors and type checkers
-    from mmjax import checkpoint, config, evaluate, load, train
+    from mmjax import checkpoint, config, evaluate, load, train, train_tokenizer
     from mmjax.config import ConfigError
     from mmjax.data.task import Task
     from mmjax.evaluate import embed
@@ -40,7 +41,7 @@ _HOME = {  # public name -> module that defines it; the others are modules
     "Task": "mmjax.data.task",
     "embed": "mmjax.evaluate",
 }
-_VERBS = ("evaluate", "load", "train")
+_VERBS = ("evaluate", "load", "train", "train_tokenizer")
 
 
 class _Verb(types.ModuleType):

@@ -163,15 +163,20 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         metavar="KIND",
         help="recipes, modalities, tokenizers, routers, objectives or evaluators",
     )
-    train = verb(
-        "train",
-        "CONFIG --workdir DIR [--code FILE] [--any.field value ...]",
-        "Trains what CONFIG describes; the same workdir resumes. Any field of the config is set"
-        " by its dotted path; `mmjax train CONFIG --help` lists the fields.",
-    )
-    train.add_argument("config", metavar="CONFIG", help="file.py or file.py:function")
-    train.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
-    train.add_argument("--code", metavar="FILE", help="classes that a config.json names")
+    texts = {
+        "train": "Trains what CONFIG describes",
+        "train-tokenizer": "Trains a tokenizer, and says how well its codes are used",
+    }
+    for name, text in texts.items():
+        train = verb(
+            name,
+            "CONFIG --workdir DIR [--code FILE] [--any.field value ...]",
+            f"{text}; the same workdir resumes. Any field of the config is set by its dotted path;"
+            f" `mmjax {name} CONFIG --help` lists the fields.",
+        )
+        train.add_argument("config", metavar="CONFIG", help="file.py or file.py:function")
+        train.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+        train.add_argument("--code", metavar="FILE", help="classes that a config.json names")
     evaluate = verb(
         "eval", "PATH [--split NAME] [--code FILE] [--json]", "Runs the evaluators of the config."
     )
@@ -202,7 +207,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
 
 
 def _help() -> str:
-    lines = [f"  {name:8} {(f.__doc__ or '').splitlines()[0]}" for name, f in VERBS.items()]
+    lines = [f"  {name:15} {(f.__doc__ or '').splitlines()[0]}" for name, f in VERBS.items()]
     return "\n".join(
         [
             "mmjax: one transformer for all your modalities",
@@ -242,20 +247,37 @@ def _list(args: list[str]) -> None:
 
 def _train(args: list[str]) -> None:
     """Pretrain or fine-tune; the same workdir resumes."""
+    experiment, workdir, code = _training("train", args)
+    from mmjax import train
+
+    train.train(experiment, workdir, code=code)
+
+
+def _train_tokenizer(args: list[str]) -> None:
+    """Train codes for images, sounds or masks."""
+    experiment, workdir, code = _training("train-tokenizer", args)
+    from mmjax import train_tokenizer
+
+    report = train_tokenizer.train_tokenizer(experiment, workdir, code=code)
+    print(train_tokenizer.text(report))
+
+
+def _training(verb: str, args: list[str]) -> tuple[Any, str, str | None]:
+    """Experiment, workdir and the config's file of a command line that trains."""
     wants_help = any(a in ("-h", "--help") for a in args)
     if not args or args[0] in ("-h", "--help"):
-        parsers()["train"].parse_args(args)
+        parsers()[verb].parse_args(args)
     if args[0].startswith("-"):
-        raise ConfigError(f"CONFIG comes before {args[0]}; mmjax train --help shows the order.")
+        raise ConfigError(f"CONFIG comes before {args[0]}; mmjax {verb} --help shows the order.")
     target = args[0]
-    options, fields = parsers()["train"].parse_known_args(
+    options, fields = parsers()[verb].parse_known_args(
         [a for a in args if a not in ("-h", "--help")] + (["--workdir="] if wants_help else [])
     )
     from mmjax import config
 
     experiment = config.load(target, code=options.code)
     if wants_help:
-        config.override(experiment, ["--help"], prog=f"mmjax train {target} --workdir DIR")
+        config.override(experiment, ["--help"], prog=f"mmjax {verb} {target} --workdir DIR")
     experiment = config.override(experiment, fields)
     if not options.workdir:
         raise ConfigError("--workdir is empty; name a folder for the run.")
@@ -266,9 +288,7 @@ def _train(args: list[str]) -> None:
     file = target if Path(target).exists() else target.rpartition(":")[0]
     code = options.code or (file if file.endswith(".py") else None)
     _keep_compiled(options.workdir)
-    from mmjax import train
-
-    train.train(experiment, options.workdir, code=code)
+    return experiment, options.workdir, code
 
 
 def _eval(args: list[str]) -> None:
@@ -340,11 +360,12 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "doctor": _doctor,
     "list": _list,
     "train": _train,
+    "train-tokenizer": _train_tokenizer,
     "eval": _eval,
     "embed": _embed,
     "info": _info,
 }
-COMPUTING = ("train", "eval", "embed")
+COMPUTING = ("train", "train-tokenizer", "eval", "embed")
 
 
 # ---------------------------------------------------------------------------- printing

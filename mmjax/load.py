@@ -55,7 +55,7 @@ def load(path: str, *, code: str | None = None, split: str = "", devices=None) -
             )
     experiment = rundir.ready_modalities(experiment, folder, main=False)
     _check_tokenizers(folder, experiment, manifest)
-    built = _build(experiment, devices)
+    built = _build(experiment, devices, folder)
     like = built.abstract_state()
     items = ("params", "model_state", "extra")
     found = checkpoint.restore(folder, step, {name: getattr(like, name) for name in items})
@@ -69,20 +69,20 @@ def load(path: str, *, code: str | None = None, split: str = "", devices=None) -
     )
 
 
-def _build(experiment: Experiment, devices) -> program.Program:
+def _build(experiment: Experiment, devices, folder) -> program.Program:
     """On the run's own mesh where it fits, else on plain data parallelism."""
     count = len(devices if devices is not None else jax.devices())
     with contextlib.suppress(ValueError):
         experiment.mesh.resolve(count)
         experiment.check_mesh(count)
-        return program.build(experiment, devices)
+        return program.build(experiment, devices, folder)
     plain = dataclasses.replace(experiment, mesh=MeshConfig())
     with contextlib.suppress(ValueError):
         plain.check_mesh(count)
-        return program.build(plain, devices)
+        return program.build(plain, devices, folder)
     # The batch of training does not divide over so many devices: copies of the model do.
     first = list(devices if devices is not None else jax.devices())[:1]
-    return program.build(plain, first)
+    return program.build(plain, first, folder)
 
 
 def _check_tokenizers(folder, experiment: Experiment, manifest: dict) -> None:

@@ -79,7 +79,7 @@ class Writer:
 class Progress:
     """A bar on a terminal, a line a log elsewhere."""
 
-    def __init__(self, total: int, start: int, active: bool):
+    def __init__(self, total: int, start: int, active: bool, name: str = "train"):
         self._active, self._bar, self._total = active, None, total
         if active and sys.stderr.isatty():
             from rich import console, progress
@@ -94,7 +94,7 @@ class Progress:
                 console=console.Console(stderr=True),
             )
             self._bar.start()
-            self._task = self._bar.add_task("train", total=total, completed=start, text="")
+            self._task = self._bar.add_task(name, total=total, completed=start, text="")
 
     def advance(self, step: int) -> None:
         """`step` steps are done."""

@@ -22,7 +22,8 @@ from mmjax.typing import Metrics, PyTree, Vocabulary
 class Program:
     """An experiment with ready modalities, taken apart for a mesh; holds no arrays.
 
-    `compiled` keeps jitted functions that evaluation makes, so that they are made once.
+    `compiled` keeps jitted functions that evaluation makes, so that they are made once. `folder`
+    is the workdir, where offline tokens are kept; None = in memory.
     """
 
     experiment: Experiment
@@ -34,6 +35,7 @@ class Program:
     shardings: step_lib.TrainState
     dtype: str
     canonical: dict[str, names_lib.Part]
+    folder: Any = None
     compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -104,7 +106,7 @@ class Program:
         return jax.jit(run)
 
 
-def build(experiment: Experiment, devices=None) -> Program:
+def build(experiment: Experiment, devices=None, folder=None) -> Program:
     """Takes an experiment with ready modalities apart; initialises the jax backend.
 
     Raises:
@@ -131,4 +133,5 @@ def build(experiment: Experiment, devices=None) -> Program:
         shardings=step_lib.state_shardings(parts, tx, extras, mesh, experiment.rules),
         dtype=step_lib.compute_dtype(experiment.model.dtype),
         canonical=canonical,
+        folder=folder,
     )

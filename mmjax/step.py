@@ -22,6 +22,7 @@ import optax
 from flax import nnx
 
 from mmjax.models.blocks import State
+from mmjax.models.names import path_name
 from mmjax.objectives import objective as objective_lib
 from mmjax.optim import gradients, optimizer
 from mmjax.parallel import rules as rules_lib
@@ -50,11 +51,6 @@ class Parts(NamedTuple):
     axes: dict[str, tuple[str, ...]]  # by parameter path
     matrices: PyTree
     make: Callable[[], nnx.Module]
-
-
-def path_name(path) -> str:
-    """Key path of a tree to `a/b/0/c`."""
-    return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
 
 
 def split(make: Callable[[], nnx.Module]) -> Parts:

@@ -58,7 +58,7 @@ def train(experiment: Experiment, workdir, *, code: str | None = None, devices=N
         rundir.open_run(folder, experiment, code, main)
         experiment.check_mesh(len(devices if devices is not None else jax.devices()))
         experiment = rundir.ready_modalities(experiment, folder, main)
-        built = program.build(experiment, devices)
+        built = program.build(experiment, devices, folder)
         loop = _Loop(built, folder, main, stop)
         try:
             loop.compile()

@@ -20,6 +20,7 @@ OPTIONS = {
     "doctor": ["--json"],
     "list": ["--json", "KIND"],
     "train": ["--code", "--workdir", "CONFIG"],
+    "train-tokenizer": ["--code", "--workdir", "CONFIG"],
     "eval": ["--code", "--json", "--split", "PATH"],
     "embed": ["--code", "--given", "--out", "PATH"],
     "info": ["--json", "--verify", "PATH"],

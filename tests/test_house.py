@@ -21,21 +21,22 @@ PACKAGE = ROOT / "mmjax"
 BASE = {"typing"}
 MODEL = BASE | {"parallel", "models"}
 STEP = MODEL | {"objectives", "optim"}
-DATA = BASE | {"parallel", "tokenizers", "modalities", "lifecycle"}
+DATA = BASE | {"parallel", "tokenizers", "modalities", "lifecycle", "metrics"}
 STATE = STEP | {"step", "modalities", "lifecycle"}
 PARTS = STATE | DATA | {"data", "checkpoint", "metrics"}
 RUN = PARTS | {"", "config", "experiment", "program", "rundir", "load", "transfer", "evaluate"}
 ALLOWED = {
     # For type checkers only; a test below holds that `import mmjax` imports nothing.
-    "": {"checkpoint", "config", "data", "evaluate", "experiment", "load", "train"},
+    "": {"checkpoint", "config", "data", "evaluate", "experiment", "load", "train"}
+    | {"train_tokenizer"},
     "typing": set(),
     "config": {""},  # only to find the folder of the package
     "lifecycle": set(),
     "parallel": BASE,
     "metrics": BASE,
     "models": MODEL,
-    "tokenizers": BASE | {"models"},
-    "modalities": BASE | {"tokenizers"},
+    "tokenizers": BASE | {"models", "config"},
+    "modalities": BASE | {"tokenizers", "config"},
     "objectives": MODEL,
     "optim": MODEL,
     "data": DATA,
@@ -53,7 +54,8 @@ ALLOWED = {
     "testing": RUN,
     "doctor": {""},
     "listing": {"config"},
-    "cli": RUN | {"doctor", "listing", "train", "generate"},
+    "train_tokenizer": RUN | {"train"},
+    "cli": RUN | {"doctor", "listing", "train", "train_tokenizer", "generate"},
     "__main__": {"cli"},
 }
 OUTSIDE = {  # package -> the only modules of mmjax that may import it

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.data import batches as batches_lib
-from mmjax.data import mixture, shuffle
+from mmjax.data import mixture, shuffle, tokens
 from mmjax.data import rows as rows_lib
 from mmjax.data.batches import Batches, Counts
 from mmjax.data.reader import BadRecord, Reader, encode_sample
@@ -110,19 +110,26 @@ def readers(
     vocabulary: Vocabulary,
     split: str,
     max_bad_fraction: float,
+    folder: Any = None,
 ) -> dict[str, Reader]:
-    """A reader for each task; tasks of equal sources share one."""
+    """A reader for each task; tasks of equal sources share one.
+
+    Ids of learned codes are computed here, before any worker starts, and kept in `folder`.
+    """
     found: list[Reader] = []
     out = {}
     for name, task in tasks.items():
         reader = next((r for r in found if r.source == task.source), None)
         if reader is None:
+            used = [batches_lib.used_streams(t) for t in tasks.values() if t.source == task.source]
+            streams = dict.fromkeys(itertools.chain.from_iterable(used))
             reader = Reader(
                 source=task.source,
                 split=split,
                 modalities=modalities,
                 vocabulary=vocabulary,
                 max_bad_fraction=max_bad_fraction,
+                tokens=tokens.prepare(modalities, streams, vocabulary, task.source, split, folder),
             )
             found.append(reader)
         out[name] = reader
@@ -155,6 +162,7 @@ def open_stream(
             program.vocabulary,
             experiment.data.train_split,
             experiment.guards.max_bad_fraction,
+            program.folder,
         ),
         program.vocabulary,
         experiment.seed,
@@ -230,6 +238,7 @@ def eval_batches(
             program.vocabulary,
             split,
             experiment.guards.max_bad_fraction,
+            program.folder,
         )
     reader = program.compiled[key][task]
     shape = config.shape(next(iter(config.variant_weights())))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 
 from mmjax import lifecycle
 from mmjax.data.source import Records, Source
+from mmjax.data.tokens import TokenTable
 from mmjax.modalities.modality import Modality
 from mmjax.typing import Piece, Vocabulary
 
@@ -78,6 +80,7 @@ class Reader:
     Fields:
       max_bad_fraction: share of bad among the rows read at which reading stops.
       excluded: records that count as bad without a look.
+      tokens: ids by stream that were computed before; the others are encoded here.
       cache_bytes: memory for encoded examples.
     """
 
@@ -87,6 +90,7 @@ class Reader:
     vocabulary: Vocabulary
     max_bad_fraction: float = 0.01
     excluded: frozenset[int] = frozenset()
+    tokens: Mapping[str, TokenTable] = dataclasses.field(default_factory=dict)
     cache_bytes: int = 1 << 30
 
     def __post_init__(self):
@@ -149,7 +153,9 @@ class Reader:
         lacking = [name for name in streams if name not in known]
         if lacking or index not in self._identity:
             example = self.records[index]
-            new = encode_sample(example, self.modalities, lacking, self.vocabulary)
+            new = self._looked_up(index, lacking)
+            lacking = [name for name in lacking if name not in new]
+            new |= encode_sample(example, self.modalities, lacking, self.vocabulary)
             identity = int(example.get("identity", index)) & 0x7FFFFFFF
             known = {**known, **new}
             if self._cached_bytes < self.cache_bytes:
@@ -158,6 +164,15 @@ class Reader:
         else:
             identity = self._identity[index]
         return Encoded({name: known[name] for name in streams}, identity)
+
+    def _looked_up(self, index: int, streams: Sequence[str]) -> dict[str, Piece | None]:
+        """Pieces from the tables; not those of bad values, which encoding tells the reason of."""
+        found = {}
+        for name in streams:
+            if name in self.tokens:
+                with contextlib.suppress(LookupError):
+                    found[name] = self.tokens[name][index]
+        return found
 
     def _count(self, index: int, bad: BadRecord) -> None:
         self._bad.setdefault(index, bad)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import numpy as np
 
 from mmjax.typing import Piece, TokenSpec
 
@@ -21,6 +23,8 @@ class Modality:
     """
 
     field: str = ""
+    # Whether ids are computed before training, by `encode_batch`, and not by data workers.
+    offline: ClassVar[bool] = False
 
     def spec(self, name: str) -> TokenSpec:
         """The stream that this modality owns under the name it has in the config."""
@@ -29,6 +33,10 @@ class Modality:
     def encode(self, value: Any) -> Piece | None:
         """Raw value to tokens; None when absent. Empty text is a Piece with only its end token."""
         raise NotImplementedError(f"{type(self).__name__} must define encode(value).")
+
+    def encode_batch(self, values: Sequence[Any]) -> np.ndarray:
+        """Ids int32 [N, L] of values, none of them absent; for offline modalities."""
+        raise NotImplementedError(f"{type(self).__name__} must define encode_batch(values).")
 
     def decode(self, piece: Piece) -> Any:
         """Tokens back to a raw value."""

@@ -68,10 +68,15 @@ def _table_parts(path: str, vocabulary: Vocabulary) -> dict[str, Part]:
     return parts
 
 
+def path_name(path) -> str:
+    """Key path of a tree to `a/b/0/c`."""
+    return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+
+
 def flatten(params: PyTree) -> dict[str, np.ndarray]:
     """Path -> leaf."""
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {"/".join(str(getattr(k, "key", k)) for k in path): leaf for path, leaf in flat}
+    return {path_name(path): leaf for path, leaf in flat}
 
 
 def to_canonical(params: PyTree, parts: dict[str, Part]) -> dict[str, np.ndarray]:

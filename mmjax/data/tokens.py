@@ -1,0 +1,229 @@
+"""Offline tokens: the ids of learned codes, computed once before training and kept on disk.
+
+    WORKDIR/tokens/<stream>@<fingerprint>/<fingerprint of the source>/<split>.npy
+
+Rows are examples, in the smallest unsigned type; a first id of `vocab_size` says that the example
+has no value, `vocab_size + 1` that its value cannot be encoded. Data workers map the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import pickle
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from mmjax import metrics
+from mmjax.data.source import Source
+from mmjax.modalities.modality import Modality
+from mmjax.parallel import distributed
+from mmjax.typing import Piece, TokenSpec, Vocabulary
+
+__all__ = ["TokenTable", "prepare"]
+
+BATCH = 1024  # examples at a time
+NOTE_SECONDS = 60.0  # between two notes of how far it has come
+MAX_KNOWN = 1 << 20  # different values that are remembered
+
+
+@dataclasses.dataclass(eq=False)
+class TokenTable:
+    """The ids of one stream of a split, by example; picklable.
+
+    Fields:
+      path: the file; empty = in memory. position_LA: of every piece.
+    """
+
+    spec: TokenSpec
+    position_LA: np.ndarray
+    path: str = ""
+    ids_NL: np.ndarray | None = None
+
+    def __getitem__(self, index: int) -> Piece | None:
+        """The piece of an example; None when it is absent.
+
+        Raises LookupError for a value that could not be encoded: encode it to see why.
+        """
+        if self.ids_NL is None:
+            self.ids_NL = _open(epath.Path(self.path))
+        ids_L = self.ids_NL[index]
+        if ids_L[0] == self.spec.vocab_size:
+            return None
+        if ids_L[0] > self.spec.vocab_size:
+            raise LookupError(f"Stream {self.spec.name!r}: example {index} could not be encoded.")
+        return Piece(self.position_LA, ids_L=ids_L.astype(np.int32))
+
+    def __getstate__(self):
+        kept = None if self.path else self.ids_NL
+        return {**self.__dict__, "ids_NL": kept}
+
+
+def prepare(
+    modalities: Mapping[str, Modality],
+    streams: Iterable[str],
+    vocabulary: Vocabulary,
+    source: Source,
+    split: str,
+    folder: Any = None,
+) -> dict[str, TokenTable]:
+    """Tables of the offline streams among `streams`; computes what is not there yet.
+
+    Args:
+      folder: workdir; None, or one that cannot be written to, keeps the ids in memory.
+    """
+    tables = {}
+    for name in streams:
+        if not modalities[name].offline:
+            continue
+        spec = vocabulary.spec(name)
+        position_LA = _positions(spec)
+        if folder is None:
+            ids_NL = _Filler(modalities[name], spec, source, split).run()
+            tables[name] = TokenTable(spec, position_LA, ids_NL=ids_NL)
+            continue
+        place = f"{name}@{spec.fingerprint[:12]}", source.fingerprint()[:12]
+        path = epath.Path(folder).joinpath("tokens", *place, f"{split}.npy")
+        ids_NL = None
+        if not path.exists() and distributed.is_main():
+            ids_NL = _Filler(modalities[name], spec, source, split, path).run()
+        distributed.barrier(f"tokens {name} {split}")
+        if path.exists():
+            tables[name] = TokenTable(spec, position_LA, str(path))
+            continue
+        if ids_NL is None:  # a host that does not share the folder
+            ids_NL = _Filler(modalities[name], spec, source, split).run()
+        tables[name] = TokenTable(spec, position_LA, ids_NL=ids_NL)
+    return tables
+
+
+@dataclasses.dataclass(eq=False)
+class _Filler:
+    """Computes the ids of a split, from where an interrupted one stopped."""
+
+    modality: Modality
+    spec: TokenSpec
+    source: Source
+    split: str
+    path: epath.Path | None = None
+
+    def run(self) -> np.ndarray:
+        """Ids [N, L] of all examples, marked where there are none."""
+        self._noted = time.monotonic()
+        records = self.source.open(self.split)
+        known: dict[bytes, np.ndarray] = {}
+        ids_NL, first = self._begin(len(records))
+        bar = metrics.Progress(len(records), first, True, name=f"{self.spec.name} of {self.split}")
+        key = self.modality.field or self.spec.name
+        for start in range(first, len(records), BATCH):
+            stop = min(start + BATCH, len(records))
+            values = [records[i].get(key) for i in range(start, stop)]
+            ids_NL[start:stop] = self._rows(values, known, ids_NL.dtype)
+            self._note(ids_NL, stop)
+            bar.advance(stop)
+        bar.close()
+        self._finish(ids_NL)
+        metrics.say(f"tokens of {self.spec.name!r}, {self.split}: {len(records)} examples")
+        return ids_NL
+
+    def _rows(self, values: Sequence[Any], known: dict[bytes, np.ndarray], dtype) -> np.ndarray:
+        """Ids [n, L] of values; equal values are encoded once."""
+        digests = [None if value is None else digest(value) for value in values]
+        new = {d: v for d, v in zip(digests, values, strict=True) if d and d not in known}
+        if len(known) + len(new) > MAX_KNOWN:
+            known.clear()
+            new = {d: v for d, v in zip(digests, values, strict=True) if d}
+        known |= zip(new, self._encode(list(new.values())), strict=True)
+        out = np.full((len(values), self.spec.max_tokens), self.spec.vocab_size, dtype)
+        for row, d in enumerate(digests):
+            if d is not None:
+                out[row] = known[d]
+        return out
+
+    def _encode(self, values: list[Any]) -> np.ndarray:
+        if not values:
+            return np.zeros((0, self.spec.max_tokens), np.int32)
+        try:
+            return self.modality.encode_batch(values)
+        except Exception:  # one of them is bad; the reader says which, and why
+            rows = []
+            for value in values:
+                try:
+                    rows.append(self.modality.encode_batch([value])[0])
+                except Exception:
+                    rows.append(np.full(self.spec.max_tokens, self.spec.vocab_size + 1))
+            return np.stack(rows)
+
+    # ---- on disk: <split>.npy.partial, and in <split>.json how many rows of it are done
+
+    def _begin(self, count: int) -> tuple[np.ndarray, int]:
+        shape, dtype = (count, self.spec.max_tokens), np.min_scalar_type(self.spec.vocab_size + 1)
+        if self.path is None:
+            return np.zeros(shape, dtype), 0
+        partial = self._partial
+        try:
+            if partial.exists() and self._done.exists():
+                ids_NL = np.array(_open(partial))
+                if ids_NL.shape == shape and ids_NL.dtype == dtype:
+                    return ids_NL, int(json.loads(self._done.read_text()))
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            self.path = None  # evaluated from a folder that only its owner may write to
+        return np.zeros(shape, dtype), 0
+
+    @property
+    def _partial(self) -> epath.Path:
+        assert self.path is not None
+        return self.path.parent / f"{self.split}.npy.partial"
+
+    @property
+    def _done(self) -> epath.Path:
+        assert self.path is not None
+        return self.path.parent / f"{self.split}.json"
+
+    def _note(self, ids_NL: np.ndarray, done: int) -> None:
+        """Writes what is done, rarely enough that writing stays a small part of the work."""
+        if self.path is not None and time.monotonic() - self._noted > NOTE_SECONDS:
+            self._write(ids_NL)
+            self._done.write_text(json.dumps(done))
+            self._noted = time.monotonic()
+
+    def _write(self, ids_NL: np.ndarray) -> None:
+        content = io.BytesIO()
+        np.save(content, ids_NL)
+        self._partial.write_bytes(content.getvalue())
+
+    def _finish(self, ids_NL: np.ndarray) -> None:
+        if self.path is None:
+            return
+        self._write(ids_NL)
+        self._partial.replace(self.path)
+        self._done.unlink(missing_ok=True)
+
+
+def digest(value: Any) -> bytes:
+    """16 bytes that equal values share."""
+    if isinstance(value, np.ndarray):
+        about = f"{value.dtype.str}{value.shape}".encode()
+        return hashlib.blake2b(about + value.tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(pickle.dumps(value), digest_size=16).digest()
+
+
+def _positions(spec: TokenSpec) -> np.ndarray:
+    assert spec.grid is not None, spec
+    axes = np.meshgrid(*map(np.arange, spec.grid), indexing="ij")
+    return np.stack(axes, -1).reshape(spec.max_tokens, -1).astype(np.float32)
+
+
+def _open(path: epath.Path) -> np.ndarray:
+    """Mapped where the file is local."""
+    if os.path.exists(path):
+        return np.load(os.fspath(path), mmap_mode="r")
+    return np.load(io.BytesIO(path.read_bytes()))

@@ -1,0 +1,133 @@
+"""Learned codes of another modality: what `mmjax train-tokenizer` made, as a stream of ids."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from etils import epath
+
+from mmjax import config
+from mmjax.modalities.modality import Modality
+from mmjax.tokenizers.learned import MANIFEST, WEIGHTS, Learned, without_field
+from mmjax.typing import NUM_AXES, Piece, TokenSpec
+
+__all__ = ["Codes"]
+
+REMEDY = "train one with `mmjax train-tokenizer CONFIG --workdir PATH` and set path to PATH"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Codes(Modality):
+    """A grid of ids for what `base` makes pieces of; the ids of a data set are computed once.
+
+    Fields:
+      base: the modality that the tokenizer was trained on; its field, when this one names none.
+      path: workdir of `mmjax train-tokenizer`. `fit` copies the tokenizer from there, once.
+    """
+
+    base: Modality
+    path: str = ""
+    offline: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if not self.field:
+            object.__setattr__(self, "field", self.base.field)
+
+    def spec(self, name: str) -> TokenSpec:
+        """One discrete grid stream. Raises ValueError before `fit`."""
+        learned = self._ready
+        return TokenSpec(
+            name=name,
+            kind="grid",
+            max_tokens=learned.model.num_tokens,
+            vocab_size=learned.vocab_size,
+            grid=learned.grid,
+            fingerprint=learned.fingerprints["codes"],
+        )
+
+    def encode(self, value: Any) -> Piece | None:
+        """Ids int32 (tokens,) on the grid; position (time, row, column)."""
+        piece = self.base.encode(value)
+        if piece is None:
+            return None
+        assert piece.values_LP is not None
+        return self.piece(self._ready.encode(piece.values_LP[None])[0], piece.num_cut)
+
+    def encode_batch(self, values: Sequence[Any]) -> np.ndarray:
+        """Ids int32 [N, L] of values, none of them absent."""
+        pieces = [self.base.encode(value) for value in values]
+        return self._ready.encode(np.stack([p.values_LP for p in pieces]))  # type: ignore[union-attr]
+
+    def piece(self, ids_L: np.ndarray, num_cut: int = 0) -> Piece:
+        """A piece with these ids."""
+        return Piece(self._position_LA, ids_L=np.asarray(ids_L, np.int32), num_cut=num_cut)
+
+    def decode(self, piece: Piece) -> Any:
+        """The raw value as `base` gives it. Raises ValueError for ids of another tokenizer."""
+        if piece.ids_L is None:
+            raise ValueError("Codes: decode needs ids; this piece holds values.")
+        return self.decode_batch(np.asarray(piece.ids_L)[None])[0]
+
+    def decode_batch(self, ids_NL: np.ndarray) -> list[Any]:
+        """Raw values of ids [N, L]."""
+        values_NJP = self._ready.decode(ids_NL)
+        return [self.base.decode(Piece(self._position_LA, values_LP=x)) for x in values_NJP]
+
+    def read(self, item: str) -> Any:
+        """As `base` reads it."""
+        return self.base.read(item)
+
+    def fit(self, values: Callable[[], Iterable[Any]], folder: Path) -> Codes:
+        """Codes with the tokenizer of `folder`, which is copied there from `path` at first use.
+
+        Raises ValueError when `path` holds no tokenizer, or one of another preprocessing.
+        """
+        del values
+        target = epath.Path(folder)
+        if (target / MANIFEST).exists():
+            return self._with(Learned.read(target), str(target))
+        source = epath.Path(self.path) / "tokenizer"
+        if not self.path or not (source / MANIFEST).exists():
+            where = f"path={self.path!r} " + ("holds no tokenizer" if self.path else "names none")
+            raise ValueError(f"Codes: {where}; {REMEDY}.")
+        ready = self._with(Learned.read(source), str(source))
+        target.mkdir(parents=True, exist_ok=True)
+        for file in (WEIGHTS, MANIFEST):
+            (target / file).write_bytes((source / file).read_bytes())
+        return ready
+
+    def _with(self, learned: Learned, where: str) -> Codes:
+        wanted, have = (
+            without_field(x) for x in (config.to_json(self.base), learned.preprocessing)
+        )
+        for name in sorted({*wanted, *have}):
+            if wanted.get(name) != have.get(name):
+                raise ValueError(
+                    f"Codes: the tokenizer in {where} was trained with {name}={have.get(name)} of"
+                    f" {have['class']}, but base says {wanted.get(name)}; use the base that it was"
+                    " trained with, or train another."
+                )
+        ready = dataclasses.replace(self)
+        object.__setattr__(ready, "_learned", learned)
+        return ready
+
+    @property
+    def _ready(self) -> Learned:
+        learned = self.__dict__.get("_learned")
+        if learned is None:
+            raise ValueError(
+                f"Codes: path={self.path!r} is not loaded yet, call fit(); or {REMEDY}."
+            )
+        return learned
+
+    @functools.cached_property
+    def _position_LA(self) -> np.ndarray:
+        axes = np.meshgrid(*map(np.arange, self._ready.grid), indexing="ij")
+        position_LA = np.stack(axes, -1).reshape(-1, NUM_AXES).astype(np.float32)
+        position_LA.flags.writeable = False  # every piece shares it
+        return position_LA

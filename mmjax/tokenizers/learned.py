@@ -1,0 +1,220 @@
+"""Learned codes on disk: an autoencoder taken out of its run, with fingerprints.
+
+    tokenizer.json       format, class, spec, preprocessing, model, fingerprints, parent run
+    weights.safetensors  encoder/..., decoder/..., codebook/codes
+
+Two SHA-256 fingerprints: `codes` over all that ids depend on, `decoder` over the rest, so that a
+better decoder may follow without a change of ids.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from mmjax import config
+from mmjax.typing import TokenSpec, Vocabulary
+
+__all__ = ["Learned"]
+
+FORMAT = 1
+MANIFEST, WEIGHTS = "tokenizer.json", "weights.safetensors"
+BATCH = 256  # values at a time; fewer are padded, so that two shapes are compiled
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Learned:
+    """An autoencoder with its weights: pieces to ids and back, on the default device.
+
+    Fields:
+      preprocessing: JSON of the modality that makes the pieces. spec: of its stream.
+      model: the `Autoencoder`. tensors: by canonical name. parent: the run, for lineage.
+    """
+
+    preprocessing: dict[str, Any]
+    spec: TokenSpec
+    model: Any
+    tensors: Mapping[str, np.ndarray]
+    parent: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of codes."""
+        return self.model.quantizer.num_codes
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """(time, row, column) of the codes; time when the pieces run over time."""
+        rows, columns = self.model.code_grid
+        return (
+            (rows, 1, columns) if self.spec.grid and self.spec.grid[0] > 1 else (1, rows, columns)
+        )
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """`codes` and `decoder`."""
+        model = config.to_json(self.model)
+        pieces = [self.spec.grid, self.spec.width]
+        preprocessing = without_field(self.preprocessing)
+
+        def digest(is_decoder: bool) -> str:
+            other = "encoder_layers" if is_decoder else "decoder_layers"
+            fields = {k: v for k, v in model.items() if k not in (other, "dtype")}
+            parts = {"format": FORMAT, "model": fields, "pieces": pieces}
+            parts["preprocessing"] = preprocessing
+            text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+            hashed = hashlib.sha256(text.encode())
+            for name in sorted(self.tensors):
+                if name.startswith("decoder/") == is_decoder:
+                    array = np.ascontiguousarray(self.tensors[name], "<f4")
+                    hashed.update(f"{name}{array.shape}".encode() + array.tobytes())
+            return hashed.hexdigest()
+
+        return {"codes": digest(False), "decoder": digest(True)}
+
+    def encode(self, values_NJP: np.ndarray) -> np.ndarray:
+        """Ids int32 [N, L] of pieces [N, J, P]."""
+        return self._in_batches("codes", np.asarray(values_NJP, np.float32))
+
+    def decode(self, ids_NL: np.ndarray) -> np.ndarray:
+        """Pieces float32 [N, J, P] of ids [N, L]. Raises ValueError for ids out of range."""
+        ids_NL = np.asarray(ids_NL, np.int32)
+        if ids_NL.ndim != 2 or ids_NL.shape[1] != self.model.num_tokens:
+            raise ValueError(
+                f"Learned: ids of shape {ids_NL.shape} are not of {self.model.num_tokens} codes a"
+                " value; they belong to another tokenizer."
+            )
+        if ids_NL.size and not (ids_NL.min() >= 0 and ids_NL.max() < self.vocab_size):
+            raise ValueError(
+                f"Learned: ids {ids_NL.min()}..{ids_NL.max()} are outside 0..{self.vocab_size - 1};"
+                " they belong to another tokenizer."
+            )
+        return self._in_batches("pieces", ids_NL)
+
+    def _in_batches(self, name: str, x: np.ndarray) -> np.ndarray:
+        run, parts = self._functions[name], []
+        size = 1 if len(x) == 1 else BATCH
+        for start in range(0, len(x), size):
+            part = x[start : start + size]
+            padded = np.zeros((size, *x.shape[1:]), x.dtype)
+            padded[: len(part)] = part
+            parts.append(np.asarray(run(self._arrays, padded))[: len(part)])
+        if not parts:
+            return np.asarray(run(self._arrays, np.zeros((1, *x.shape[1:]), x.dtype)))[:0]
+        return np.concatenate(parts)
+
+    @functools.cached_property
+    def _functions(self) -> dict[str, Any]:
+        import jax
+        from flax import nnx
+
+        graph = self._split[0]
+
+        def call(name):
+            return jax.jit(lambda arrays, x: getattr(nnx.merge(graph, *arrays), name)(x))
+
+        return {name: call(name) for name in ("codes", "pieces")}
+
+    @functools.cached_property
+    def _arrays(self) -> tuple[Any, Any]:
+        """Parameters and state of the module; what only training needs of the state is zero."""
+        import jax
+        from jax.tree_util import tree_map_with_path
+
+        from mmjax.models import names
+
+        def find(path, leaf):
+            name = names.path_name(path)
+            array = self.tensors.get(name, np.zeros(leaf.shape, np.float32))
+            if array.shape != leaf.shape:
+                raise ValueError(
+                    f"Learned: tensor {name} has shape {array.shape}, not {leaf.shape}."
+                )
+            return jax.numpy.asarray(array)
+
+        return tuple(tree_map_with_path(find, tree) for tree in self._split[1:])  # type: ignore[return-value]
+
+    @functools.cached_property
+    def _split(self):
+        from flax import nnx
+
+        from mmjax.models import blocks
+
+        make = functools.partial(self.model.make, Vocabulary((self.spec,)), {}, 0)
+        graph, params, state = nnx.split(nnx.eval_shape(make), nnx.Param, blocks.State)
+        return graph, nnx.as_pure(params), nnx.as_pure(state)
+
+    def __getstate__(self):
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    def write(self, folder: Any) -> None:
+        """Writes the artefact, `tokenizer.json` last."""
+        from safetensors import numpy as safetensors
+
+        path = epath.Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        tensors = {n: np.ascontiguousarray(a, np.float32) for n, a in self.tensors.items()}
+        manifest = {
+            "format": FORMAT,
+            "class": "Learned",
+            "spec": dataclasses.asdict(self.spec),
+            "preprocessing": self.preprocessing,
+            "model": config.to_json(self.model),
+            "fingerprints": self.fingerprints,
+            "vocab_size": self.vocab_size,
+            "grid": self.grid,
+            "parent": self.parent,
+        }
+        _write(path / WEIGHTS, safetensors.save(tensors))
+        _write(path / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+
+    @classmethod
+    def read(cls, folder: Any) -> Learned:
+        """The artefact of a folder. Raises ValueError when it is damaged."""
+        from safetensors import numpy as safetensors
+
+        path = epath.Path(folder)
+        try:
+            manifest = json.loads((path / MANIFEST).read_text())
+            if manifest["format"] != FORMAT:
+                raise ValueError(f"format={manifest['format']}, this version reads {FORMAT}")
+            spec = dict(manifest["spec"])
+            spec["grid"] = tuple(spec["grid"])
+            found = cls(
+                preprocessing=manifest["preprocessing"],
+                spec=TokenSpec(**spec),
+                model=config.from_json(manifest["model"], config.seam_classes()),
+                tensors=safetensors.load((path / WEIGHTS).read_bytes()),
+                parent=manifest["parent"],
+            )
+            written = manifest["fingerprints"]
+        except Exception as error:
+            raise ValueError(
+                f"Learned: {path} is no tokenizer that can be read ({error}); train it again with"
+                " mmjax train-tokenizer."
+            ) from error
+        if found.fingerprints != written:
+            raise ValueError(
+                f"Learned: {path} is damaged: its content has fingerprint"
+                f" {found.fingerprints['codes'][:12]}, but tokenizer.json says"
+                f" {written['codes'][:12]}; copy it again, or train it again."
+            )
+        return found
+
+
+def without_field(preprocessing: dict[str, Any]) -> dict[str, Any]:
+    """Preprocessing without the name of the field that it reads, which no id depends on."""
+    return {k: v for k, v in preprocessing.items() if k != "field"}
+
+
+def _write(path: epath.Path, content: bytes) -> None:
+    partial = path.parent / f"{path.name}.partial"
+    partial.write_bytes(content)
+    partial.replace(path)

@@ -1,0 +1,155 @@
+"""train_tokenizer(experiment, workdir): an ordinary run, then its artefact and what it is worth.
+
+WORKDIR/tokenizer/{tokenizer.json, weights.safetensors, report.json}   reconstructions.png
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from mmjax import checkpoint, config, metrics, train
+from mmjax.evaluate.view import to_host
+from mmjax.experiment import Experiment
+from mmjax.lifecycle import BadDataError
+from mmjax.modalities.codes import Codes
+from mmjax.models import names
+from mmjax.models.autoencoder import Autoencoder
+from mmjax.parallel import distributed
+from mmjax.tokenizers.learned import Learned
+
+COLLAPSED = 0.5  # usage below which the codes count as collapsed
+SHOWN = 12  # originals over reconstructions
+MAX_EXAMPLES = 2000  # of the evaluated split
+
+
+def train_tokenizer(
+    experiment: Experiment, workdir, *, code: str | None = None, devices=None
+) -> dict[str, Any]:
+    """Trains a tokenizer, or goes on where the workdir stopped; writes it to WORKDIR/tokenizer.
+
+    Returns the report: `usage` (share of the codes that the evaluated split uses), `dead`,
+    `perplexity`, `mse` of the decoded pieces, `variance` of the pieces, fingerprints.
+
+    Raises:
+      ValueError: the model is no `Autoencoder`; and what `train` raises.
+    """
+    if not isinstance(experiment.model, Autoencoder) or len(experiment.modalities) != 1:
+        raise ValueError(
+            f"Experiment: model={type(experiment.model).__name__} with modalities"
+            f" {', '.join(experiment.modalities)} is no tokenizer; use an Autoencoder and one"
+            " modality, or mmjax train."
+        )
+    folder = epath.Path(workdir)
+    result = train.train(experiment, workdir, code=code, devices=devices)
+    params, state = result.state.params, result.state.model_state
+    tensors = {name: to_host(x) for name, x in result.program.to_canonical(params).items()}
+    for name, x in names.flatten(state).items():
+        if name == "codebook/codes":  # the rest is of use to training alone
+            tensors[name] = to_host(x)
+    stream, modality = next(iter(experiment.modalities.items()))
+    learned = Learned(
+        preprocessing=config.to_json(modality),
+        spec=modality.spec(stream),
+        model=experiment.model,
+        tensors=tensors,
+        parent={
+            "workdir": str(folder), "step": result.step, "config": config.fingerprint(experiment)
+        },
+    )  # fmt: skip
+    if not distributed.is_main():
+        return {}
+    learned.write(folder / "tokenizer")
+    codes = Codes(base=modality, path=str(folder)).fit(lambda: iter(()), folder / "tokenizer")
+    report = evaluate(experiment, codes, learned, folder)
+    checkpoint.write_json(folder / "tokenizer" / "report.json", report)
+    if report["usage"] < COLLAPSED:
+        metrics.say(
+            f"warning: the codes have collapsed, only {100 * report['usage']:.0f} % of them are"
+            " used; train longer, use fewer codes, or a VQ with a higher dead_threshold."
+        )
+    return report
+
+
+def evaluate(
+    experiment: Experiment, codes: Codes, learned: Learned, folder: epath.Path
+) -> dict[str, Any]:
+    """The report on the first examples of the eval split; draws `reconstructions.png`."""
+    split, task = experiment.data.eval_split, next(iter(experiment.tasks.values()))
+    records, key = task.source.open(split), codes.field or task.inputs[0]
+    found = (records[i].get(key) for i in range(min(len(records), MAX_EXAMPLES)))
+    values = [value for value in found if value is not None]
+    if not values:
+        raise BadDataError(f"Source {type(task.source).__name__}: split {split!r} has no {key!r}.")
+    pieces_NJP = np.stack([codes.base.encode(value).values_LP for value in values])  # type: ignore[union-attr]
+    ids_NL = learned.encode(pieces_NJP)
+    error_NJP = learned.decode(ids_NL) - pieces_NJP
+    count_K = np.bincount(ids_NL.ravel(), minlength=learned.vocab_size)
+    share_K = count_K[count_K > 0] / count_K.sum()
+    _draw(codes, values[:SHOWN], ids_NL[:SHOWN], folder / "reconstructions.png")
+    return {
+        "split": split,
+        "examples": len(values),
+        "codes": learned.vocab_size,
+        "tokens": ids_NL.shape[1],
+        "usage": float(np.mean(count_K > 0)),
+        "dead": int(np.sum(count_K == 0)),
+        "perplexity": float(np.exp(-np.sum(share_K * np.log(share_K)))),
+        "mse": float(np.mean(np.square(error_NJP))),
+        "variance": float(np.var(pieces_NJP)),
+        "fingerprints": learned.fingerprints,
+    }
+
+
+def text(report: dict[str, Any]) -> str:
+    """The report for people."""
+    if not report:
+        return ""
+    lost = report["mse"] / max(report["variance"], 1e-12)
+    return "\n".join(
+        [
+            f"tokenizer    {report['fingerprints']['codes'][:12]}, decoder"
+            f" {report['fingerprints']['decoder'][:12]}",
+            f"codes        {report['codes']}, {report['tokens']} a value",
+            f"usage        {100 * report['usage']:.1f} % on {report['examples']} examples of"
+            f" {report['split']}, {report['dead']} dead",
+            f"perplexity   {report['perplexity']:.0f}",
+            f"error        {report['mse']:.4f} mean square, {100 * lost:.1f} % of the variance",
+        ]
+    )
+
+
+def _draw(codes: Codes, values: list[Any], ids_NL: np.ndarray, path: epath.Path) -> None:
+    """Originals over reconstructions, enlarged; what has two axes is a spectrogram."""
+    import io
+
+    import PIL.Image
+
+    pairs = zip(values, codes.decode_batch(ids_NL), strict=True)
+    originals = [codes.base.decode(codes.base.encode(value)) for value in values]  # type: ignore[arg-type]
+    columns = [
+        np.concatenate([_framed(_picture(a)), _framed(_picture(b))])
+        for a, (_, b) in zip(originals, pairs, strict=True)
+    ]
+    pixels = np.concatenate(columns, axis=1)
+    image = PIL.Image.fromarray((255 * np.clip(pixels, 0, 1)).astype(np.uint8))
+    scale = max(1, 96 // (pixels.shape[0] // 2))
+    image = image.resize((image.width * scale, image.height * scale), PIL.Image.Resampling.NEAREST)
+    content = io.BytesIO()
+    image.save(content, format="PNG")
+    path.write_bytes(content.getvalue())
+
+
+def _picture(value: np.ndarray) -> np.ndarray:
+    """RGB in 0..1; of decibels (frames, bands), low bands at the bottom."""
+    if value.ndim == 2:
+        value = 1 + value.T[::-1, :, None] / 50
+    if value.shape[2] not in (1, 3):
+        value = value.mean(axis=2, keepdims=True)
+    return np.broadcast_to(value, (*value.shape[:2], 3))
+
+
+def _framed(picture: np.ndarray) -> np.ndarray:
+    return np.pad(picture, ((1, 1), (1, 1), (0, 0)), constant_values=0.5)

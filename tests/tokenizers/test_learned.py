@@ -1,0 +1,86 @@
+"""The artefact of a learned tokenizer: round trip, fingerprints, damage."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+
+import numpy as np
+import pytest
+import toy_codes
+
+from mmjax.tokenizers.learned import Learned
+
+
+@pytest.fixture
+def pieces() -> np.ndarray:
+    random = np.random.default_rng(0)
+    images = random.random((5, 8, 16)).astype(np.float32)
+    return np.stack([toy_codes.BASE.encode(x).values_LP for x in images])
+
+
+@pytest.mark.parametrize("kind", toy_codes.QUANTIZERS)
+def test_what_is_written_reads_back_and_codes_alike(kind, pieces, tmp_path):
+    learned = toy_codes.learned(kind)
+    learned.write(tmp_path)
+    back = Learned.read(tmp_path)
+    assert back.fingerprints == learned.fingerprints
+    assert (back.model, back.spec) == (learned.model, learned.spec)
+    ids_NL = learned.encode(pieces)
+    assert ids_NL.shape == (5, 16)
+    assert 0 <= ids_NL.min() < ids_NL.max() < learned.vocab_size
+    for other in (back, pickle.loads(pickle.dumps(learned))):
+        np.testing.assert_array_equal(other.encode(pieces), ids_NL)
+        np.testing.assert_array_equal(other.decode(ids_NL), learned.decode(ids_NL))
+    assert learned.decode(ids_NL).shape == pieces.shape
+
+
+def test_one_value_many_and_none_are_coded_alike(pieces):
+    learned = toy_codes.learned()
+    many = learned.encode(np.tile(pieces, (60, 1, 1)))  # more than one batch
+    np.testing.assert_array_equal(many, np.tile(learned.encode(pieces), (60, 1)))
+    np.testing.assert_array_equal(learned.encode(pieces[:1]), many[:1])
+    assert learned.encode(pieces[:0]).shape == (0, 16)
+
+
+def test_each_fingerprint_is_of_its_own_half():
+    one = toy_codes.learned()
+
+    def changed(part: str) -> Learned:
+        name = next(n for n in one.tensors if n.startswith(part))
+        return dataclasses.replace(one, tensors={**one.tensors, name: one.tensors[name] + 1e-3})
+
+    def same(other: Learned) -> tuple[bool, bool]:
+        pairs = [(one.fingerprints[k], other.fingerprints[k]) for k in ("codes", "decoder")]
+        return pairs[0][0] == pairs[0][1], pairs[1][0] == pairs[1][1]
+
+    assert same(changed("decoder/")) == (True, False)
+    assert same(changed("encoder/")) == (False, True)
+    blurred = {**one.preprocessing, "mean": [0.4]}
+    assert same(dataclasses.replace(one, preprocessing=blurred)) == (False, False)
+    renamed = {**one.preprocessing, "field": "picture"}  # no id depends on the name of a field
+    assert same(dataclasses.replace(one, preprocessing=renamed, parent={"step": 3})) == (True, True)
+
+
+def test_ids_of_another_tokenizer_are_refused():
+    learned = toy_codes.learned()
+    with pytest.raises(ValueError, match=r"ids 36\.\.36 are outside 0\.\.35; they belong"):
+        learned.decode(np.full((1, 16), 36))
+    with pytest.raises(ValueError, match="not of 16 codes a value"):
+        learned.decode(np.zeros((1, 8), np.int32))
+
+
+def test_damage_is_found(tmp_path):
+    learned = toy_codes.learned()
+    learned.write(tmp_path)
+    content = bytearray((tmp_path / "weights.safetensors").read_bytes())
+    content[-3] ^= 64
+    (tmp_path / "weights.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged: its content has fingerprint .*copy it again"):
+        Learned.read(tmp_path)
+    learned.write(tmp_path)
+    manifest = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**manifest, "format": 9}))
+    with pytest.raises(ValueError, match=r"format=9, this version reads 1"):
+        Learned.read(tmp_path)

@@ -1,0 +1,48 @@
+"""An untrained tokenizer of 8 x 16 images: everything about artefacts without a training run."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from mmjax import config
+from mmjax.modalities.image import Image
+from mmjax.models import FSQ, VQ, Autoencoder, blocks, names
+from mmjax.tokenizers.learned import Learned
+from mmjax.typing import Vocabulary
+
+BASE = Image(size=(8, 16), patch=4, channels=1)
+SIZES: dict[str, Any] = {
+    "piece": (4, 4, 1), "code_grid": (2, 8), "width": 8, "encoder_layers": 1, "decoder_layers": 1,
+}  # fmt: skip
+QUANTIZERS = {"fsq": FSQ(levels=(4, 3, 3)), "vq": VQ(num_codes=20, width=4, dead_threshold=0.5)}
+
+
+def model(kind: str = "fsq", **fields) -> Autoencoder:
+    """Of width 8, with 36 or 20 codes, 16 of them an image."""
+    return Autoencoder(**{**SIZES, "quantizer": QUANTIZERS[kind], **fields})
+
+
+@functools.cache
+def learned(kind: str = "fsq", seed: int = 0) -> Learned:
+    """With fresh weights."""
+    spec = BASE.spec("image")
+    module = model(kind).make(Vocabulary((spec,)), {}, seed)
+    _, params, state = nnx.split(module, nnx.Param, blocks.State)
+    leaves = names.flatten(nnx.as_pure(params)) | names.flatten(nnx.as_pure(state))
+    tensors = {n: np.asarray(x) for n, x in leaves.items() if not n.startswith("codebook/")}
+    if kind == "vq":
+        tensors["codebook/codes"] = np.asarray(leaves["codebook/codes"])
+    return Learned(
+        preprocessing=config.to_json(BASE), spec=spec, model=model(kind), tensors=tensors
+    )
+
+
+def write(workdir: Path, kind: str = "fsq", seed: int = 0) -> str:
+    """A workdir as `mmjax train-tokenizer` leaves it."""
+    learned(kind, seed).write(workdir / "tokenizer")
+    return str(workdir)
