@@ -145,18 +145,14 @@ class Experiment:
         kind, model = type(task.objective).__name__, type(self.model).__name__
         if isinstance(task.objective, Reconstruction):
             if not has_codes:
-                raise ValueError(
-                    f"{who}: objective {kind} needs model=Autoencoder(...), not {model}."
-                )
+                raise ValueError(f"{who}: objective {kind} needs an Autoencoder, not a {model}.")
             if len(task.inputs) != 1 or task.targets:
                 raise ValueError(
                     f"{who}: inputs={task.inputs}, targets={task.targets}, but a tokenizer is for"
                     " one modality; name it in inputs, and no targets."
                 )
         elif has_codes and isinstance(task.objective, (Contrastive, MaskedTokens)):
-            raise ValueError(
-                f"{who}: objective {kind} does not train an {model}; use Reconstruction."
-            )
+            raise ValueError(f"{who}: objective {kind} trains no {model}; use Reconstruction.")
 
     def _check_router(self, who: str, task: Task) -> None:
         mixed = len(set(task.inputs) | set(task.targets)) > 1

@@ -19,6 +19,8 @@ from mmjax.typing import NUM_AXES, Piece, TokenSpec
 
 __all__ = ["Audio"]
 
+PHASE_STEPS, MOMENTUM = 60, 0.99  # of the fast Griffin-Lim algorithm
+FIT_STEPS = 30  # of the fit of FFT bins to bands
 QUIET = 1e-8  # band power about 65 dB below a full-scale tone: quieter clips are not raised
 
 
@@ -101,6 +103,58 @@ class Audio(Modality):
             )
         values = np.clip(np.asarray(piece.values_LP, np.float32), -2.0, 2.0)
         return ((values - 2) * np.float32(self.dynamic_range / 4)).reshape(-1, self.num_mels)
+
+    def waveform(self, decibels: np.ndarray) -> np.ndarray:
+        """Samples float32 in -1..1, 0.9 at the peak, that sound like a spectrogram of `decode`.
+
+        Magnitudes of the FFT bins by non-negative least squares from the bands, then phases by the
+        fast Griffin-Lim algorithm (Perraudin et al. 2013). Equal input gives equal samples.
+
+        Args:
+          decibels: below the loudest band, (frames, num_mels).
+        """
+        decibels = np.asarray(decibels, np.float32)
+        if decibels.ndim != 2 or decibels.shape[1] != self.num_mels:
+            raise ValueError(
+                f"Audio: waveform needs decibels of shape (frames, {self.num_mels}), not"
+                f" {decibels.shape}; give what decode returns."
+            )
+        magnitude = np.sqrt(self._spectrum(decibels))
+        phase = np.exp(2j * np.pi * np.random.default_rng(0).random(magnitude.shape))
+        fast = last = magnitude * phase.astype(np.complex64)
+        for _ in range(PHASE_STEPS):
+            found = self._transform(self._overlap(fast))
+            found *= magnitude / np.maximum(np.abs(found), 1e-9)
+            fast, last = found + MOMENTUM * (found - last), found
+        samples = self._overlap(last)[(self.window - self.hop) // 2 :]
+        samples = samples[: len(decibels) * self.hop]
+        return (samples * (0.9 / max(np.abs(samples).max(initial=0.0), 1e-9))).astype(np.float32)
+
+    def _spectrum(self, decibels: np.ndarray) -> np.ndarray:
+        """Power of the FFT bins whose bands are these: (frames, fft_size // 2 + 1)."""
+        power = np.power(10, decibels / 10)
+        power[decibels <= -self.dynamic_range] = 0  # as quiet as can be said: silence
+        share = self._bands / np.maximum(self._bands.sum(axis=1, keepdims=True), 1e-12)
+        spectrum = power @ share.T  # a first guess, made to fit by multiplicative updates
+        top = power @ self._bands.T
+        overlap = self._bands @ self._bands.T
+        for _ in range(FIT_STEPS):  # Lee and Seung 2001: never negative, error never rises
+            spectrum *= top / np.maximum(spectrum @ overlap, 1e-12)
+        return spectrum.astype(np.float32)
+
+    def _transform(self, samples: np.ndarray) -> np.ndarray:
+        frames = np.lib.stride_tricks.sliding_window_view(samples, self.window)[:: self.hop]
+        return np.fft.rfft(frames * self._hann, self._fft_size).astype(np.complex64)
+
+    def _overlap(self, spectrum: np.ndarray) -> np.ndarray:
+        """The samples whose frames are nearest to these: the inverse of `_transform`."""
+        frames = np.fft.irfft(spectrum, self._fft_size)[:, : self.window] * self._hann
+        samples = np.zeros((len(frames) - 1) * self.hop + self.window)
+        weight = np.zeros_like(samples)
+        for i, frame in enumerate(frames):
+            samples[i * self.hop :][: self.window] += frame
+            weight[i * self.hop :][: self.window] += self._hann**2
+        return samples / np.maximum(weight, 1e-3 * weight.max())
 
     def read(self, item: str) -> np.ndarray:
         """Waveform float32 of a sound file, mixed to one channel, at `sample_rate`.

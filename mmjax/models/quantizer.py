@@ -200,8 +200,8 @@ class VQ(Quantizer):
         zeros = jnp.zeros((self.num_codes, self.width))
         # Candidates: latents drawn evenly from those that are there.
         there_N = jnp.cumsum((weight_N > 0).astype(jnp.int32))
-        rank_K = jnp.floor(jax.random.uniform(key, (self.num_codes,)) * there_N[-1]) + 1
-        chosen_K = jnp.searchsorted(there_N, rank_K.astype(jnp.int32))
+        rank_K = jax.random.randint(key, (self.num_codes,), 1, jnp.maximum(there_N[-1], 1) + 1)
+        chosen_K = jnp.searchsorted(there_N, rank_K)
         return {
             **super().statistics(latent_ND, ids_N, weight_N, key),
             "sum": zeros.at[ids_N].add(latent_ND * weight_N[:, None]),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
 
+from mmjax.data.toyworld import Numbers
 from mmjax.modalities.audio import Audio
 
 MODALITY = Audio(seconds=0.2, num_mels=20, patch_frames=2)
@@ -127,3 +129,30 @@ def test_the_offered_number_of_bands_works():
 def test_piece_of_another_audio_is_refused():
     with pytest.raises(ValueError, match="Audio: decode needs values of shape"):
         Audio().decode(MODALITY.encode(np.zeros(10)))
+
+
+@pytest.mark.parametrize("index", [3, 40])
+def test_a_waveform_has_the_spectrogram_that_it_was_made_from(index):
+    audio = Audio(seconds=0.88)
+    decibels = audio.decode(audio.encode(Numbers().open("val")[index]["audio"]))
+    started = time.process_time()
+    samples = audio.waveform(decibels)
+    assert time.process_time() - started < 1.0
+    assert samples.dtype == np.float32
+    assert samples.shape == (88 * 160,)
+    assert np.abs(samples).max() == pytest.approx(0.9)
+    error = np.abs(audio.decode(audio.encode(samples)) - decibels)
+    assert error[decibels > -30].mean() < 1.5
+    assert error.mean() < 1.5
+    np.testing.assert_array_equal(samples, audio.waveform(decibels))
+
+
+def test_silence_and_noise_become_waveforms_too():
+    audio = Audio(seconds=0.2)
+    frames = audio.spec("audio").max_tokens * 4
+    assert not audio.waveform(np.full((frames, 64), -50.0)).any()
+    loud = audio.waveform(np.zeros((frames, 64)))
+    assert np.isfinite(loud).all()
+    assert loud.std() > 0.05
+    with pytest.raises(ValueError, match=r"Audio: waveform needs decibels of shape \(frames, 64\)"):
+        audio.waveform(np.zeros((64, 88)))

@@ -1,0 +1,195 @@
+"""The autoencoder: convolutions against NumPy, gradients everywhere, any mesh alike."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy_codes
+from flax import nnx
+from scipy import signal
+
+from mmjax import step as step_lib
+from mmjax.models import convolution
+from mmjax.objectives import Reconstruction
+from mmjax.optim import AdamW
+from mmjax.parallel import MeshConfig, MeshRules
+from mmjax.typing import Batch, Tokens, TokenSpec, Values, Vocabulary
+
+SPEC = toy_codes.BASE.spec("image")
+SOUND = TokenSpec(name="sound", kind="grid", max_tokens=6, width=20, grid=(6, 1, 1))
+
+
+def batch(rows=16) -> Batch:
+    """Random pieces; the last row lacks the stream, the one before it is padding."""
+    values = np.random.default_rng(0).normal(size=(rows, 8, 16)).astype(np.float32)
+    there = np.ones((rows, 8), np.int32)
+    there[-1] = 0
+    slot = np.tile(np.arange(8, dtype=np.int32), (rows, 1))
+    weight = np.ones((rows, 1), np.float32)
+    weight[-2] = 0
+    tokens = Tokens(
+        ids_BL=np.zeros_like(there), stream_BL=there, segment_BL=there,
+        order_BL=np.zeros_like(there), position_BLA=np.zeros((rows, 8, 3), np.float32),
+        values={"image": Values(values, slot)},
+    )  # fmt: skip
+    return Batch(
+        views={"image": tokens}, targets={}, present_BSM=np.ones((rows, 1, 1), bool),
+        identity_BS=np.zeros((rows, 1), np.int32), sample_BSI=np.zeros((rows, 1, 2), np.uint32),
+        weight_BS=weight,
+    )  # fmt: skip
+
+
+def train(kind: str, devices: int, steps: int = 3, mesh_config=MeshConfig()):
+    """Losses of a few steps, and the state after them."""
+    model, objective = toy_codes.model(kind), Reconstruction()
+    mesh = mesh_config.make(jax.devices()[:devices])
+    parts = step_lib.split(lambda: model.make(Vocabulary((SPEC,)), {}, 0))
+    tx = AdamW(learning_rate=1e-2, warmup_steps=0, schedule="constant").make(parts.matrices, 10)
+    shardings = step_lib.state_shardings(parts, tx, {}, mesh, MeshRules())
+    step = step_lib.make_train_step(
+        parts, tx, objective, shardings, seed=0, group_rows=2, update_state=model.update_state
+    )
+    state, losses = step_lib.init_state(parts, tx, {}, shardings), []
+    sharding = jax.sharding.NamedSharding(mesh, step_lib.rules_lib.batch_spec())
+    with jax.set_mesh(mesh):
+        for _ in range(steps):
+            state, out = step(state, {}, jax.device_put(batch(), sharding))
+            losses.append(float(out["loss"]))
+    return losses, jax.device_get((state.params, state.model_state))
+
+
+@pytest.mark.parametrize("kind", toy_codes.QUANTIZERS)
+def test_any_number_of_devices_does_the_same(kind):
+    losses, state = train(kind, 1)
+    for devices, mesh in ((2, MeshConfig()), (8, MeshConfig(data=2, fsdp=2, tensor=2))):
+        other, other_state = train(kind, devices, mesh_config=mesh)
+        np.testing.assert_allclose(other, losses, rtol=1e-4)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), state, other_state)
+
+
+@pytest.mark.parametrize("kind", toy_codes.QUANTIZERS)
+def test_training_lowers_the_loss_and_moves_the_codebook(kind):
+    losses, (_, state) = train(kind, 1, steps=40)
+    assert losses[-1] < 0.9 * losses[0]
+    assert state["codebook"]["use"].sum() > 10
+
+
+@pytest.mark.parametrize("kind", toy_codes.QUANTIZERS)
+def test_every_parameter_gets_a_gradient_and_absent_rows_give_none(kind):
+    model = toy_codes.model(kind).make(Vocabulary((SPEC,)), {}, 0)
+    graph, params, state = nnx.split(model, nnx.Param, convolution.blocks.State)
+
+    def loss(params, given):
+        losses, _, record, _ = Reconstruction()(
+            nnx.merge(graph, params, state), given, jax.random.key(0), {}
+        )
+        total = sum(step_lib.objective_lib.total(losses).values())
+        return total, record
+
+    given = batch()
+    grads, record = jax.grad(loss, has_aux=True)(nnx.as_pure(params), given)
+    silent = [
+        step_lib.path_name(path)
+        for path, g in jax.tree_util.tree_leaves_with_path(grads)
+        if not np.abs(g).max() > 0
+    ]
+    assert not silent
+    assert float(record["codebook/count"].sum()) == 15 * 16  # the absent row is no use of a code
+    tokens = given.views["image"]
+    values = tokens.values["image"].value_BJP.copy()
+    values[-2:] = 7.0  # padding, absent
+    other = given._replace(
+        views={
+            "image": tokens._replace(values={"image": Values(values, tokens.values["image"][1])})
+        }
+    )
+    for a, b in zip(
+        jax.tree.leaves(grads),
+        jax.tree.leaves(jax.grad(loss, has_aux=True)(nnx.as_pure(params), other)[0]),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", [(4, 5), (7, 1)])
+def test_shifted_products_are_a_convolution(grid):
+    module = convolution.Convolution(grid, 3, 2, 3, nnx.Rngs(params=0))
+    x = np.random.default_rng(0).normal(size=(2, *grid, 2)).astype(np.float32)
+    got, kernel = module(jnp.asarray(x)), np.asarray(module.kernel[...])
+    taps = (3, 3 if grid[1] > 1 else 1)
+    kernel = kernel.reshape(*taps, 2, 3)
+    for b in range(2):
+        for out in range(3):
+            want = sum(
+                signal.correlate2d(x[b, :, :, c], kernel[:, :, c, out], mode="same")
+                for c in range(2)
+            )
+            np.testing.assert_allclose(got[b, :, :, out], want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "model"),
+    [
+        (SPEC, toy_codes.model()),
+        (SOUND, toy_codes.model(piece=(4, 1, 5), code_grid=(8, 1))),
+    ],
+)
+def test_the_array_is_put_together_and_taken_apart(spec, model):
+    """Pieces to the array and back; cells of the array keep their place."""
+    module = model.make(Vocabulary((spec,)), {}, 0)
+    values = np.random.default_rng(0).normal(size=(2, spec.max_tokens, spec.width))
+    array = np.asarray(module._array(jnp.asarray(values, jnp.float32)))
+    assert array.shape == (2, *model.array_shape(spec))
+    if spec is SPEC:
+        image = np.clip(array[0] * 0.1 + 0.5, 0, 1)
+        piece = toy_codes.BASE.encode(image)
+        again = module._array(jnp.asarray(piece.values_LP)[None])
+        np.testing.assert_allclose(np.asarray(again)[0], image * 2 - 1, atol=1e-6)
+
+    class Same:
+        """A decoder that returns the cells of the array it was given."""
+
+        def __call__(self, x):
+            y, z = model.code_grid
+            rows, columns, channels = array.shape[1:]
+            cells = array.reshape(2, y, rows // y, z, columns // z, channels)
+            return jnp.asarray(cells.transpose(0, 1, 3, 2, 4, 5).reshape(2, y, z, -1))
+
+    object.__setattr__(module, "decoder", Same())
+    back = module._pieces(jnp.zeros((2, model.num_tokens, model.quantizer.width)))
+    np.testing.assert_allclose(back, values, atol=1e-6)
+
+
+def test_errors_of_reconstruction_are_their_formulas():
+    value, decoded = jnp.asarray([-1.0, 1.0, 1.0, 0.0]), jnp.asarray([-1.0, 3.0, 0.5, -1.0])
+    gap = np.asarray([0.0, 2.0, 0.5, 1.0])
+    wanted = {
+        "mse": gap**2,
+        "l1": gap,
+        "smooth_l1": np.where(gap < 1, gap**2 / 2, gap - 0.5),
+        "bce": np.log1p(np.exp(-2 * np.asarray(value) * np.asarray(decoded))),
+    }
+    for error, want in wanted.items():
+        got = Reconstruction(error=error)._error(decoded, value)
+        np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_what_does_not_fit_is_told():
+    vocabulary = Vocabulary((SPEC,))
+    for fields, message in (
+        ({"piece": (4, 2, 1)}, r"piece=\(4, 2, 1\) has 8 values, but those of stream 'image' have"),
+        ({"code_grid": (3, 8)}, r"code_grid=\(3, 8\) does not divide the 8 x 16 array"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            toy_codes.model(**fields).make(vocabulary, {}, 0)
+    text = TokenSpec(name="text", kind="sequence", max_tokens=8, vocab_size=200)
+    with pytest.raises(ValueError, match="stream 'text' is no grid of values"):
+        toy_codes.model().make(Vocabulary((text,)), {}, 0)
+    with pytest.raises(ValueError, match="modalities are image, text; a tokenizer is for one"):
+        toy_codes.model().make(Vocabulary((SPEC, text)), {}, 0)
+    with pytest.raises(ValueError, match="kernel=2 must be odd"):
+        dataclasses.replace(toy_codes.model(), kernel=2)

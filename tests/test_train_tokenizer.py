@@ -1,0 +1,145 @@
+"""`mmjax train-tokenizer`: an ordinary run, its artefact, its report; and a run that uses it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import mini
+import numpy as np
+import pytest
+import test_cli
+
+import mmjax
+from mmjax import config, train_tokenizer
+from mmjax.data.layouts import Masked
+from mmjax.data.toyworld import Numbers
+from mmjax.modalities.codes import Codes
+from mmjax.models import VQ
+from mmjax.objectives import InfoNCE
+
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "quickstart_tokenizers.py"
+ONE = jax.devices()[:1]
+
+
+def tokenizer(name: str = "image", **fields):
+    """Six steps of one of the demo's tokenizers, on 64 examples."""
+    full = config.load(f"{CONFIG}:{name}")
+    task = dataclasses.replace(
+        full.tasks["reconstruct"], source=Numbers(train_size=64), batch_size=16
+    )
+    return dataclasses.replace(full, **{"tasks": {"reconstruct": task}, "total_steps": 6, **fields})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    mmjax.train_tokenizer(tokenizer(), folder, devices=ONE)
+    return folder
+
+
+def test_the_artefact_and_the_report_lie_in_the_workdir(trained):
+    manifest = json.loads((trained / "tokenizer" / "tokenizer.json").read_text())
+    report = json.loads((trained / "tokenizer" / "report.json").read_text())
+    assert manifest["fingerprints"] == report["fingerprints"]
+    assert manifest["preprocessing"]["class"] == "Image"
+    assert manifest["parent"]["step"] == 6
+    assert manifest["grid"] == [1, 2, 8]
+    assert (report["examples"], report["codes"], report["tokens"]) == (1000, 512, 16)
+    assert report["usage"] == 1 - report["dead"] / 512
+    assert 1 <= report["perplexity"] <= 512 - report["dead"]
+    assert "perplexity" in train_tokenizer.text(report)
+    import PIL.Image
+
+    with PIL.Image.open(trained / "reconstructions.png") as image:
+        pixels = np.asarray(image).astype(int)
+    assert pixels.shape[0] > 90
+    assert pixels.std() > 10
+
+
+def test_a_finished_run_is_not_trained_again_and_gives_the_same_tokenizer(trained, capfd):
+    before = (trained / "tokenizer" / "tokenizer.json").read_bytes()
+    mmjax.train_tokenizer(tokenizer(), trained, devices=ONE)
+    assert "resumed" in capfd.readouterr().err
+    assert (trained / "tokenizer" / "tokenizer.json").read_bytes() == before
+
+
+def test_codebooks_go_on_where_a_run_stopped(tmp_path):
+    """Bit for bit, with a codebook in the model state that is replaced from data."""
+    quantizer = VQ(num_codes=32, width=8, dead_threshold=0.5)
+    model = dataclasses.replace(tokenizer().model, quantizer=quantizer)
+    checkpoint = dataclasses.replace(tokenizer().checkpoint, every=3)
+    full = tokenizer(model=model, checkpoint=checkpoint)
+    whole = mmjax.train(full, tmp_path, devices=ONE)
+    first, last = (
+        mini.state(whole.program, tmp_path, step)["model_state"]["codebook"] for step in (3, 6)
+    )
+    assert np.abs(first["codes"] - last["codes"]).max() > 0.1
+    (tmp_path / "checkpoints" / "6" / "manifest.json").unlink()
+    again = mmjax.train(full, tmp_path, devices=ONE)
+    assert again.state is not whole.state
+    mini.assert_same(again.state.model_state, whole.state.model_state)
+    mini.assert_same(again.state.params, whole.state.params)
+
+
+def test_a_collapse_is_said(tmp_path, capfd):
+    report = mmjax.train_tokenizer(tokenizer(total_steps=0), tmp_path, devices=ONE)
+    assert ("have collapsed" in capfd.readouterr().err) == (report["usage"] < 0.5)
+
+
+def test_codes_are_a_stream_like_any_other(trained, tmp_path):
+    base = mini.get_config()
+    codes = Codes(base=base.modalities["image"], path=str(trained), field="image")
+    task = dataclasses.replace(
+        base.tasks["text"],
+        inputs=("image", "codes"),
+        targets=("codes",),
+        layout=Masked(input_tokens=16, target_tokens=12),
+    )
+    experiment = dataclasses.replace(
+        mini.evaluated(),
+        modalities={**base.modalities, "codes": codes},
+        tasks={**base.tasks, "text": task},
+        total_steps=4,
+    )
+    result = mmjax.train(experiment, tmp_path / "run", devices=ONE)
+    fingerprint = result.program.vocabulary.spec("codes").fingerprint
+    manifest = json.loads((trained / "tokenizer" / "tokenizer.json").read_text())
+    assert fingerprint == manifest["fingerprints"]["codes"]
+    assert (tmp_path / "run" / "tokenizers" / f"codes@{fingerprint[:12]}").is_dir()
+    folder = tmp_path / "run" / "tokens" / f"codes@{fingerprint[:12]}"
+    assert {p.name for p in folder.glob("*/*")} == {"train.npy", "val.npy"}
+    view = mmjax.load(str(tmp_path / "run"), devices=ONE)
+    loaded = view.program.experiment.modalities["codes"]
+    value = Numbers().open("val")[0]["image"]
+    ids = np.load(next(folder.glob("*/val.npy")))
+    np.testing.assert_array_equal(loaded.encode(value).ids_L, ids[0])
+
+
+def test_what_is_no_tokenizer_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"model=Transformer .* is no tokenizer; use an Autoencod"):
+        mmjax.train_tokenizer(mini.get_config(), tmp_path)
+    with pytest.raises(ValueError, match=r"objective Reconstruction needs an Autoencoder, not a T"):
+        dataclasses.replace(tokenizer(), model=mini.get_config().model)
+    task = tokenizer().tasks["reconstruct"]
+    with pytest.raises(ValueError, match="but a tokenizer is for one modality"):
+        tokenizer(tasks={"a": dataclasses.replace(task, targets=("image",))})
+    two = dataclasses.replace(task, objective=InfoNCE(), inputs=("image", "image"))
+    with pytest.raises(ValueError, match="objective InfoNCE trains no Autoencoder"):
+        tokenizer(tasks={"a": two})
+
+
+@pytest.mark.ci
+def test_the_command(tmp_path):
+    fields = {"total_steps": 3, "tasks.reconstruct.batch_size": 16}
+    fields["tasks.reconstruct.source.train_size"] = 64
+    words = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
+    workdir = str(tmp_path / "mask")
+    done = test_cli.run("train-tokenizer", f"{CONFIG}:mask", "--workdir", workdir, *words)
+    assert done.returncode == 0, done.stderr
+    for word in ("usage", "perplexity", "dead", "mean square"):
+        assert word in done.stdout
+    assert (tmp_path / "mask" / "tokenizer" / "weights.safetensors").exists()
+    assert (tmp_path / "mask" / "reconstructions.png").exists()
