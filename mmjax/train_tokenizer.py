@@ -31,7 +31,7 @@ def train_tokenizer(
     """Trains a tokenizer, or goes on where the workdir stopped; writes it to WORKDIR/tokenizer.
 
     Returns the report: `usage` (share of the codes that the evaluated split uses), `dead`,
-    `perplexity`, `mse` of the decoded pieces, `variance` of the pieces, fingerprints.
+    `perplexity`, `mse` of decoded values, `variance` of the originals, fingerprints.
 
     Raises:
       ValueError: the model is no `Autoencoder`; and what `train` raises.
@@ -83,12 +83,13 @@ def evaluate(
     values = [value for value in found if value is not None]
     if not values:
         raise BadDataError(f"Source {type(task.source).__name__}: split {split!r} has no {key!r}.")
-    pieces_NJP = np.stack([codes.base.encode(value).values_LP for value in values])  # type: ignore[union-attr]
-    ids_NL = learned.encode(pieces_NJP)
-    error_NJP = learned.decode(ids_NL) - pieces_NJP
+    pieces = [codes.base.encode(value) for value in values]
+    ids_NL = learned.encode(np.stack([piece.values_LP for piece in pieces]))  # type: ignore[union-attr]
+    originals = np.stack([codes.base.decode(piece) for piece in pieces])  # type: ignore[arg-type]
+    decoded = np.stack(codes.decode_batch(ids_NL))
     count_K = np.bincount(ids_NL.ravel(), minlength=learned.vocab_size)
     share_K = count_K[count_K > 0] / count_K.sum()
-    _draw(codes, values[:SHOWN], ids_NL[:SHOWN], folder / "reconstructions.png")
+    _draw(originals[:SHOWN], decoded[:SHOWN], folder / "reconstructions.png")
     return {
         "split": split,
         "examples": len(values),
@@ -97,8 +98,8 @@ def evaluate(
         "usage": float(np.mean(count_K > 0)),
         "dead": int(np.sum(count_K == 0)),
         "perplexity": float(np.exp(-np.sum(share_K * np.log(share_K)))),
-        "mse": float(np.mean(np.square(error_NJP))),
-        "variance": float(np.var(pieces_NJP)),
+        "mse": float(np.mean(np.square(decoded - originals))),
+        "variance": float(np.var(originals)),
         "fingerprints": learned.fingerprints,
     }
 
@@ -121,17 +122,15 @@ def text(report: dict[str, Any]) -> str:
     )
 
 
-def _draw(codes: Codes, values: list[Any], ids_NL: np.ndarray, path: epath.Path) -> None:
+def _draw(originals: np.ndarray, decoded: np.ndarray, path: epath.Path) -> None:
     """Originals over reconstructions, enlarged; what has two axes is a spectrogram."""
     import io
 
     import PIL.Image
 
-    pairs = zip(values, codes.decode_batch(ids_NL), strict=True)
-    originals = [codes.base.decode(codes.base.encode(value)) for value in values]  # type: ignore[arg-type]
     columns = [
-        np.concatenate([_framed(_picture(a)), _framed(_picture(b))])
-        for a, (_, b) in zip(originals, pairs, strict=True)
+        np.concatenate([_framed(_picture(one)), _framed(_picture(other))])
+        for one, other in zip(originals, decoded, strict=True)
     ]
     pixels = np.concatenate(columns, axis=1)
     image = PIL.Image.fromarray((255 * np.clip(pixels, 0, 1)).astype(np.uint8))
