@@ -161,7 +161,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         "kind",
         nargs="?",
         metavar="KIND",
-        help="recipes, modalities, tokenizers, routers, objectives or evaluators",
+        help="recipes, modalities, tokenizers, quantizers, routers, objectives or evaluators",
     )
     texts = {
         "train": "Trains what CONFIG describes",

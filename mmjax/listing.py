@@ -20,6 +20,7 @@ __all__ = ["KINDS", "listing", "recipes", "text"]
 KINDS = {  # what can be listed -> base class of the seam
     "modalities": "Modality",
     "tokenizers": "Tokenizer",
+    "quantizers": "Quantizer",
     "routers": "Router",
     "objectives": "Objective",
     "evaluators": "Evaluator",

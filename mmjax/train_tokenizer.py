@@ -142,9 +142,9 @@ def _draw(originals: np.ndarray, decoded: np.ndarray, path: epath.Path) -> None:
 
 
 def _picture(value: np.ndarray) -> np.ndarray:
-    """RGB in 0..1; of decibels (frames, bands), low bands at the bottom."""
+    """RGB in 0..1; of decibels (frames, bands) the loudest 50, low bands at the bottom."""
     if value.ndim == 2:
-        value = 1 + value.T[::-1, :, None] / 50
+        value = np.maximum(1 + value.T[::-1, :, None] / 50, 0)
     if value.shape[2] not in (1, 3):
         value = value.mean(axis=2, keepdims=True)
     return np.broadcast_to(value, (*value.shape[:2], 3))

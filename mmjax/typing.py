@@ -65,6 +65,14 @@ class TokenSpec:
             )
 
 
+def grid_position(grid: tuple[int, int, int]) -> np.ndarray:
+    """Positions float32 [L, A] of the tokens of a grid; read-only, so that pieces may share it."""
+    axes = np.meshgrid(*map(np.arange, grid), indexing="ij")
+    position_LA = np.stack(axes, -1).reshape(-1, NUM_AXES).astype(np.float32)
+    position_LA.flags.writeable = False
+    return position_LA
+
+
 class Piece(NamedTuple):
     """One example's tokens of one stream, on the host.
 

@@ -25,7 +25,7 @@ from mmjax import metrics
 from mmjax.data.source import Source
 from mmjax.modalities.modality import Modality
 from mmjax.parallel import distributed
-from mmjax.typing import Piece, TokenSpec, Vocabulary
+from mmjax.typing import Piece, TokenSpec, Vocabulary, grid_position
 
 __all__ = ["TokenTable", "prepare"]
 
@@ -84,7 +84,8 @@ def prepare(
         if not modalities[name].offline:
             continue
         spec = vocabulary.spec(name)
-        position_LA = _positions(spec)
+        assert spec.grid is not None, spec
+        position_LA = grid_position(spec.grid)
         if folder is None:
             ids_NL = _Filler(modalities[name], spec, source, split).run()
             tables[name] = TokenTable(spec, position_LA, ids_NL=ids_NL)
@@ -214,12 +215,6 @@ def digest(value: Any) -> bytes:
         about = f"{value.dtype.str}{value.shape}".encode()
         return hashlib.blake2b(about + value.tobytes(), digest_size=16).digest()
     return hashlib.blake2b(pickle.dumps(value), digest_size=16).digest()
-
-
-def _positions(spec: TokenSpec) -> np.ndarray:
-    assert spec.grid is not None, spec
-    axes = np.meshgrid(*map(np.arange, spec.grid), indexing="ij")
-    return np.stack(axes, -1).reshape(spec.max_tokens, -1).astype(np.float32)
 
 
 def _open(path: epath.Path) -> np.ndarray:

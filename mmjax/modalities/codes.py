@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +13,7 @@ from etils import epath
 from mmjax import config
 from mmjax.modalities.modality import Modality
 from mmjax.tokenizers.learned import MANIFEST, WEIGHTS, Learned, without_field
-from mmjax.typing import NUM_AXES, Piece, TokenSpec
+from mmjax.typing import Piece, TokenSpec, grid_position
 
 __all__ = ["Codes"]
 
@@ -82,7 +81,7 @@ class Codes(Modality):
         """As `base` reads it."""
         return self.base.read(item)
 
-    def fit(self, values: Callable[[], Iterable[Any]], folder: Path) -> Codes:
+    def fit(self, values: Callable[[], Iterable[Any]], folder: Any) -> Codes:
         """Codes with the tokenizer of `folder`, which is copied there from `path` at first use.
 
         Raises ValueError when `path` holds no tokenizer, or one of another preprocessing.
@@ -127,7 +126,4 @@ class Codes(Modality):
 
     @functools.cached_property
     def _position_LA(self) -> np.ndarray:
-        axes = np.meshgrid(*map(np.arange, self._ready.grid), indexing="ij")
-        position_LA = np.stack(axes, -1).reshape(-1, NUM_AXES).astype(np.float32)
-        position_LA.flags.writeable = False  # every piece shares it
-        return position_LA
+        return grid_position(self._ready.grid)
