@@ -167,7 +167,8 @@ def _known(program: Program, pieces, item: Decoding, room: int) -> Tokens:
     if is_prefix:
         room = 1
     begun = [n for n in names if n in targets(experiment)] if is_prefix else []
-    tokens = views.known(vocabulary, pieces, names, room=room, begun=begun)
+    continuous = [n for n in inputs(experiment) if not vocabulary.spec(n).vocab_size]
+    tokens = views.known(vocabulary, pieces, names, room=room, begun=begun, continuous=continuous)
     both = [tokens]
     if item.guidance != 1:
         both += [views.emptied(vocabulary, tokens, pieces, names, sentinels=not is_prefix)]

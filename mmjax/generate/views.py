@@ -7,7 +7,7 @@ Prefix: one view, known streams with order 0 before the begin token of the wante
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,7 +15,8 @@ from mmjax.data import rows, spans
 from mmjax.data.task import Sample
 from mmjax.typing import NUM_AXES, Piece, Tokens, TokenSpec, Vocabulary
 
-Pieces = dict[str, Piece | None]  # of one sample, by stream
+Pieces = Mapping[str, Piece | None]  # of one sample, by stream
+MIN_SLOTS = 32  # of a view of known tokens
 
 
 def known(
@@ -25,22 +26,29 @@ def known(
     *,
     room: int = 0,
     begun: Sequence[str] = (),
+    continuous: Sequence[str] = (),
 ) -> Tokens:
-    """View of known tokens, one sample a row, and `room` free slots at its end.
+    """View of known tokens, one sample a row, and at least `room` free slots at its end.
 
-    `begun`: streams that start with their begin token, as target streams of `Prefix` do.
+    Its length is a power of two, so that many sets of known streams share one compiled program.
+
+    Args:
+      begun: streams that start with their begin token, as target streams of `Prefix` do.
+      continuous: streams that get room for values even if they are not known.
     """
-    samples = [Sample(p, 0, (i, 0), np.random.default_rng(0)) for i, p in enumerate(pieces)]
+    samples = [Sample(dict(p), 0, (i, 0), np.random.default_rng(0)) for i, p in enumerate(pieces)]
     sizes = [vocabulary.spec(n).max_tokens + (n in begun) for n in streams]
-    view = rows.View(len(pieces), max(sum(sizes) + room, 1))
+    slots = max(sum(sizes) + room, MIN_SLOTS)
+    view = rows.View(len(pieces), 1 << (slots - 1).bit_length())
+    for name in dict.fromkeys((*continuous, *streams)):
+        if vocabulary.spec(name).width and not vocabulary.spec(name).vocab_size:
+            view.declare_values(vocabulary.spec(name))
     for name in streams:
         p, _ = rows.pieces(samples, name, vocabulary)
         number = vocabulary.number(name)
         if name in begun:
             places = view.reserve(p.present_B.astype(np.int64))
             view.write(places, number, begin_id(vocabulary, name), 0.0)
-        if p.values_NP is not None:
-            view.declare_values(p.spec)
         places = view.reserve(p.length_B)
         rows.write_pieces(view, p, places, slice(None), number)
         if spans.has_spans(p.spec):  # a sequence counts its own slots
@@ -61,11 +69,10 @@ def emptied(
     With `sentinels` a sequence leaves its first one: what training shows when it is masked whole.
     """
     view = rows.View(*like.ids_BL.shape)
+    for name in like.values:
+        view.declare_values(vocabulary.spec(name))
     for name in streams:
-        spec = vocabulary.spec(name)
-        if name in like.values:
-            view.declare_values(spec)
-        if sentinels and spans.has_spans(spec):
+        if sentinels and spans.has_spans(vocabulary.spec(name)):
             there_B = np.asarray([p.get(name) is not None for p in pieces], np.int64)
             begin, places = begin_id(vocabulary, name), view.reserve(there_B)
             view.write(places, vocabulary.number(name), begin, 0.0)

@@ -238,6 +238,14 @@ def test_other_settings_compile_nothing(view):
     } == sizes
 
 
+def test_what_is_known_compiles_nothing(view):
+    item = Decoding(stream="text", top_k=9)  # no other test's
+    for names in (("image",), ("audio",), ("levels", "audio")):
+        sample(view, letters.pieces(view, names), [item], SEEDS)
+    (run,) = [f for k, f in view.program.compiled.items() if getattr(k[1], "top_k", 0) == 9]
+    assert run._cache_size() == 1
+
+
 # ----------------------------------------------------------------------------------- draws
 
 
