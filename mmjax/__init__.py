@@ -1,8 +1,8 @@
 """mmjax: tokenize every modality, train one transformer on all of them.
 
 `import mmjax` imports nothing else; a public name is imported when it is first used. `train`,
-`evaluate`, `load` and `train_tokenizer` are modules that can be called: `mmjax.train(...)` is
-`mmjax.train.train(...)`.
+`evaluate`, `generate`, `load` and `train_tokenizer` are modules that can be called:
+`mmjax.train(...)` is `mmjax.train.train(...)`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ __all__ = [
     "config",
     "embed",
     "evaluate",
+    "generate",
     "load",
     "train",
     "train_tokenizer",
 ]
 
 if TYPE_CHECKING:  # for editors and type checkers
-    from mmjax import checkpoint, config, evaluate, load, train, train_tokenizer
+    from mmjax import checkpoint, config, evaluate, generate, load, train, train_tokenizer
     from mmjax.config import ConfigError
     from mmjax.data.task import Task
     from mmjax.evaluate import embed
@@ -41,7 +42,7 @@ _HOME = {  # public name -> module that defines it; the others are modules
     "Task": "mmjax.data.task",
     "embed": "mmjax.evaluate",
 }
-_VERBS = ("evaluate", "load", "train", "train_tokenizer")
+_VERBS = ("evaluate", "generate", "load", "train", "train_tokenizer")
 
 
 class _Verb(types.ModuleType):

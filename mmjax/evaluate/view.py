@@ -79,7 +79,8 @@ class View:
             with jax.set_mesh(self.program.mesh):
                 z_BSD = run(self.params, self.model_state, tokens)
             rows.append(to_host(z_BSD)[: len(part), 0])
-        return np.concatenate(rows) if rows else np.zeros((0, getattr(config.model, "width", 0)))
+        width = getattr(config.model, "width", 0)
+        return np.concatenate(rows) if rows else np.zeros((0, width), np.float32)
 
     def losses(self, task: str, num_batches: int) -> dict[str, float]:
         """Mean losses and metrics of a task over the first batches of the split."""

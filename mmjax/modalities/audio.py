@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,12 @@ class Audio(Modality):
         values_LP = values.reshape(self._num_tokens, -1)
         return Piece(self._position_LA, values_LP=values_LP, num_cut=num_cut)
 
+    def adapted(self, value: np.ndarray) -> str:
+        """The lengths where a sound is cut."""
+        seconds = max(np.shape(value), default=0) / self.sample_rate
+        most = self._num_tokens * self.patch_frames * self.hop / self.sample_rate
+        return f"{seconds:.2f} s are cut to the first {most:.2f} s" if seconds > most else ""
+
     def decode(self, piece: Piece) -> np.ndarray:
         """Decibels below the loudest band, float32 (frames, num_mels) in -dynamic_range..0."""
         shape = (self._num_tokens, self.patch_frames * self.num_mels)
@@ -177,6 +184,20 @@ class Audio(Modality):
         common = math.gcd(rate, self.sample_rate)
         resampled = signal.resample_poly(samples, self.sample_rate // common, rate // common)
         return resampled.astype(np.float32)
+
+    def write(self, value: np.ndarray, stem: str | Path) -> Path:
+        """A WAV file (16 bit, one channel): of decibels such as `decode` gives, or a waveform.
+
+        Raises ValueError for arrays that are neither.
+        """
+        import soundfile
+
+        samples = np.asarray(value)
+        if samples.ndim == 2 and samples.shape[1] == self.num_mels:
+            samples = self.waveform(samples)
+        path = Path(f"{stem}.wav")
+        soundfile.write(path, _checked(samples).clip(-1, 1), self.sample_rate, subtype="PCM_16")
+        return path
 
     def _level(self, samples: np.ndarray) -> np.ndarray:
         """Bands in -2..2 of the frames that touch the samples: float32 (frames, num_mels)."""

@@ -38,6 +38,11 @@ class Modality:
         """Ids int32 [N, L] of values, none of them absent; for offline modalities."""
         raise NotImplementedError(f"{type(self).__name__} must define encode_batch(values).")
 
+    def adapted(self, value: Any) -> str:
+        """What `encode` will not take as it is, in words for the user; empty = nothing."""
+        del value
+        return ""
+
     def decode(self, piece: Piece) -> Any:
         """Tokens back to a raw value."""
         raise NotImplementedError(f"{type(self).__name__} must define decode(piece).")
@@ -49,6 +54,14 @@ class Modality:
           ValueError: the file cannot be read as this modality.
         """
         raise ValueError(f"{type(self).__name__}: {item!r} cannot be read from a file.")
+
+    def write(self, value: Any, stem: str | Path) -> Path:
+        """Writes a decoded value to a file named `stem` with a suffix of its own; its path.
+
+        Raises:
+          ValueError: this modality has no file format.
+        """
+        raise ValueError(f"{type(self).__name__}: cannot be written to {stem}; it has no format.")
 
     def fit(self, values: Callable[[], Iterable[Any]], folder: Path) -> Modality:
         """A ready modality: learns what it must from `values` or loads it from `folder`.

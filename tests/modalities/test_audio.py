@@ -156,3 +156,13 @@ def test_silence_and_noise_become_waveforms_too():
     assert loud.std() > 0.05
     with pytest.raises(ValueError, match=r"Audio: waveform needs decibels of shape \(frames, 64\)"):
         audio.waveform(np.zeros((64, 88)))
+
+
+def test_a_waveform_is_written_as_16_bit_sound(tmp_path):
+    samples = 0.5 * np.sin(np.arange(800, dtype=np.float32))
+    samples[0] = 1.5  # louder than a file can be
+    path = MODALITY.write(samples, tmp_path / "a")
+    assert path == tmp_path / "a.wav"
+    np.testing.assert_allclose(MODALITY.read(str(path)), samples.clip(-1, 1), atol=1e-4)
+    with pytest.raises(ValueError, match="Audio: samples hold NaN"):
+        MODALITY.write(np.full(3, np.nan), tmp_path / "b")
