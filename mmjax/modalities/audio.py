@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,20 @@ class Audio(Modality):
         common = math.gcd(rate, self.sample_rate)
         resampled = signal.resample_poly(samples, self.sample_rate // common, rate // common)
         return resampled.astype(np.float32)
+
+    def write(self, value: np.ndarray, stem: str | Path) -> Path:
+        """A WAV file (16 bit, one channel): of decibels such as `decode` gives, or a waveform.
+
+        Raises ValueError for arrays that are neither.
+        """
+        import soundfile
+
+        samples = np.asarray(value)
+        if samples.ndim == 2 and samples.shape[1] == self.num_mels:
+            samples = self.waveform(samples)
+        path = Path(f"{stem}.wav")
+        soundfile.write(path, _checked(samples).clip(-1, 1), self.sample_rate, subtype="PCM_16")
+        return path
 
     def _level(self, samples: np.ndarray) -> np.ndarray:
         """Bands in -2..2 of the frames that touch the samples: float32 (frames, num_mels)."""

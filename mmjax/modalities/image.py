@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,23 @@ class Image(Modality):
             raise ValueError(
                 f"Image: {item!r} cannot be read: {error}; give an image file."
             ) from error
+
+    def write(self, value: np.ndarray, stem: str | Path) -> Path:
+        """A PNG file of pixels such as `decode` gives; gray for one channel.
+
+        Raises ValueError for other types, shapes and ranges, and for neither 1 nor 3 channels.
+        """
+        import PIL.Image
+
+        image_HWC = _checked(value)
+        if image_HWC.shape[2] not in (1, 3):
+            raise ValueError(
+                f"Image: shape {image_HWC.shape} cannot be written as PNG; give 1 or 3 channels."
+            )
+        pixels = np.round(image_HWC.clip(0, 1) * 255).astype(np.uint8)
+        path = Path(f"{stem}.png")
+        PIL.Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(path)
+        return path
 
     @property
     def _grid(self) -> tuple[int, int]:

@@ -42,6 +42,14 @@ class Modality:
         """
         raise ValueError(f"{type(self).__name__}: {item!r} cannot be read from a file.")
 
+    def write(self, value: Any, stem: str | Path) -> Path:
+        """Writes a decoded value to a file named `stem` with a suffix of its own; its path.
+
+        Raises:
+          ValueError: this modality has no file format.
+        """
+        raise ValueError(f"{type(self).__name__}: cannot be written to {stem}; it has no format.")
+
     def fit(self, values: Callable[[], Iterable[Any]], folder: Path) -> Modality:
         """A ready modality: learns what it must from `values` or loads it from `folder`.
 

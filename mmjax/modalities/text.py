@@ -68,6 +68,12 @@ class Text(Modality):
         """The text itself."""
         return item
 
+    def write(self, value: str, stem: str | Path) -> Path:
+        """A UTF-8 text file."""
+        path = Path(f"{stem}.txt")
+        path.write_text(value, encoding="utf-8")
+        return path
+
     def fit(self, values: Callable[[], Iterable[Any]], folder: Path) -> Text:
         """Text with its tokenizer trained on `values()`, or loaded from `folder`."""
         return dataclasses.replace(self, tokenizer=self.tokenizer.fit(values, folder))

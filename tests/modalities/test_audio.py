@@ -127,3 +127,13 @@ def test_the_offered_number_of_bands_works():
 def test_piece_of_another_audio_is_refused():
     with pytest.raises(ValueError, match="Audio: decode needs values of shape"):
         Audio().decode(MODALITY.encode(np.zeros(10)))
+
+
+def test_a_waveform_is_written_as_16_bit_sound(tmp_path):
+    samples = 0.5 * np.sin(np.arange(800, dtype=np.float32))
+    samples[0] = 1.5  # louder than a file can be
+    path = MODALITY.write(samples, tmp_path / "a")
+    assert path == tmp_path / "a.wav"
+    np.testing.assert_allclose(MODALITY.read(str(path)), samples.clip(-1, 1), atol=1e-4)
+    with pytest.raises(ValueError, match="Audio: samples hold NaN"):
+        MODALITY.write(np.full(3, np.nan), tmp_path / "b")

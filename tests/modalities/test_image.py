@@ -80,3 +80,17 @@ def test_piece_of_another_image_is_refused():
     piece = Image(size=(8, 8), patch=4).encode(np.zeros((8, 8)))
     with pytest.raises(ValueError, match="Image: decode needs values of shape"):
         Image(size=(16, 16), patch=4).decode(piece)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_written_is_read_again(tmp_path, channels):
+    modality = Image(size=(8, 16), patch=4, channels=channels)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, channels), np.uint8)
+    path = modality.write(modality.decode(modality.encode(pixels)), tmp_path / "a.b")
+    assert path == tmp_path / "a.b.png"
+    np.testing.assert_array_equal(modality.read(str(path)), pixels.squeeze())
+
+
+def test_two_channels_have_no_file_format(tmp_path):
+    with pytest.raises(ValueError, match=r"Image: shape \(4, 4, 2\).*1 or 3 channels"):
+        Image(size=(4, 4), patch=4, channels=2).write(np.zeros((4, 4, 2)), tmp_path / "a")

@@ -55,3 +55,8 @@ def test_spec_before_fit_has_sizes_and_no_fingerprint(text):
 def test_piece_of_another_modality_is_refused(text):
     with pytest.raises(ValueError, match="Text: decode needs ids"):
         text.decode(Audio(seconds=0.1).encode(np.zeros(100)))
+
+
+def test_text_is_written_as_utf8(tmp_path):
+    path = Text().write("f\u00fcnf", tmp_path / "a")
+    assert (path.name, path.read_bytes()) == ("a.txt", "f\u00fcnf".encode())
