@@ -26,6 +26,13 @@ class Encoded(NamedTuple):
     captured: dict
 
 
+class Kept(NamedTuple):
+    """Keys and values of one block: of the tokens so far, and of the lane that it reads."""
+
+    own: tuple[Array, Array]  # [B, L, K, G], keys before rotation
+    memory: tuple[Array, Array] | None = None
+
+
 def param(rngs: nnx.Rngs, shape, axes, fan_in: int, reduce=(), gain: float = 1.0) -> nnx.Param:
     """A normal matrix of scale gain / sqrt(fan_in); `reduce` = input dims, for the optimizer."""
     value = jax.random.normal(rngs.params(), shape) * (gain * fan_in**-0.5)
@@ -65,13 +72,19 @@ class Attention(nnx.Module):
             self.query_norm = Norm(g, "rms", config.norm_eps, "head_dim")
             self.key_norm = Norm(g, "rms", config.norm_eps, "head_dim")
 
-    def __call__(self, x_BQD, memory_BLD, query: Tokens, key: Tokens, *, causal, isolate):
-        dtype = x_BQD.dtype
-        q = jnp.einsum("BQD,DHG->BQHG", x_BQD, self.query[...].astype(dtype))
+    def keys(self, memory_BLD: Array) -> tuple[Array, Array]:
+        """Keys, before rotation, and values [B, L, K, G] of what is looked at."""
+        dtype = memory_BLD.dtype
         k = jnp.einsum("BLD,DKG->BLKG", memory_BLD, self.key[...].astype(dtype))
         v = jnp.einsum("BLD,DKG->BLKG", memory_BLD, self.value[...].astype(dtype))
+        return (self.key_norm(k) if self.qk_norm else k), v
+
+    def read(self, x_BQD, k, v, query: Tokens, key: Tokens, *, causal, isolate):
+        """What queries make of keys and values, [B, Q, D]."""
+        dtype = x_BQD.dtype
+        q = jnp.einsum("BQD,DHG->BQHG", x_BQD, self.query[...].astype(dtype))
         if self.qk_norm:
-            q, k = self.query_norm(q), self.key_norm(k)
+            q = self.query_norm(q)
         if self.rotary:
             g = q.shape[-1]
             q = attention.rotate(q, attention.angles(query.position_BLA, g, self.max_wavelength))
@@ -81,6 +94,10 @@ class Attention(nnx.Module):
             causal=causal, isolate=isolate, query_block=self.query_block,
         )  # fmt: skip
         return jnp.einsum("BQHG,HGD->BQD", out, self.out[...].astype(dtype))
+
+    def __call__(self, x_BQD, memory_BLD, query: Tokens, key: Tokens, *, causal, isolate):
+        k, v = self.keys(memory_BLD)
+        return self.read(x_BQD, k, v, query, key, causal=causal, isolate=isolate)
 
 
 class Mlp(nnx.Module):
@@ -159,3 +176,23 @@ class BlockModule(nnx.Module):
             x_BLD = x_BLD + y
         y, stats = self.mlp(self.norm2(x_BLD), tokens, group_rows)
         return rules.constrain_batch(x_BLD + y), stats
+
+    def memory_keys(self, memory_BLD) -> tuple[Array, Array]:
+        """Keys and values of the lane that this block reads; they stay while it is decoded."""
+        return self.cross.keys(self.memory_norm(memory_BLD))
+
+    def behind(self, x_BQD, tokens: Tokens, kept: Kept, cached: Tokens, at, memory, group_rows):
+        """The block for tokens in slots from `at` on, behind what is kept; also their keys.
+
+        `cached` are the tokens of all slots, these included; `memory` those of the lane it reads.
+        """
+        block, new = self.block, self.attention.keys(y := self.norm1(x_BQD))
+        put = jax.lax.dynamic_update_slice_in_dim
+        k, v = (put(old, n, at, axis=1) for old, n in zip(kept.own, new, strict=True))
+        hides = {"causal": block.causal, "isolate": block.isolate}
+        x = rules.constrain_batch(x_BQD + self.attention.read(y, k, v, tokens, cached, **hides))
+        if block.reads:
+            y = self.cross_norm(x)
+            x = x + self.cross.read(y, *kept.memory, tokens, memory, causal=False, isolate=False)
+        y, _ = self.mlp(self.norm2(x), tokens, group_rows)
+        return rules.constrain_batch(x + y), new

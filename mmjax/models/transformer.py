@@ -124,6 +124,11 @@ class Model(nnx.Module):
                key=None) -> blocks.Encoded:  # fmt: skip
         """Runs a lane that reads another (default: the one that reads) over a view."""
         del key
+        lane, memory = self.read_by(lane, memory)
+        return self._lane(tokens, lane, memory, capture, taps or {})
+
+    def read_by(self, lane: str, memory: blocks.Encoded) -> tuple[str, blocks.Encoded]:
+        """The lane that reads (default: the only one), and a memory as its blocks see it."""
         reads = self.config.read_lanes()
         lane = lane or next(iter(reads), "")
         if lane not in reads:
@@ -134,7 +139,7 @@ class Model(nnx.Module):
         kernel = self.memory[list(reads).index(lane)][...].astype(memory.x_BLD.dtype)
         x = jnp.matmul(memory.x_BLD, kernel)
         x = (x + self._where(memory.tokens).astype(x.dtype)) * self._valid(memory.tokens, x.dtype)
-        return self._lane(tokens, lane, memory._replace(x_BLD=x), capture, taps or {})
+        return lane, memory._replace(x_BLD=x)
 
     def _lane(self, tokens, lane, memory, capture, taps) -> blocks.Encoded:
         names = self.config.lane_names()
