@@ -78,7 +78,7 @@ class View:
             tokens = jax.device_put(tokens, self.program.batch_sharding)
             with jax.set_mesh(self.program.mesh):
                 z_BSD = run(self.params, self.model_state, tokens)
-            rows.append(_to_host(z_BSD)[: len(part), 0])
+            rows.append(to_host(z_BSD)[: len(part), 0])
         return np.concatenate(rows) if rows else np.zeros((0, config.model.width), np.float32)
 
     def losses(self, task: str, num_batches: int) -> dict[str, float]:
@@ -103,7 +103,8 @@ class View:
         )
 
 
-def _to_host(array) -> np.ndarray:
+def to_host(array) -> np.ndarray:
+    """A sharded array, whole on every host."""
     if jax.process_count() == 1:
         return np.asarray(jax.device_get(array))
     from jax.experimental import multihost_utils

@@ -192,7 +192,8 @@ class BlockModule(nnx.Module):
         hides = {"causal": block.causal, "isolate": block.isolate}
         x = rules.constrain_batch(x_BQD + self.attention.read(y, k, v, tokens, cached, **hides))
         if block.reads:
-            y = self.cross_norm(x)
-            x = x + self.cross.read(y, *kept.memory, tokens, memory, causal=False, isolate=False)
+            assert kept.memory is not None
+            y, (k, v) = self.cross_norm(x), kept.memory
+            x = x + self.cross.read(y, k, v, tokens, memory, causal=False, isolate=False)
         y, _ = self.mlp(self.norm2(x), tokens, group_rows)
         return rules.constrain_batch(x + y), new

@@ -43,9 +43,9 @@ def start(
     """
     if memory is not None:
         lane, memory = model.read_by(lane, memory)
-    shape, dtype = (rows, length), jnp.int32
-    nothing = (jnp.zeros(shape, dtype),) * 4
-    tokens = Tokens(*nothing, jnp.zeros((*shape, NUM_AXES), jnp.float32))
+    shape = (rows, length)
+    none, position = jnp.zeros(shape, jnp.int32), jnp.zeros((*shape, NUM_AXES), jnp.float32)
+    tokens = Tokens(none, none, none, none, position)
     kept = {}
     for r, run in _runs(model, lane):
         size = (run.repeats, *shape, model.config.kv_heads, model.config.head_width)
