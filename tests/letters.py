@@ -44,7 +44,8 @@ class Letters(Modality):
     def encode(self, value):
         if value is None:
             return None
-        ids = [ord(c) - ord("a") + 1 + SENTINELS for c in value][: self.max_tokens - 1] + [END]
+        letters = [ord(c) - ord("a") + 1 + SENTINELS for c in value]
+        ids = [*letters[: self.max_tokens - 1], END]
         position = np.repeat(np.arange(len(ids), dtype=np.float32)[:, None], 3, axis=1)
         return Piece(position, ids_L=np.int32(ids), num_cut=len(value) + 1 - len(ids))
 

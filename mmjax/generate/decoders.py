@@ -60,7 +60,7 @@ def parallel(model, style: Style, knobs: Knobs, known: Tokens, position_LA, key_
             chosen_BL = (order_BL >= taken) & (order_BL < taken + count)
         target = tokens(jnp.zeros_like(ids_BL), chosen_BL)
         x = model.decode(target, model.encode(source)).x_BLD
-        logits = _guided(_logits(model, x, style), style, knobs)
+        logits = _guided(logits_of(model, x, style), style, knobs)
         new_BL, surety_BL = draw(logits, style, temperature, _folded(key_B, i))
         if style.scheme == "maskgit":
             surety_BL = jnp.where(decided_BL, -jnp.inf, surety_BL)
@@ -104,7 +104,7 @@ def autoregressive(model, style: Style, knobs: Knobs, known: Tokens, length: int
 
     def step(carry):
         i, ids_BL, done_B, x_BD, cache = carry
-        logits = _guided(_logits(model, x_BD[:, None], style), style, knobs)
+        logits = _guided(logits_of(model, x_BD[:, None], style), style, knobs)
         new_B1, _ = draw(logits, style, knobs.temperature_S[0], _folded(key_B, i))
         ids_BL = jax.lax.dynamic_update_slice_in_dim(ids_BL, new_B1, i, axis=1)
         done_B |= views.is_end(spec, new_B1[:, 0])
@@ -165,7 +165,7 @@ def filtered(logits_BLV: Array, top_k: int, top_p: float) -> Array:
     return jnp.where(logits_BLV >= least, logits_BLV, -jnp.inf)
 
 
-def _logits(model, x_BLD: Array, style: Style) -> Array:
+def logits_of(model, x_BLD: Array, style: Style) -> Array:
     """Float32 logits [B, L, V] over the stream's own ids."""
     read = model.head("vocabulary", x_BLD, stream=style.stream)
     return jnp.einsum("BLD,VD->BLV", read.x, read.table_VD, preferred_element_type=jnp.float32)

@@ -21,7 +21,8 @@ def item(**fields) -> Decoding:
         # 16 * (1, .854, .5, .146, 0), differences rounded
         ("cosine", 4, 16, [2, 6, 6, 2]),
         ("cosine", 1, 16, [16]),
-        ("cosine", 8, 8, [1, 1, 1, 2, 1, 1, 1]),  # round(.3) = 0 tokens in the first: left out
+        # round(8 * .038) = 0 tokens in the first, nothing left for the last: both left out
+        ("cosine", 8, 8, [1, 1, 2, 2, 1, 1]),
         ("linear", 8, 3, [1, 1, 1]),
     ],
 )
