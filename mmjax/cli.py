@@ -181,24 +181,55 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         "PATH --given MODALITY=VALUE ... --out FILE [--code FILE]",
         "Embeds images, sounds and text in the shared space.",
     )
-    embed.add_argument(
-        "--given",
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="MODALITY=VALUE",
-        help='such as image=a.png text="two words"',
-    )
     embed.add_argument("--out", required=True, metavar="FILE", help=".npy or .parquet")
+    generate = verb(
+        "generate",
+        "PATH --given MODALITY=VALUE ... --want MODALITY ... --out DIR [--num N] [--seed N]"
+        " [--temperature T] [--steps N] [--guidance W] [--overwrite] [--code FILE]",
+        "Makes some modalities from others; writes files and a page to look at.",
+    )
+    _add_generate_options(generate)
     info = verb("info", "PATH [--verify] [--json]", "What a run or a checkpoint is.")
     info.add_argument("--verify", action="store_true", help="read every byte and check its hash")
-    for parser in (evaluate, embed, info):
+    for parser in (embed, generate):
+        parser.add_argument(
+            "--given",
+            nargs="+",
+            action="extend",
+            required=True,
+            metavar="MODALITY=VALUE",
+            help='such as image=a.png text="two words"',
+        )
+    for parser in (evaluate, embed, generate, info):
         parser.add_argument("path", metavar="PATH", help=PATH_HELP)
-    for parser in (evaluate, embed):
+    for parser in (evaluate, embed, generate):
         parser.add_argument("--code", metavar="FILE", help=CODE_HELP)
     for parser in (doctor, listing, evaluate, info):
         parser.add_argument("--json", action="store_true", help="print JSON")
     return made
+
+
+def _add_generate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--want",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="MODALITY",
+        help="in this order; what is made is known to what follows",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the samples")
+    numbers = (
+        ("--num", "N", 1, "samples"),
+        ("--seed", "N", 0, "sample i depends on it and on i alone"),
+        ("--temperature", "T", None, "0 = most probable; default 0 for one sample, else 0.7"),
+        ("--steps", "N", 0, "of what is decoded in parallel; default 1 at temperature 0, else 8"),
+        ("--guidance", "W", 1.0, "classifier-free guidance; 1 = off"),
+    )
+    for option, letter, default, text in numbers:
+        kind = int if letter == "N" else float
+        parser.add_argument(option, type=kind, default=default, metavar=letter, help=text)
+    parser.add_argument("--overwrite", action="store_true", help="in place of other samples")
 
 
 def _help() -> str:
@@ -287,12 +318,7 @@ def _embed(args: list[str]) -> None:
     out = Path(options.out)
     if out.suffix not in (".npy", ".parquet"):
         raise ConfigError(f"--out {options.out}: {out.suffix!r} must be .npy or .parquet.")
-    rows: list[tuple[str, str]] = []
-    for item in options.given:
-        modality, equals, value = item.partition("=")
-        if not equals or not modality:
-            raise ConfigError(f"--given {item}: write MODALITY=VALUE, such as image=a.png.")
-        rows.append((modality, value))
+    rows = _given(options.given)
     given = {m: [v for n, v in rows if n == m] for m, _ in rows}
     _keep_compiled(options.path.rpartition("@")[0] or options.path)
     from mmjax import evaluate
@@ -301,6 +327,36 @@ def _embed(args: list[str]) -> None:
     _write_embeddings(out, rows, found)
     width = next(iter(found.values())).shape[-1]
     print(f"{out}: {len(rows)} embeddings of width {width}, in the order given")
+
+
+def _given(items: Sequence[str]) -> list[tuple[str, str]]:
+    """(modality, value) of each MODALITY=VALUE."""
+    rows = [item.partition("=") for item in items]
+    for (modality, equals, _), item in zip(rows, items, strict=True):
+        if not equals or not modality:
+            raise ConfigError(f"--given {item}: write MODALITY=VALUE, such as image=a.png.")
+    return [(modality, value) for modality, _, value in rows]
+
+
+def _generate(args: list[str]) -> None:
+    """Any modalities from any others, as files."""
+    options = parsers()["generate"].parse_args(args)
+    rows = _given(options.given)
+    given = dict(rows)
+    if len(given) < len(rows):
+        raise ConfigError(f"--given {' '.join(n for n, _ in rows)}: give each modality once.")
+    if options.num < 1:
+        raise ConfigError(f"--num {options.num} makes no sample; use 1 or more.")
+    _keep_compiled(options.path.rpartition("@")[0] or options.path)
+    from mmjax.generate import verbs
+
+    names = ("num", "seed", "temperature", "steps", "guidance", "overwrite", "code")
+    settings = {name: getattr(options, name) for name in names}
+    found = verbs.write(options.path, given, options.want, options.out, **settings)
+    for sample in found["samples"][: options.num]:
+        for file in sample["files"].values():
+            print(f"{options.out}/{file}")
+    print(f"{options.out}/index.html")
 
 
 def _write_embeddings(out: Path, rows: Sequence[tuple[str, str]], found: dict[str, Any]) -> None:
@@ -342,9 +398,10 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "eval": _eval,
     "embed": _embed,
+    "generate": _generate,
     "info": _info,
 }
-COMPUTING = ("train", "eval", "embed")
+COMPUTING = ("train", "eval", "embed", "generate")
 
 
 # ---------------------------------------------------------------------------- printing

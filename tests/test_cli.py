@@ -22,6 +22,10 @@ OPTIONS = {
     "train": ["--code", "--workdir", "CONFIG"],
     "eval": ["--code", "--json", "--split", "PATH"],
     "embed": ["--code", "--given", "--out", "PATH"],
+    "generate": [
+        *("--code", "--given", "--guidance", "--num", "--out", "--overwrite", "--seed", "--steps"),
+        *("--temperature", "--want", "PATH"),
+    ],
     "info": ["--json", "--verify", "PATH"],
 }
 
@@ -196,6 +200,21 @@ def test_storage_and_paths(monkeypatch, capsys):
         (["info", "x", "--verfy"], "--verfy"),
         (["embed", "x", "--given", "image", "--out", "e.npy"], "write MODALITY=VALUE"),
         (["embed", "x", "--given", "image=a", "--out", "e.txt"], "must be .npy or .parquet"),
+        (["generate", "x", "--given", "a=b", "--out", "d"], "--want"),
+        (["generate", "x", "--given", "a=b", "--want", "--out", "d"], "--want"),
+        (["generate", "x", "--given", "image", "--want", "text", "--out", "d"], "MODALITY=VALUE"),
+        (
+            ["generate", "x", "--given", "a=b", "a=c", "--want", "text", "--out", "d"],
+            "give each modality once",
+        ),
+        (
+            ["generate", "x", "--given", "a=b", "--want", "text", "--out", "d", "--num", "0"],
+            "--num 0 makes no sample",
+        ),
+        (
+            ["generate", "x", "--given", "a=b", "--want", "text", "--out", "d", "--num", "two"],
+            "invalid int value: 'two'",
+        ),
     ],
 )
 def test_mistakes_on_the_command_line(args, message, broken, capsys):

@@ -27,7 +27,7 @@ PARTS = STATE | DATA | {"data", "checkpoint", "metrics"}
 RUN = PARTS | {"", "config", "experiment", "program", "rundir", "load", "transfer", "evaluate"}
 ALLOWED = {
     # For type checkers only; a test below holds that `import mmjax` imports nothing.
-    "": {"checkpoint", "config", "data", "evaluate", "experiment", "load", "train"},
+    "": {"checkpoint", "config", "data", "evaluate", "experiment", "generate", "load", "train"},
     "typing": set(),
     "config": {""},  # only to find the folder of the package
     "lifecycle": set(),
@@ -47,7 +47,7 @@ ALLOWED = {
     "program": PARTS | {"experiment"},
     "rundir": RUN,
     "load": RUN,
-    "evaluate": RUN,
+    "evaluate": RUN | {"generate"},
     "generate": RUN,
     "train": RUN,
     "testing": RUN,
@@ -278,6 +278,7 @@ def test_verbs_are_called_as_modules_and_as_functions():
         "assert callable(mmjax.load) and load is mmjax.load and load.load;"
         "from mmjax.load import load as function; assert function is load.load;"
         "assert callable(mmjax.train) and callable(mmjax.evaluate) and callable(mmjax.embed);"
+        "assert callable(mmjax.generate) and mmjax.generate.generate;"
         "assert mmjax.train.train and mmjax.evaluate.evaluate;"
         "assert not callable(mmjax.config)"
     )

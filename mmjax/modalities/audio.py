@@ -93,6 +93,12 @@ class Audio(Modality):
         values_LP = values.reshape(self._num_tokens, -1)
         return Piece(self._position_LA, values_LP=values_LP, num_cut=num_cut)
 
+    def adapted(self, value: np.ndarray) -> str:
+        """The lengths where a sound is cut."""
+        seconds = max(np.shape(value), default=0) / self.sample_rate
+        most = self._num_tokens * self.patch_frames * self.hop / self.sample_rate
+        return f"{seconds:.2f} s are cut to the first {most:.2f} s" if seconds > most else ""
+
     def decode(self, piece: Piece) -> np.ndarray:
         """Decibels below the loudest band, float32 (frames, num_mels) in -dynamic_range..0."""
         shape = (self._num_tokens, self.patch_frames * self.num_mels)

@@ -84,6 +84,13 @@ class Image(Modality):
         values = values.reshape(rows, p, columns, p, self.channels).transpose(0, 2, 1, 3, 4)
         return Piece(self._position_LA, values_LP=values.reshape(rows * columns, -1))
 
+    def adapted(self, value: np.ndarray) -> str:
+        """The sizes where an image is stretched."""
+        (height, width), shape = self.size, np.shape(value)[:2]
+        if shape == self.size:
+            return ""
+        return f"{shape[0]} x {shape[1]} pixels are stretched to {height} x {width}"
+
     def decode(self, piece: Piece) -> np.ndarray:
         """Pixels float32 (height, width, channels), clipped to 0..1."""
         (rows, columns), p = self._grid, self.patch

@@ -30,6 +30,11 @@ class Modality:
         """Raw value to tokens; None when absent. Empty text is a Piece with only its end token."""
         raise NotImplementedError(f"{type(self).__name__} must define encode(value).")
 
+    def adapted(self, value: Any) -> str:
+        """What `encode` will not take as it is, in words for the user; empty = nothing."""
+        del value
+        return ""
+
     def decode(self, piece: Piece) -> Any:
         """Tokens back to a raw value."""
         raise NotImplementedError(f"{type(self).__name__} must define decode(piece).")

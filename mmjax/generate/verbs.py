@@ -1,0 +1,295 @@
+"""`mmjax generate`: files in, files and a sheet out; and its Python twin."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import mmjax
+from mmjax import checkpoint, load
+from mmjax.config.error import ConfigError, nearest
+from mmjax.evaluate.view import View
+from mmjax.experiment import Experiment
+from mmjax.generate import sampling, sheet
+from mmjax.generate.plan import Decoding
+from mmjax.typing import Piece
+
+CHUNK = 100  # samples that are decoded before they are written
+DRAWN = 0.7  # temperature of several samples, which would be equal at 0
+
+
+def generate(
+    view: View | str,
+    given: Mapping[str, Any],
+    plan: Sequence[Decoding | str],
+    *,
+    num: int = 1,
+    seed: int = 0,
+    code: str | None = None,
+) -> dict[str, list[Any]]:
+    """`num` samples of each wanted modality, as raw values, by the names in `plan`.
+
+    A name may be a modality of the run or its stream: `audio` stands for the stream of codes of
+    the same raw field where only that was trained. Sample i depends on (seed, i) alone.
+
+    Args:
+      view: from `mmjax.load(path)`, or a PATH.
+      given: modality -> raw value. plan: names, or how each is decoded; in this order, and what is
+        finished is known to what follows.
+      code: as for `mmjax.load`, with a PATH.
+
+    Raises:
+      ValueError: a modality was not trained for this, is given and wanted, or is not as its
+        modality wants it.
+    """
+    view = load.load(view, code=code) if isinstance(view, str) else view
+    if num < 1:
+        raise ConfigError(f"num={num} makes no sample; use 1 or more.")
+    experiment = view.program.experiment
+    items = [Decoding(stream=i) if isinstance(i, str) else i for i in plan]
+    streams = resolved(experiment, list(given), [i.stream for i in items])
+    pieces = _encoded(experiment, streams, given)
+    plan = _renamed(items, streams)
+    found = sampling.sample(view, [pieces] * num, plan, sample_seeds(seed, range(num)))
+    decode = lambda item, s: experiment.modalities[streams[item.stream]].decode(
+        s[streams[item.stream]]
+    )
+    return {item.stream: [decode(item, s) for s in found] for item in items}
+
+
+def write(
+    path: str,
+    given: Mapping[str, str],
+    want: Sequence[str],
+    out: str | Path,
+    *,
+    num: int = 1,
+    seed: int = 0,
+    temperature: float | None = None,
+    steps: int = 0,
+    guidance: float = 1.0,
+    overwrite: bool = False,
+    code: str | None = None,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+) -> dict[str, Any]:
+    """Generates files: `OUT/<modality>_<i>.<suffix>`, `samples.json` and `index.html`.
+
+    Files are written sample by sample, and a call that was interrupted is finished by the same
+    call. Returns what `samples.json` holds.
+
+    Args:
+      given: modality -> file, or text. want: modalities, decoded in this order.
+      temperature: None = 0 for one sample, 0.7 for several.
+      steps: of what is decoded in parallel; 0 = see `Decoding`.
+      overwrite: takes the place of other samples in OUT.
+      say: is told what is not taken as it is given.
+
+    Raises:
+      ConfigError, ValueError: as for `generate`; OUT holds something else.
+    """
+    out = Path(out)
+    if num < 1:
+        raise ConfigError(f"--num {num} makes no sample; use 1 or more.")
+    if seed < 0:
+        raise ConfigError(f"--seed {seed} must be 0 or more.")
+    if not want:
+        raise ConfigError("--want names nothing to make; name a modality, such as text.")
+    before = _former(out, overwrite)
+    view = load.load(path, code=code)
+    experiment = view.program.experiment
+    streams = resolved(experiment, list(given), want)
+    if temperature is None:
+        temperature = DRAWN if num > 1 else 0.0
+    items = _plan(experiment, streams, want, temperature, steps, guidance)
+    plan = sampling.checked(experiment, [], _renamed(items, streams))
+    values = {n: experiment.modalities[streams[n]].read(item) for n, item in given.items()}
+    pieces = _encoded(experiment, streams, values, say)
+    request = {
+        "given": {n: {"value": v, "sha256": _digest(pieces[streams[n]])} for n, v in given.items()},
+        "want": list(want),
+        "plan": [dataclasses.asdict(item) for item in plan],
+        "seed": seed,
+        "run": path,
+        "step": view.step,
+        "mmjax": mmjax.__version__,
+    }
+    done = _begun(out, before, request, overwrite)
+    todo = [i for i in range(num) if i not in done]
+    shown = {n: v if isinstance(v, str) else Path(given[n]) for n, v in values.items()}
+    try:
+        for start in range(0, len(todo), CHUNK):
+            part = todo[start : start + CHUNK]
+            found = sampling.sample(view, [pieces] * len(part), plan, sample_seeds(seed, part))
+            for i, made in zip(part, found, strict=True):
+                files = {n: _file(experiment, streams[n], made, out / f"{n}_{i}") for n in want}
+                done[i] = {"index": i, "files": files}
+                _record(out, request, done)
+    finally:
+        sheet.write(out, shown, want, [done[i] for i in sorted(done)], request)
+    return _record(out, request, done)
+
+
+# ------------------------------------------------------------------------------- names
+
+
+def resolved(experiment: Experiment, given: Sequence[str], want: Sequence[str]) -> dict[str, str]:
+    """The stream that stands for each name: itself, or one of the same raw field that was trained.
+
+    Raises ConfigError, naming the modality, for what the run cannot read or make.
+    """
+    streams: dict[str, str] = {}
+    sides = (
+        ("--given", given, sampling.inputs(experiment), "an input"),
+        ("--want", want, sampling.targets(experiment), "a target"),
+    )
+    for option, names, able, what in sides:
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"{option} {name} is there twice; name each modality once.")
+            if name not in experiment.modalities:
+                raise ConfigError(
+                    f"{option} {name}: the run has no such modality"
+                    f"{nearest(name, experiment.modalities)}"
+                )
+            field = _field(experiment, name)
+            alike = [n for n in (name, *able) if n in able and _field(experiment, n) == field]
+            if not alike:
+                usable = dict.fromkeys((*able, *(_field(experiment, n) for n in able)))
+                usable = [n for n in usable if n in experiment.modalities]
+                raise ConfigError(
+                    f"{option} {name}: the run was not trained for it ({name} is {what} of no"
+                    f" generative task); use one of {', '.join(usable) or 'none'}."
+                )
+            streams[name] = alike[0]
+    for name in want:
+        same = [n for n in given if _field(experiment, n) == _field(experiment, name)]
+        if same:
+            raise ConfigError(
+                f"--want {name}: {same[0]} is given, which is the same; leave one of them out."
+            )
+        other = [n for n in want if n != name and streams[n] == streams[name]]
+        if other:
+            raise ConfigError(f"--want {name} {other[0]}: both are {streams[name]}; name one.")
+    return streams
+
+
+def _field(experiment: Experiment, name: str) -> str:
+    return experiment.modalities[name].field or name
+
+
+# ------------------------------------------------------------------------------ samples
+
+
+def sample_seeds(seed: int, numbers: Sequence[int]) -> list[int]:
+    """The seed of each sample, from (seed, number) alone."""
+    digests = (hashlib.sha256(f"{seed} {i}".encode()).digest() for i in numbers)
+    return [int.from_bytes(d[:4], "big") for d in digests]
+
+
+def _encoded(
+    experiment: Experiment,
+    streams: Mapping[str, str],
+    values: Mapping[str, Any],
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Piece | None]:
+    """Pieces by stream; says what is not taken as it is."""
+    pieces = {}
+    for name, value in values.items():
+        modality = experiment.modalities[streams[name]]
+        piece = pieces[streams[name]] = modality.encode(value)
+        note = modality.adapted(value) if piece is not None else "is absent"
+        if not note and piece is not None and piece.num_cut:
+            note = f"{piece.num_cut} of {piece.num_cut + piece.length} tokens are cut from the end"
+        if note:
+            say(f"{name}: {note}")
+    return pieces
+
+
+def _renamed(items: Sequence[Decoding], streams: Mapping[str, str]) -> list[Decoding]:
+    return [dataclasses.replace(i, stream=streams[i.stream]) for i in items]
+
+
+def _plan(experiment, streams, want, temperature, steps, guidance) -> list[Decoding]:
+    """One item for each name; the steps are for what is decoded in parallel."""
+    vocabulary = experiment.vocabulary()
+    in_parallel = [n for n in want if vocabulary.spec(streams[n]).kind != "sequence"]
+    if steps and not in_parallel:
+        raise ConfigError(
+            f"--steps {steps}: {', '.join(want)} is decoded token by token; leave --steps out."
+        )
+    return [
+        Decoding(
+            stream=name,
+            steps=steps if name in in_parallel else 0,
+            temperature=temperature,
+            guidance=guidance,
+        )
+        for name in want
+    ]
+
+
+# -------------------------------------------------------------------------------- files
+
+
+def _former(out: Path, overwrite: bool) -> dict[str, Any] | None:
+    """What `samples.json` of an earlier call holds. Raises ConfigError where OUT is in use."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: is a file; name a folder.")
+    if (out / "samples.json").exists():
+        with contextlib.suppress(ValueError):
+            return json.loads((out / "samples.json").read_text())
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise ConfigError(
+            f"--out {out}: holds files that are no samples; name another folder, or --overwrite."
+        )
+    return None
+
+
+def _begun(
+    out: Path, before: dict[str, Any] | None, request: dict[str, Any], overwrite: bool
+) -> dict[int, dict[str, Any]]:
+    """Samples by number that an earlier call of this request has left."""
+    out.mkdir(parents=True, exist_ok=True)
+    if before is None:
+        return {}
+    whole = [s for s in before["samples"] if all((out / f).exists() for f in s["files"].values())]
+    if json.loads(json.dumps(request)) == before["request"]:
+        return {s["index"]: s for s in whole}
+    if not overwrite:
+        changed = [k for k, v in request.items() if before["request"].get(k) != v]
+        raise ConfigError(
+            f"--out {out}: holds other samples ({', '.join(changed)} differ); name another folder,"
+            " or --overwrite."
+        )
+    for file in (f for s in whole for f in s["files"].values()):
+        (out / file).unlink()
+    return {}
+
+
+def _file(experiment: Experiment, stream: str, made: Mapping[str, Piece], stem: Path) -> str:
+    """Name of a file that is written whole or not at all."""
+    modality = experiment.modalities[stream]
+    partial = modality.write(modality.decode(made[stream]), stem.with_name(f".{stem.name}"))
+    partial.replace(stem.with_name(partial.name[1:]))
+    return partial.name[1:]
+
+
+def _record(out: Path, request: dict[str, Any], done: dict[int, Any]) -> dict[str, Any]:
+    found = {"request": request, "samples": [done[i] for i in sorted(done)]}
+    checkpoint.write_json(out / "samples.json", found)  # type: ignore[arg-type]
+    return found
+
+
+def _digest(piece: Piece | None) -> str:
+    """Hash of what the model sees."""
+    arrays = [] if piece is None else [piece.ids_L, piece.values_LP]
+    data = b"".join(np.ascontiguousarray(a).tobytes() for a in arrays if a is not None)
+    return hashlib.sha256(data).hexdigest()
