@@ -3,9 +3,9 @@
     python benchmarks/anchor.py [--fourm CHECKOUT] [--rounds 7] [--out FILE]
 
 `clip`: two towers of width 256 and 4 layers, 64 patches against 32 tokens, 32 pairs, against
-`transformers.CLIPModel` (needs the extra `hf`). `fourm_4`, `fourm_16`: encoder-decoder of width 256,
-4 + 4 layers, SwiGLU 682, 128 visible and 128 target tokens of three vocabularies of 4096, against a
-checkout of apple/ml-4m (needs torch and einops too).
+`transformers.CLIPModel` (needs the extra `hf`). `fourm_4`, `fourm_16`: encoder-decoder of width
+256, 4 + 4 layers, SwiGLU 682, 128 visible and 128 target tokens of three vocabularies of 4096, against
+a checkout of apple/ml-4m (needs torch and einops too).
 
 PLAIN is what plain JAX reached when the bars were set: CPU time of the same peer over its own, on
 one core. The bound is good when it is within 10 % of that. Peer and bound run in turns and ratios
@@ -173,7 +173,11 @@ def run_fourm(rows: int, checkout: str):
     import torch
     from fourm.models import (  # type: ignore
         decoder_embeddings as decoders,
+    )
+    from fourm.models import (
         encoder_embeddings as encoders,
+    )
+    from fourm.models import (
         fm,
     )
 

@@ -1,7 +1,7 @@
 """mmjax: tokenize every modality, train one transformer on all of them.
 
 `import mmjax` imports nothing else; a public name is imported when it is first used. `train`,
-`evaluate`, `generate`, `load` and `train_tokenizer` are modules that can be called:
+`evaluate`, `generate`, `load`, `report` and `train_tokenizer` are modules that can be called:
 `mmjax.train(...)` is `mmjax.train.train(...)`.
 """
 
@@ -25,12 +25,22 @@ __all__ = [
     "evaluate",
     "generate",
     "load",
+    "report",
     "train",
     "train_tokenizer",
 ]
 
 if TYPE_CHECKING:  # for editors and type checkers
-    from mmjax import checkpoint, config, evaluate, generate, load, train, train_tokenizer
+    from mmjax import (
+        checkpoint,
+        config,
+        evaluate,
+        generate,
+        load,
+        report,
+        train,
+        train_tokenizer,
+    )
     from mmjax.config import ConfigError
     from mmjax.data.task import Task
     from mmjax.evaluate import embed
@@ -42,7 +52,7 @@ _HOME = {  # public name -> module that defines it; the others are modules
     "Task": "mmjax.data.task",
     "embed": "mmjax.evaluate",
 }
-_VERBS = ("evaluate", "generate", "load", "train", "train_tokenizer")
+_VERBS = ("evaluate", "generate", "load", "report", "train", "train_tokenizer")
 
 
 class _Verb(types.ModuleType):

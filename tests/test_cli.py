@@ -28,6 +28,7 @@ OPTIONS = {
         *("--temperature", "--want", "PATH"),
     ],
     "info": ["--json", "--verify", "PATH"],
+    "report": ["--json", "WORKDIR"],
 }
 
 

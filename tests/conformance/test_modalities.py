@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pickle
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from mmjax.modalities.audio import Audio
 from mmjax.modalities.codes import Codes
 from mmjax.modalities.image import Image
 from mmjax.modalities.modality import Modality
+from mmjax.modalities.structured import Bins, Boxes, Metadata
 from mmjax.modalities.text import Text
 from mmjax.tokenizers.sentencepiece import SentencePiece
 from mmjax.typing import NUM_AXES
@@ -100,6 +102,24 @@ ROWS = {
         bad=(np.full((4, 4), np.nan), np.zeros(4)),
         same=same_shape,
         microseconds=2000,  # one by one; data sets are encoded in batches
+    ),
+    "boxes": Row(
+        modality=Boxes(max_boxes=3, bins=101, num_sentinels=8),
+        values=(np.zeros((0, 4)), [[0, 0.2, 0.5, 1]], [[0.1, 0, 0.2, 0.3], [0.5, 0.5, 1, 0.57]]),
+        bad=("boxes", np.zeros(4), [[0, 0, 1]], [[0.5, 0, 0.4, 1]], [[0, 0, 2, 1]], [[np.nan] * 4]),
+        same=lambda raw, back: np.allclose(np.reshape(raw, (-1, 4)), back, atol=1e-6),
+        microseconds=60,
+        static=False,
+    ),
+    "metadata": Row(
+        modality=Metadata(
+            schema={"value": Bins(num=100), "ink": Bins(num=4, low=0, high=8), "odd": Bins(num=2)}
+        ),
+        values=({}, {"odd": 1, "value": 0}, {"value": 63, "ink": 7.0, "odd": 1}),
+        bad=(7, {"valve": 1}, {"value": 100}, {"ink": 8.1}, {"odd": 0.5}, {"ink": math.nan}),
+        same=lambda raw, back: raw == back,
+        microseconds=60,
+        static=False,
     ),
 }
 
