@@ -1,9 +1,11 @@
 """One model on real handwriting, words and speech: the demo of `make demo`.
 
-paper: Mizrahi et al. 2023 (4M: masked any-to-any modelling) and Akbari et al. 2023 (IMP:
-  alternating one task, one objective, one shape a step); Radford et al. 2021 for the contrast.
-kept: fixed token budgets, Dirichlet masking, one encoder-decoder, experts in a shared trunk.
-differs: sizes; images and sound are continuous pieces; router balanced across steps.
+paper: Mizrahi et al. 2023 and Bachmann et al. 2024 (4M, 4M-21: masked any-to-any modelling of
+  codes) and Akbari et al. 2023 (IMP: alternating one task, one objective, one shape a step);
+  Radford et al. 2021 for the contrast.
+kept: learned codes, fixed token budgets, Dirichlet masking, one encoder-decoder, experts in a
+  shared trunk.
+differs: sizes; eight streams; router balanced across steps.
 command: mmjax train configs/quickstart.py --workdir runs/demo
 status: simplified
 """
@@ -14,68 +16,102 @@ from mmjax.checkpoint import Checkpointing
 from mmjax.data.layouts import Aligned, Masked
 from mmjax.data.task import Task
 from mmjax.data.toyworld import Numbers
-from mmjax.evaluate import Losses, Retrieval, ZeroShot
+from mmjax.evaluate import Generation, Losses, Retrieval, ZeroShot
 from mmjax.experiment import Experiment, Logging
 from mmjax.modalities.audio import Audio
+from mmjax.modalities.codes import Codes
 from mmjax.modalities.image import Image
+from mmjax.modalities.structured import Bins, Boxes, Metadata
 from mmjax.modalities.text import Text
 from mmjax.models import MoE, Transformer
 from mmjax.objectives import InfoNCE, MaskedTokens
 from mmjax.tokenizers.sentencepiece import SentencePiece
 
-EVERYTHING = ("text", "image", "audio")
+TOKENIZERS = "runs/demo_tokenizers"  # where `make demo` trains configs/quickstart_tokenizers.py
+RAW = ("text", "image", "audio")
+IMAGE = Image(size=(8, 16), patch=4, channels=1)
+AUDIO = Audio(seconds=0.88)
+TEXT = Text(tokenizer=SentencePiece(vocab_size=512, num_sentinels=16), max_tokens=12)
 
 
-def get_config(batch_size: int = 64) -> Experiment:
-    """The demo: about eight minutes on two cores."""
-    source = Numbers()
-
-    def contrast(a: str, b: str) -> Task:
-        return Task(
-            source=source,
+def contrast(batch_size: int) -> dict[str, Task]:
+    """Tasks that bring two modalities together in one space."""
+    pairs = (("image", "text"), ("audio", "text"), ("audio", "image"))
+    return {
+        f"{a}_{b}": Task(
+            source=Numbers(),
             inputs=(a, b),
             layout=Aligned(),
             objective=InfoNCE(),
-            batch_size=2 * batch_size,
-            group_rows=batch_size // 4,
-        )
-
-    def masked(names: tuple[str, ...], inputs: int, targets: int) -> Task:
-        return Task(
-            source=source,
-            inputs=names,
-            targets=names,
-            layout=Masked(input_tokens=inputs, target_tokens=targets),
-            objective=MaskedTokens(),
             batch_size=batch_size,
             group_rows=batch_size // 8,
         )
+        for a, b in pairs
+    }
 
+
+def masked(
+    batch_size: int,
+    inputs: tuple[str, ...],
+    targets: tuple[str, ...],
+    layout: Masked,
+    weight: float = 1.0,
+) -> Task:
+    """A task that predicts hidden tokens."""
+    return Task(
+        source=Numbers(),
+        inputs=inputs,
+        targets=targets,
+        layout=layout,
+        objective=MaskedTokens(),
+        batch_size=batch_size,
+        group_rows=batch_size // 8,
+        weight=weight,
+    )
+
+
+def get_config(batch_size: int = 64) -> Experiment:
+    """The demo, after `make demo` has trained the tokenizers."""
+    made = {
+        "tok_image": Codes(
+            base=dataclasses.replace(IMAGE, field="image"), path=f"{TOKENIZERS}/image"
+        ),
+        "tok_audio": Codes(
+            base=dataclasses.replace(AUDIO, field="audio"), path=f"{TOKENIZERS}/audio"
+        ),
+        "tok_mask": Codes(base=dataclasses.replace(IMAGE, field="mask"), path=f"{TOKENIZERS}/mask"),
+        "boxes": Boxes(max_boxes=2),
+        "metadata": Metadata(
+            schema={
+                "value": Bins(num=100),
+                "parity": Bins(num=2),
+                "strokes": Bins(num=32, low=0, high=128),
+            }
+        ),
+    }
+    layout = Masked(input_tokens=36, target_tokens=24)
     return Experiment(
         name="quickstart",
-        modalities={
-            "text": Text(tokenizer=SentencePiece(vocab_size=512, num_sentinels=16), max_tokens=12),
-            "image": Image(size=(8, 16), patch=4, channels=1),
-            "audio": Audio(seconds=0.88),
-        },
+        modalities={"text": TEXT, "image": IMAGE, "audio": AUDIO, **made},
         model=Transformer(
             width=128, num_heads=4, encoder_layers=4, decoder_layers=2, moe=MoE(num_experts=4)
         ),
         tasks={
-            "masked": masked(EVERYTHING, inputs=28, targets=20),
-            "image_text": contrast("image", "text"),
-            "audio_text": contrast("audio", "text"),
-            "audio_image": contrast("audio", "image"),
-            "text": masked(("text",), inputs=12, targets=12),
+            "masked": masked(batch_size, (*RAW, *made), ("text", *made), layout, weight=6.0),
+            **contrast(2 * batch_size),
+            "text": masked(
+                batch_size, ("text",), ("text",), Masked(input_tokens=12, target_tokens=12)
+            ),
         },
         evaluators={
             "losses": Losses(tasks=("masked",)),
             "retrieval": Retrieval(
-                modalities=EVERYTHING, splits={"": "{split}", "new_voice": "{split}_new_voice"}
+                modalities=RAW, splits={"": "{split}", "new_voice": "{split}_new_voice"}
             ),
             "zero_shot": ZeroShot(modalities=("image", "audio")),
+            "generation": Generation(),
         },
-        total_steps=700,
+        total_steps=900,
     )
 
 
@@ -85,15 +121,21 @@ def short() -> Experiment:
 
 
 def tiny() -> Experiment:
-    """The demo shrunk until a step takes milliseconds; for tests."""
-    full = get_config(batch_size=16)
-    model = dataclasses.replace(
-        full.model, width=32, encoder_layers=2, decoder_layers=1, moe=MoE(num_experts=4, width=32)
+    """The raw modalities alone, shrunk until a step takes milliseconds; needs no tokenizer."""
+    model = Transformer(
+        width=32, num_heads=4, encoder_layers=2, decoder_layers=1, moe=MoE(num_experts=4, width=32)
     )
-    return dataclasses.replace(
-        full,
+    layout = Masked(input_tokens=28, target_tokens=20)
+    return Experiment(
+        name="quickstart",
+        modalities={"text": TEXT, "image": IMAGE, "audio": AUDIO},
         model=model,
-        evaluators={"retrieval": Retrieval(modalities=EVERYTHING, num_galleries=1)},
+        tasks={
+            "masked": masked(16, RAW, RAW, layout),
+            **contrast(32),
+            "text": masked(16, ("text",), ("text",), Masked(input_tokens=12, target_tokens=12)),
+        },
+        evaluators={"retrieval": Retrieval(modalities=RAW, num_galleries=1)},
         checkpoint=Checkpointing(every=4),
         logging=Logging(log_every=2),
         total_steps=12,
