@@ -182,20 +182,35 @@ class _Loop:
             done = step + 1
             self.progress.advance(done)
             due = settings.every and done % settings.every == 0 and done < total
-            if due or self.stop.requested:
+            stopping = self._stopping(done)
+            if due or stopping:
                 self._read(*previous)
                 previous = None
                 self._save(done)
-                if self.stop.requested:
+                if stopping:
                     self.saver.wait()
                     self.stop.check(done)
+                    raise lifecycle.Preempted(
+                        f"another process was asked to stop: saved step {done}; the same command"
+                        " goes on."
+                    )
             self._evaluate_due(done, total)
         if previous is not None:
             self._read(*previous)
 
+    def _stopping(self, done: int) -> bool:
+        """Whether to stop after this step. Processes get their signals at different steps, so
+        several agree on one when they log."""
+        if jax.process_count() == 1:
+            return self.stop.requested
+        if done % self.experiment.logging.log_every:
+            return False
+        jax.block_until_ready(self.state)  # collectives of two programs may not cross
+        return distributed.any_process(self.stop.requested)
+
     def _read(self, step: int, task: str, out: dict[str, Any], counts: dict[str, float]) -> None:
         """Metrics of a finished step: guards, window, and a log when it is due."""
-        out = jax.device_get(out)
+        out = {name: np.asarray(value) for name, value in out.items()}
         record = {name: out.pop(name) for name in list(out) if name.startswith("load")}
         self.skipped = self.skipped + 1 if out["skipped"] else 0
         if self.skipped > self.experiment.guards.max_skipped_steps:

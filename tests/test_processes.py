@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -48,12 +50,23 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """(workdir, what each process said) of a run of two processes with four devices each."""
-    workdir = tmp_path_factory.mktemp("runs") / "two"
+STOPPED = """
+import sys
+sys.path[:0] = [{tests!r}, {root!r}]
+import mini, mmjax
+from mmjax import lifecycle
+try:
+    mmjax.train(mini.get_config(total_steps=100000), {workdir!r})
+except lifecycle.Preempted as stop:
+    print(stop)
+    sys.exit(75)
+"""
+
+
+def start(program: str, workdir: Path) -> list[subprocess.Popen]:
+    """Two processes with four devices each."""
     root = Path(cli.__file__).parent.parent
-    program = PROGRAM.format(tests=str(root / "tests"), root=str(root), workdir=str(workdir))
+    text = program.format(tests=str(root / "tests"), root=str(root), workdir=str(workdir))
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
     env = {
         **os.environ,
@@ -61,9 +74,9 @@ def two(tmp_path_factory):
         "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
         "JAX_NUM_PROCESSES": "2",
     }
-    processes = [
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", program],
+            [sys.executable, "-c", text],
             env={**env, "JAX_PROCESS_ID": str(i)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -71,14 +84,25 @@ def two(tmp_path_factory):
         )
         for i in range(2)
     ]
+
+
+def finish(processes: list[subprocess.Popen], code: int) -> list[str]:
+    """What they printed; each must end with this exit code."""
     try:
         results = [p.communicate(timeout=400) for p in processes]
     finally:
         for p in processes:
             p.kill()
     for process, (_, err) in zip(processes, results, strict=True):
-        assert process.returncode == 0, err[-4000:]
-    return workdir, [json.loads(out.splitlines()[-1]) for out, _ in results]
+        assert process.returncode == code, err[-4000:]
+    return [out.splitlines()[-1] for out, _ in results]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """(workdir, what each process said) of a run of two processes."""
+    workdir = tmp_path_factory.mktemp("runs") / "two"
+    return workdir, [json.loads(line) for line in finish(start(PROGRAM, workdir), 0)]
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +160,20 @@ def test_one_process_goes_on_where_two_have_stopped(two, one):
     result = mmjax.train(mini.evaluated(), two[0])
     assert result.step == 12
     assert len(json.loads((two[0] / "run.json").read_text())["starts"]) == 2
+
+
+def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path):
+    processes = start(STOPPED, tmp_path)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "metrics.jsonl").exists() or len(mini.rows(tmp_path)) < 3:
+        assert time.monotonic() < deadline
+        assert all(p.poll() is None for p in processes)
+        time.sleep(0.2)
+    processes[1].send_signal(signal.SIGTERM)
+    first, second = finish(processes, 75)
+    last = checkpoint.steps(tmp_path / "checkpoints")[-1]
+    assert (
+        first == f"another process was asked to stop: saved step {last}; the same command goes on."
+    )
+    assert second == f"SIGTERM: saved step {last}; the same command goes on."
+    assert checkpoint.damaged(tmp_path, last) == []
