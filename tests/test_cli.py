@@ -384,5 +384,5 @@ def test_a_mistyped_field_is_told_within_two_seconds(root):
 
 
 def test_the_commands_in_the_readme_exist(root):
-    verbs = set(re.findall(r"mmjax (\w+)", (root / "README.md").read_text())) & set(OPTIONS)
+    verbs = set(re.findall(r"mmjax ([\w-]+)", (root / "README.md").read_text())) & set(OPTIONS)
     assert verbs == set(OPTIONS)

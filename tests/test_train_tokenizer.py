@@ -133,7 +133,7 @@ def test_what_is_no_tokenizer_is_refused(tmp_path):
 
 @pytest.mark.ci
 def test_the_command(tmp_path):
-    fields = {"total_steps": 3, "tasks.reconstruct.batch_size": 16}
+    fields = {"total_steps": 3, "tasks.reconstruct.batch_size": 32}
     fields["tasks.reconstruct.source.train_size"] = 64
     words = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
     workdir = str(tmp_path / "mask")
@@ -143,3 +143,80 @@ def test_the_command(tmp_path):
         assert word in done.stdout
     assert (tmp_path / "mask" / "tokenizer" / "weights.safetensors").exists()
     assert (tmp_path / "mask" / "reconstructions.png").exists()
+
+
+def whole(name: str, folder: Path) -> tuple[Codes, dict]:
+    """A tokenizer of the demo, trained in a process without the flags of the tests."""
+    workdir = str(folder / name)
+    done = test_cli.run("train-tokenizer", f"{CONFIG}:{name}", "--workdir", workdir, XLA_FLAGS="")
+    assert done.returncode == 0, done.stderr
+    base = config.load(f"{CONFIG}:{name}").modalities[name]
+    codes = Codes(base=base, path=workdir).fit(lambda: iter(()), folder / "copy")
+    return codes, json.loads((folder / name / "tokenizer" / "report.json").read_text())
+
+
+@pytest.mark.slow
+def test_image_codes_of_the_demo_are_read_like_the_originals(tmp_path):
+    from sklearn import neighbors
+
+    codes, report = whole("image", tmp_path)
+    assert report["usage"] > 0.8
+
+    def halves(images) -> np.ndarray:
+        return np.concatenate([np.reshape(images, (-1, 8, 2, 8))[:, :, i] for i in (0, 1)])
+
+    def pixels(split: str, count: int):
+        found = [Numbers().open(split)[i] for i in range(count)]
+        labels = np.array([[e["number"] // 10, e["number"] % 10] for e in found]).T.ravel()
+        return np.stack([e["image"] for e in found]), labels
+
+    images, labels = pixels("train", 1500)
+    reader = neighbors.KNeighborsClassifier(3).fit(halves(images / 255).reshape(-1, 64), labels)
+    images, labels = pixels("test", 500)
+    read = {}
+    for key, seen in {
+        "originals": images / 255,
+        "codes": np.stack(codes.decode_batch(codes.encode_batch(list(images)))),
+    }.items():
+        both = (reader.predict(halves(seen).reshape(-1, 64)) == labels).reshape(2, -1).all(0)
+        read[key] = both.mean()
+    assert read["originals"] > 0.9
+    assert read["codes"] > read["originals"] - 0.03
+
+
+@pytest.mark.slow
+def test_speech_is_recognised_after_its_codes(tmp_path):
+    from sklearn import linear_model
+
+    codes, report = whole("audio", tmp_path)
+    assert report["usage"] > 0.8
+
+    def features(spectrograms) -> np.ndarray:
+        means = np.stack(spectrograms).reshape(-1, 44, 2, 32, 2).mean((2, 4))
+        return means.reshape(len(means), -1)
+
+    def clips(split: str, count: int):
+        found = [Numbers().open(split)[i] for i in range(count)]
+        return [e["audio"] for e in found], np.array([e["number"] for e in found])
+
+    def spectrograms(sounds):
+        return [codes.base.decode(codes.base.encode(sound)) for sound in sounds]
+
+    sounds, numbers = clips("val", 1000)  # all numbers in all training voices
+    judge = linear_model.RidgeClassifier(alpha=1e4).fit(features(spectrograms(sounds)), numbers)
+    sounds, numbers = clips("test_new_voice", 200)
+    before = np.mean(judge.predict(features(spectrograms(sounds))) == numbers)
+    decoded = codes.decode_batch(codes.encode_batch(sounds))
+    after = np.mean(judge.predict(features(decoded)) == numbers)
+    assert before > 0.6
+    assert after > 0.9 * before
+
+
+@pytest.mark.slow
+def test_mask_codes_of_the_demo_keep_the_strokes(tmp_path):
+    codes, report = whole("mask", tmp_path)
+    assert report["usage"] > 0.8
+    masks = [Numbers().open("test")[i]["mask"] for i in range(300)]
+    back = np.stack(codes.decode_batch(codes.encode_batch(masks)))[..., 0] > 0.5
+    both, either = (back & masks).sum((1, 2)), (back | masks).sum((1, 2))
+    assert np.mean(both / either) > 0.85

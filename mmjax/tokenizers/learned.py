@@ -53,9 +53,8 @@ class Learned:
     def grid(self) -> tuple[int, int, int]:
         """(time, row, column) of the codes; time when the pieces run over time."""
         rows, columns = self.model.code_grid
-        return (
-            (rows, 1, columns) if self.spec.grid and self.spec.grid[0] > 1 else (1, rows, columns)
-        )
+        over_time = self.spec.grid is not None and self.spec.grid[0] > 1
+        return (rows, 1, columns) if over_time else (1, rows, columns)
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -132,11 +131,12 @@ class Learned:
 
         def find(path, leaf):
             name = names.path_name(path)
-            array = self.tensors.get(name, np.zeros(leaf.shape, np.float32))
-            if array.shape != leaf.shape:
-                raise ValueError(
-                    f"Learned: tensor {name} has shape {array.shape}, not {leaf.shape}."
-                )
+            if name.startswith("codebook/") and name not in self.tensors:
+                return jax.numpy.zeros(leaf.shape)
+            array = self.tensors.get(name)
+            if array is None or array.shape != leaf.shape:
+                have = "is missing" if array is None else f"has shape {array.shape}"
+                raise ValueError(f"Learned: tensor {name} {have}, not of shape {leaf.shape}.")
             return jax.numpy.asarray(array)
 
         return tuple(tree_map_with_path(find, tree) for tree in self._split[1:])  # type: ignore[return-value]

@@ -447,6 +447,7 @@ def test_evaluation_reads_each_record_once_in_order():
         ),
         vocabulary=VOCABULARY,
         batch_sharding=sharding,
+        folder=None,
         compiled={},
     )
     found = list(loader.eval_batches(program, "pairs", "val"))
