@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pickle
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image
 from mmjax.modalities.modality import Modality
+from mmjax.modalities.structured import Bins, Boxes, Metadata
 from mmjax.modalities.text import Text
 from mmjax.tokenizers.sentencepiece import SentencePiece
 from mmjax.typing import NUM_AXES
@@ -87,6 +89,24 @@ ROWS = {
         same=peak_at,
         microseconds=600,
     ),
+    "boxes": Row(
+        modality=Boxes(max_boxes=3, bins=101, num_sentinels=8),
+        values=(np.zeros((0, 4)), [[0, 0.2, 0.5, 1]], [[0.1, 0, 0.2, 0.3], [0.5, 0.5, 1, 0.57]]),
+        bad=("boxes", np.zeros(4), [[0, 0, 1]], [[0.5, 0, 0.4, 1]], [[0, 0, 2, 1]], [[np.nan] * 4]),
+        same=lambda raw, back: np.allclose(np.reshape(raw, (-1, 4)), back, atol=1e-6),
+        microseconds=60,
+        static=False,
+    ),
+    "metadata": Row(
+        modality=Metadata(
+            schema={"value": Bins(num=100), "ink": Bins(num=4, low=0, high=8), "odd": Bins(num=2)}
+        ),
+        values=({}, {"odd": 1, "value": 0}, {"value": 63, "ink": 7.0, "odd": 1}),
+        bad=(7, {"valve": 1}, {"value": 100}, {"ink": 8.1}, {"odd": 0.5}, {"ink": math.nan}),
+        same=lambda raw, back: raw == back,
+        microseconds=60,
+        static=False,
+    ),
 }
 
 
@@ -139,7 +159,8 @@ def test_every_id_decodes(row):
     spec = row.modality.spec("name")
     for value in range(spec.vocab_size):
         piece = row.modality.encode(row.values[0])
-        assert isinstance(row.modality.decode(piece._replace(ids_L=np.array([value]))), str)
+        decoded = row.modality.decode(piece._replace(ids_L=np.array([value])))
+        assert isinstance(decoded, type(row.modality.decode(piece)))
 
 
 def test_absent_is_none(row):

@@ -1,0 +1,290 @@
+"""Boxes and metadata as sequences of whole numbers, as in 4M-21 (Bachmann et al. 2024).
+
+Local ids of both: the end token, the sentinels of masked spans, then what is said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmjax.modalities.modality import Modality
+from mmjax.typing import NUM_AXES, Piece, TokenSpec
+
+__all__ = ["Bins", "Boxes", "Metadata"]
+
+END = 0
+SIDES = 4  # x0, y0, x1, y1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Boxes(Modality):
+    """Boxes x0, y0, x1, y1 in 0..1, four tokens each, nearest to the origin first.
+
+    Each of the four has its own `bins` ids: round(x * (bins - 1)). Order is by the distance of the
+    corner (x0, y0) from (0, 0). Boxes beyond `max_boxes` are cut whole, and their tokens counted.
+
+    Fields:
+      max_boxes: largest number. bins: places of a coordinate.
+      num_sentinels: ids for masked spans; more than the runs of a masked sequence.
+    """
+
+    max_boxes: int = 20
+    bins: int = 1000
+    num_sentinels: int = 16
+
+    def __post_init__(self):
+        if self.max_boxes < 1:
+            raise ValueError(f"Boxes: max_boxes={self.max_boxes} must be 1 or more.")
+        if self.bins < 2:
+            raise ValueError(f"Boxes: bins={self.bins} cannot tell 0 from 1; use 2 or more.")
+
+    def spec(self, name: str) -> TokenSpec:
+        """One sequence stream: four tokens a box and an end token."""
+        return _spec(name, SIDES * self.bins, SIDES * self.max_boxes + 1, self.num_sentinels)
+
+    def encode(self, value: Any) -> Piece | None:
+        """Ids int32 (4 boxes + 1,), the end id last; position (p, p, p). No box is the end alone.
+
+        Args:
+          value: numbers (boxes, 4); None = absent.
+
+        Raises ValueError for other shapes, NaN, and corners out of order or outside 0..1.
+        """
+        if value is None:
+            return None
+        boxes = _checked_boxes(value)
+        distance = np.hypot(boxes[:, 0], boxes[:, 1])
+        chosen = boxes[np.argsort(distance, kind="stable")[: self.max_boxes]]
+        places = np.round(chosen * (self.bins - 1)).astype(np.int32)
+        ids = places + self.bins * np.arange(SIDES, dtype=np.int32) + 1 + self.num_sentinels
+        return _piece(ids.reshape(-1), num_cut=SIDES * (len(boxes) - len(chosen)))
+
+    def decode(self, piece: Piece) -> np.ndarray:
+        """Float32 (boxes, 4); what is no box (sides missing or out of order) is left out."""
+        boxes: list[list[int]] = []
+        box: list[int] = []
+        for said in _said(piece, "Boxes") - 1 - self.num_sentinels:
+            side, place = divmod(int(said), self.bins)
+            if side != len(box):
+                box = []
+            if side == len(box):
+                box.append(place)
+            if len(box) == SIDES:
+                if box[0] <= box[2] and box[1] <= box[3]:
+                    boxes.append(box)
+                box = []
+        return np.array(boxes, np.float32).reshape(-1, SIDES) / np.float32(self.bins - 1)
+
+    def read(self, item: str) -> Any:
+        """A list of boxes, from a JSON file or from JSON text such as `[[0, 0, 0.5, 1]]`.
+
+        Raises ValueError when it is neither.
+        """
+        return _read("Boxes", item)
+
+    def write(self, value: np.ndarray, stem: str | Path) -> Path:
+        """A JSON file: a list of boxes."""
+        return _write([[round(float(x), 4) for x in box] for box in value], stem)
+
+
+def _checked_boxes(value: Any) -> np.ndarray:
+    """Float32 (boxes, 4) in 0..1; ValueError when they are none."""
+    try:
+        boxes = np.asarray(value, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Boxes: {value!r} is no array of numbers; give (boxes, 4).") from error
+    if boxes.size == 0:
+        return np.zeros((0, SIDES), np.float32)
+    if boxes.ndim != 2 or boxes.shape[1] != SIDES:
+        raise ValueError(f"Boxes: an array of shape {boxes.shape}; give (boxes, 4).")
+    if not ((boxes >= 0) & (boxes <= 1)).all():  # NaN is neither
+        raise ValueError(
+            "Boxes: a coordinate is NaN or outside 0..1; divide by the width and the height, or"
+            " repair this example."
+        )
+    if (boxes[:, :2] > boxes[:, 2:]).any():
+        raise ValueError("Boxes: x1 < x0 or y1 < y0; give x0, y0, x1, y1 of each box.")
+    return boxes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bins:
+    """How a number becomes one of `num` ids.
+
+    Fields:
+      num: number of ids.
+      low, high: range cut into equal bins, decoded to their middle; both None = the number is
+        whole, 0..num - 1, and is its own id.
+    """
+
+    num: int
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self):
+        if self.num < 1:
+            raise ValueError(f"Bins: num={self.num} must be 1 or more.")
+        if (self.low is None) != (self.high is None):
+            raise ValueError(f"Bins: low={self.low}, high={self.high}; give both or neither.")
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ValueError(f"Bins: low={self.low} must be below high={self.high}.")
+
+    def bin(self, value: Any) -> int | None:
+        """The id of a number; None when it has none."""
+        if isinstance(value, str) or not np.isscalar(value) or not math.isfinite(value):  # type: ignore[arg-type]
+            return None
+        number = float(value)  # type: ignore[arg-type]
+        if self.low is None or self.high is None:
+            return int(number) if number.is_integer() and 0 <= number < self.num else None
+        if not self.low <= number <= self.high:
+            return None
+        return min(int((number - self.low) / (self.high - self.low) * self.num), self.num - 1)
+
+    def middle(self, place: int) -> int | float:
+        """The number that an id stands for."""
+        if self.low is None or self.high is None:
+            return place
+        return self.low + (place + 0.5) * (self.high - self.low) / self.num
+
+    @property
+    def rule(self) -> str:
+        """What numbers have an id, in words."""
+        if self.low is None:
+            return f"a whole number in 0..{self.num - 1}"
+        return f"a number in {self.low:g}..{self.high:g}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metadata(Modality):
+    """Named numbers, two tokens each (the name, the value), in the order of the schema.
+
+    An example may lack some of the names.
+
+    Fields:
+      schema: name -> how its number becomes an id.
+      num_sentinels: ids for masked spans; more than the runs of a masked sequence.
+    """
+
+    schema: dict[str, Bins] = dataclasses.field(default_factory=dict)
+    num_sentinels: int = 16
+
+    def __post_init__(self):
+        if not self.schema:
+            raise ValueError("Metadata: schema={} says nothing; name at least one number.")
+
+    def spec(self, name: str) -> TokenSpec:
+        """One sequence stream: ids for the names, then for the values of each name."""
+        said = len(self.schema) + sum(bins.num for bins in self.schema.values())
+        return _spec(name, said, 2 * len(self.schema) + 1, self.num_sentinels)
+
+    def encode(self, value: Mapping[str, Any] | None) -> Piece | None:
+        """Ids int32 (2 names + 1,), the end id last; position (p, p, p). {} is the end alone.
+
+        Raises ValueError for what is no dict, for unknown names, and for numbers without an id.
+        """
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise ValueError(f"Metadata: {value!r} is no dict; give {{name: number}}.")
+        for key in value:
+            if key not in self.schema:
+                raise ValueError(
+                    f"Metadata: {key!r} is not in the schema; give some of"
+                    f" {', '.join(self.schema)}."
+                )
+        ids: list[int] = []
+        for number, (key, start) in enumerate(self._starts.items()):
+            if key not in value:
+                continue
+            place = self.schema[key].bin(value[key])
+            if place is None:
+                rule = self.schema[key].rule
+                raise ValueError(f"Metadata: {key}={value[key]!r} is out of range; give {rule}.")
+            ids += [number, start + place]
+        return _piece(np.array(ids, np.int32) + 1 + self.num_sentinels)
+
+    def decode(self, piece: Piece) -> dict[str, int | float]:
+        """{name: number}; names without a value of their own, and repeats, are left out."""
+        found: dict[str, int | float] = {}
+        keys, last = list(self.schema), -1
+        for said in (_said(piece, "Metadata") - 1 - self.num_sentinels).tolist():
+            if 0 <= last < len(keys):
+                key = keys[last]
+                place = said - self._starts[key]
+                if 0 <= place < self.schema[key].num:
+                    found.setdefault(key, self.schema[key].middle(place))
+            last = said
+        return found
+
+    def read(self, item: str) -> Any:
+        """{name: number}, from a JSON file or from JSON text such as `{"value": 63}`.
+
+        Raises ValueError when it is neither.
+        """
+        return _read("Metadata", item)
+
+    def write(self, value: Mapping[str, Any], stem: str | Path) -> Path:
+        """A JSON file: {name: number}."""
+        return _write(dict(value), stem)
+
+    @functools.cached_property
+    def _starts(self) -> dict[str, int]:
+        """The first id of the values of each name, counted from the first name."""
+        starts, start = {}, len(self.schema)
+        for key, bins in self.schema.items():
+            starts[key] = start
+            start += bins.num
+        return starts
+
+
+def _spec(name: str, said: int, max_tokens: int, num_sentinels: int) -> TokenSpec:
+    return TokenSpec(
+        name=name,
+        kind="sequence",
+        max_tokens=max_tokens,
+        vocab_size=1 + num_sentinels + said,
+        first_sentinel=1 if num_sentinels else -1,
+        num_sentinels=num_sentinels,
+        end_id=END,
+    )
+
+
+def _piece(ids: np.ndarray, num_cut: int = 0) -> Piece:
+    length = len(ids) + 1
+    ids_L = np.full(length, END, np.int32)
+    ids_L[:-1] = ids
+    position_LA = np.arange(length, dtype=np.float32).repeat(NUM_AXES).reshape(length, NUM_AXES)
+    return Piece(position_LA, ids_L=ids_L, num_cut=num_cut)
+
+
+def _said(piece: Piece, who: str) -> np.ndarray:
+    """The ids before the end token."""
+    if piece.ids_L is None:
+        raise ValueError(f"{who}: decode needs ids; this piece holds values of another modality.")
+    ids_L = np.asarray(piece.ids_L, np.int64)
+    ends = np.flatnonzero(ids_L == END)
+    return ids_L[: ends[0]] if len(ends) else ids_L
+
+
+def _read(who: str, item: str) -> Any:
+    try:
+        inline = item.lstrip().startswith(("[", "{"))
+        return json.loads(item if inline else Path(item).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{who}: {item!r} cannot be read: {error}; give a JSON file, or JSON text."
+        ) from error
+
+
+def _write(value: Any, stem: str | Path) -> Path:
+    path = Path(f"{stem}.json")
+    path.write_text(json.dumps(value) + "\n", encoding="utf-8")
+    return path
