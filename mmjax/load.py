@@ -66,6 +66,7 @@ def load(path: str, *, code: str | None = None, split: str = "", devices=None) -
         extra=found["extra"],
         step=step,
         split=split or experiment.data.eval_split,
+        folder=folder,
     )
 
 

@@ -245,6 +245,7 @@ class _Loop:
         view = View(
             program=self.program, params=self.state.params, model_state=self.state.model_state,
             extra=self.state.extra, step=step, split=self.experiment.data.eval_split,
+            folder=self.folder,
         )  # fmt: skip
         found = self.experiment.evaluators[name].run(view)
         rundir.write_scores(self.folder, name, step, found, self.main)

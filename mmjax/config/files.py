@@ -37,7 +37,7 @@ SEAM_PACKAGES = (
     "parallel",
     "evaluate",
 )
-SEAM_MODULES = ("experiment", "checkpoint", "metrics")
+SEAM_MODULES = ("experiment", "checkpoint", "metrics", "generate.plan")
 PREFIX = "mmjax_config_"  # of the modules made from config files
 
 

@@ -5,10 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 from mmjax.evaluate.evaluator import Evaluator
+from mmjax.evaluate.generation import Generation
+from mmjax.evaluate.judges import (
+    BoxIoU,
+    DigitReader,
+    Judge,
+    MaskIoU,
+    SameMetadata,
+    SpeechReader,
+    Words,
+)
 from mmjax.evaluate.losses import Losses
 from mmjax.evaluate.retrieval import Retrieval, ZeroShot
 
-__all__ = ["Evaluator", "Losses", "Retrieval", "ZeroShot", "embed", "evaluate"]
+__all__ = [
+    "BoxIoU",
+    "DigitReader",
+    "Evaluator",
+    "Generation",
+    "Judge",
+    "Losses",
+    "MaskIoU",
+    "Retrieval",
+    "SameMetadata",
+    "SpeechReader",
+    "Words",
+    "ZeroShot",
+    "embed",
+    "evaluate",
+]
 
 
 def evaluate(path: str, *, split: str | None = None, code: str | None = None) -> dict[str, Any]:

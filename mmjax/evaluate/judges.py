@@ -25,9 +25,13 @@ Score = Callable[[Sequence[Any], Sequence[Example]], np.ndarray]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Judge:
-    """Base of all judges; `metric` ends the names of metrics."""
+    """Base of all judges.
+
+    `metric` ends the names of metrics. `chance` is the score of a guess; None = to be measured.
+    """
 
     metric: ClassVar[str]
+    chance: ClassVar[float | None] = None
 
     def ready(self, source: Source, modality: Modality) -> Score:
         """Learns from the source; gives (answers, examples) -> scores [N] in 0..1.
@@ -47,6 +51,7 @@ class DigitReader(Judge):
     """
 
     metric: ClassVar[str] = "read"
+    chance: ClassVar[float | None] = 0.01  # of 100 numbers
     neighbours: int = 5
     examples: int = 2000
 
@@ -94,6 +99,7 @@ class SpeechReader(Judge):
     """
 
     metric: ClassVar[str] = "recognised"
+    chance: ClassVar[float | None] = 0.01  # of 100 numbers
     split: str = "val"  # of all numbers, which train does not hold
     size: tuple[int, int] = (20, 20)
     quiet: float = -35.0
@@ -145,6 +151,7 @@ class Words(Judge):
     """
 
     metric: ClassVar[str] = "exact"
+    chance: ClassVar[float | None] = 0.01  # of 100 numbers
 
     def ready(self, source, modality):
         known = {

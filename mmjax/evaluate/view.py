@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from mmjax import metrics
 from mmjax import step as step_lib
@@ -24,7 +25,8 @@ from mmjax.typing import PyTree
 class View:
     """Parameters on a mesh, with the way from raw values to embeddings and losses.
 
-    `split` is the split under evaluation, `source` the one of the first task.
+    `split` is the split under evaluation, `source` the one of the first task, `folder` the workdir
+    (None = there is none).
     """
 
     program: Program
@@ -33,6 +35,7 @@ class View:
     extra: PyTree
     step: int
     split: str
+    folder: epath.Path | None = None
 
     @property
     def source(self) -> Source:

@@ -1,0 +1,230 @@
+"""Generation from every modality to every other, judged by judges that know only real data."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmjax.evaluate import judges as judges_lib
+from mmjax.evaluate import samples as samples_lib
+from mmjax.evaluate.evaluator import Evaluator
+from mmjax.evaluate.judges import Judge
+from mmjax.generate import Decoding
+from mmjax.modalities.modality import Example, Modality
+
+__all__ = ["Generation"]
+
+SHIFTS = (1, 7, 23, 41)  # of the answers that another example gets, for the level of chance
+NUMBERS_JUDGES = {
+    "text": judges_lib.Words(),
+    "image": judges_lib.DigitReader(),
+    "audio": judges_lib.SpeechReader(),
+    "mask": judges_lib.MaskIoU(),
+    "boxes": judges_lib.BoxIoU(),
+    "metadata": judges_lib.SameMetadata(),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation(Evaluator):
+    """Scores of what is generated, for every pair of a given and a wanted modality.
+
+    Modalities go by the field of their raw value; given is its continuous stream where there is
+    one, wanted its codes. Metrics: `<given>_to_<wanted>_<metric of the judge>`, with `_<slice>`
+    for the examples' slices. In place of a given modality also: `real`, the judge's score of the
+    real values; `codes`, of the real values encoded and decoded; `trivial`, of the best answer to
+    no question (the mean, the most frequent). A view with a folder gets samples in
+    `samples/<step>/`.
+
+    Fields:
+      judges: by wanted modality, which are also the given ones.
+      cells: `<given>_to_<wanted>` that are tried; empty = all pairs.
+      num_examples: the first of the split, by cell; "*" is all others.
+      splits: of cells in which a modality is given, where `{split}` stands for the evaluated one.
+      decodings: by wanted modality; others are decoded greedily in one step.
+      through: `<given>_to_<wanted>` -> modalities that are generated first and join the given one.
+      num_samples: written for each cell.
+    """
+
+    judges: dict[str, Judge] = dataclasses.field(default_factory=lambda: dict(NUMBERS_JUDGES))
+    cells: tuple[str, ...] = ()
+    num_examples: dict[str, int] = dataclasses.field(default_factory=lambda: {"*": 100})
+    splits: dict[str, str] = dataclasses.field(
+        default_factory=lambda: {"audio": "{split}_new_voice"}
+    )
+    decodings: dict[str, Decoding] = dataclasses.field(default_factory=dict)
+    through: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    num_samples: int = 4
+
+    def __post_init__(self):
+        known = [f"{a}_to_{b}" for a, b in itertools.permutations(self.judges, 2)]
+        asked = {"cells": self.cells, "num_examples": self.num_examples, "through": self.through}
+        for field, names in asked.items():
+            for name in names:
+                if name not in known and not (field == "num_examples" and name == "*"):
+                    raise ValueError(
+                        f"Generation: {field} names {name!r}, which is no pair of two modalities"
+                        f" with judges; such as {known[:2]}."
+                    )
+        for name, count in self.num_examples.items():
+            if count < 1:
+                raise ValueError(f"Generation: num_examples={count} of {name!r} must be 1 or more.")
+
+    def run(self, view):
+        metrics: dict[str, float] = {}
+        writer = _writer(view) if self.num_samples else None
+        pairs = [
+            (a, b)
+            for a, b in itertools.permutations(self.judges, 2)
+            if not self.cells or f"{a}_to_{b}" in self.cells
+        ]
+        scores = {b: self._score(view, b) for b in dict.fromkeys(b for _, b in pairs)}
+        for wanted, score in scores.items():
+            self._anchors(view, wanted, score, metrics)
+        for given, wanted in pairs:
+            examples = self._examples(view, given, wanted)
+            answers = self._generate(view, given, wanted, examples)
+            found = scores[wanted](answers, examples)
+            _report(metrics, f"{given}_to_{wanted}_{self.judges[wanted].metric}", examples, found)
+            for i in spread(examples, self.num_samples) if writer else ():
+                _add(writer, view, given, wanted, examples[i], answers[i], found[i])
+        if writer:
+            writer.close()
+        return metrics
+
+    def chance(self, view):
+        """Score of the real value of another example."""
+        levels = {}
+        for wanted, judge in self.judges.items():
+            examples = self._examples(view, "", wanted)
+            values = [view.value(raw_stream(view, wanted), e) for e in examples]
+            score = self._score(view, wanted)
+            levels[f"{wanted}_{judge.metric}"] = judge.chance or float(
+                np.mean([score(values[s:] + values[:s], examples).mean() for s in SHIFTS])
+            )
+        return levels
+
+    def _score(self, view, wanted: str) -> judges_lib.Score:
+        modality = view.program.experiment.modalities[raw_stream(view, wanted)]
+        return self.judges[wanted].ready(view.source, modality)
+
+    def _examples(self, view, given: str, wanted: str) -> list[Example]:
+        """The first of the split that hold both."""
+        count = self.num_examples.get(f"{given}_to_{wanted}", self.num_examples.get("*", 100))
+        split = self.splits.get(given, "{split}").format(split=view.split)
+        streams = [raw_stream(view, name) for name in (given, wanted) if name]
+        found = view.examples(split, count)
+        return [e for e in found if all(view.has(s, e) for s in streams)]
+
+    def _generate(self, view, given: str, wanted: str, examples: list[Example]) -> list[Any]:
+        from mmjax import generate
+
+        stream, modalities = raw_stream(view, given), view.program.experiment.modalities
+        pieces = [{stream: modalities[stream].encode(view.value(stream, e))} for e in examples]
+        names = (*self.through.get(f"{given}_to_{wanted}", ()), wanted)
+        plan = tuple(
+            dataclasses.replace(
+                self.decodings.get(n, Decoding(stream="")), stream=code_stream(view, n)
+            )
+            for n in names
+        )
+        made = generate.sample(view, pieces, plan, tuple(range(len(examples))))
+        last = plan[-1].stream
+        return [modalities[last].decode(sample[last]) for sample in made]
+
+    def _anchors(self, view, wanted: str, score: judges_lib.Score, metrics) -> None:
+        """What the real values, their codes, and one trivial answer score."""
+        end = f"{wanted}_{self.judges[wanted].metric}"
+        stream, coded = raw_stream(view, wanted), code_stream(view, wanted)
+        modalities = view.program.experiment.modalities
+        examples = self._examples(view, wanted, "")
+        values = [view.value(stream, e) for e in examples]
+        back = [_there_and_back(modalities[coded], v) for v in values]
+        answer = trivial([_there_and_back(modalities[stream], v) for v in values])
+        for name, answers in {
+            "real": values, "codes": back, "trivial": [answer] * len(values)
+        }.items():  # fmt: skip
+            _report(metrics, f"{name}_to_{end}", examples, score(answers, examples), slices=False)
+
+
+def raw_stream(view, name: str) -> str:
+    """The stream that is given for a modality, named by its raw field: a continuous one first."""
+    return _stream(view, name, lambda spec: spec.vocab_size == 0)
+
+
+def code_stream(view, name: str) -> str:
+    """The stream that is generated for a modality, named by its raw field: one of ids."""
+    return _stream(view, name, lambda spec: spec.vocab_size > 0)
+
+
+def _writer(view) -> samples_lib.Writer | None:
+    import jax
+
+    if view.folder is None or jax.process_index():
+        return None
+    return samples_lib.Writer(view.folder / "samples" / str(view.step))
+
+
+def _add(writer, view, given: str, wanted: str, example, answer, score) -> None:
+    modalities = view.program.experiment.modalities
+    asked, said = raw_stream(view, given), modalities[raw_stream(view, wanted)]
+    writer.add(
+        {given: (modalities[asked], view.value(asked, example))},
+        {wanted: (said, answer)},
+        score={wanted: round(float(score), 4)},
+        note=", ".join(example.get("slices", ())),
+    )
+
+
+def _stream(view, name: str, fits: Callable[[Any], bool]) -> str:
+    modalities: Mapping[str, Modality] = view.program.experiment.modalities
+    streams = [s for s, m in modalities.items() if name == (m.field or s)]
+    if not streams:
+        fields = dict.fromkeys(m.field or s for s, m in modalities.items())
+        raise ValueError(
+            f"Generation: modality {name!r} is not in the model; there are {', '.join(fields)}."
+        )
+    return next((s for s in streams if fits(modalities[s].spec(s))), streams[0])
+
+
+def spread(examples: Sequence[Example], count: int) -> list[int]:
+    """Places of at most `count` examples: at equal distances, as many from each kind of slice."""
+    slices = [tuple(e.get("slices", ())) for e in examples]
+    kinds = list(dict.fromkeys(slices))
+    each, chosen = -(-count // max(len(kinds), 1)), []
+    for kind in kinds:
+        places = [i for i, s in enumerate(slices) if s == kind]
+        step = max(len(places) // each, 1)
+        chosen += places[step // 2 :: step][:each]
+    return sorted(chosen)[:count]
+
+
+def trivial(values: Sequence[Any]) -> Any:
+    """One answer for all: the mean of arrays, the most frequent text, or number by name."""
+    if isinstance(values[0], str):
+        return collections.Counter(values).most_common(1)[0][0]
+    if isinstance(values[0], Mapping):
+        keys = dict.fromkeys(k for v in values for k in v)
+        return {
+            k: collections.Counter(v[k] for v in values if k in v).most_common(1)[0][0]
+            for k in keys
+        }
+    return np.mean(np.stack([np.asarray(v, np.float32) for v in values]), axis=0)
+
+
+def _there_and_back(modality: Modality, value: Any) -> Any:
+    piece = modality.encode(value)
+    assert piece is not None
+    return modality.decode(piece)
+
+
+def _report(metrics, name: str, examples, scores: np.ndarray, slices: bool = True) -> None:
+    metrics[name] = float(scores.mean())
+    for part in sorted({s for e in examples for s in e.get("slices", ())}) if slices else ():
+        chosen = np.array([part in e.get("slices", ()) for e in examples])
+        metrics[f"{name}_{part}"] = float(scores[chosen].mean())
