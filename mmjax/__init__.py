@@ -1,7 +1,7 @@
 """mmjax: tokenize every modality, train one transformer on all of them.
 
 `import mmjax` imports nothing else; a public name is imported when it is first used. `train`,
-`evaluate`, `generate` and `load` are modules that can be called: `mmjax.train(...)` is
+`evaluate`, `generate`, `load` and `report` are modules that can be called: `mmjax.train(...)` is
 `mmjax.train.train(...)`.
 """
 
@@ -25,11 +25,12 @@ __all__ = [
     "evaluate",
     "generate",
     "load",
+    "report",
     "train",
 ]
 
 if TYPE_CHECKING:  # for editors and type checkers
-    from mmjax import checkpoint, config, evaluate, generate, load, train
+    from mmjax import checkpoint, config, evaluate, generate, load, report, train
     from mmjax.config import ConfigError
     from mmjax.data.task import Task
     from mmjax.evaluate import embed
@@ -41,7 +42,7 @@ _HOME = {  # public name -> module that defines it; the others are modules
     "Task": "mmjax.data.task",
     "embed": "mmjax.evaluate",
 }
-_VERBS = ("evaluate", "generate", "load", "train")
+_VERBS = ("evaluate", "generate", "load", "report", "train")
 
 
 class _Verb(types.ModuleType):

@@ -191,6 +191,12 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     _add_generate_options(generate)
     info = verb("info", "PATH [--verify] [--json]", "What a run or a checkpoint is.")
     info.add_argument("--verify", action="store_true", help="read every byte and check its hash")
+    report = verb(
+        "report",
+        "WORKDIR [--json]",
+        "Writes WORKDIR/report.html, one self-contained page of a run.",
+    )
+    report.add_argument("path", metavar="WORKDIR", help="folder of the run")
     for parser in (embed, generate):
         parser.add_argument(
             "--given",
@@ -204,7 +210,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         parser.add_argument("path", metavar="PATH", help=PATH_HELP)
     for parser in (evaluate, embed, generate):
         parser.add_argument("--code", metavar="FILE", help=CODE_HELP)
-    for parser in (doctor, listing, evaluate, info):
+    for parser in (doctor, listing, evaluate, info, report):
         parser.add_argument("--json", action="store_true", help="print JSON")
     return made
 
@@ -392,6 +398,15 @@ def _info(args: list[str]) -> None:
         raise lifecycle.CheckFailed(f"{options.path}: damaged files in checkpoint(s) {steps}.")
 
 
+def _report_run(args: list[str]) -> None:
+    """One self-contained page of a run: samples, scores, curves, time."""
+    options = parsers()["report"].parse_args(args)
+    from mmjax import report
+
+    found = report.report(options.path)
+    print(_json(found) if options.json else "\n".join([*found["summary"], "", found["path"]]))
+
+
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "doctor": _doctor,
     "list": _list,
@@ -400,6 +415,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "embed": _embed,
     "generate": _generate,
     "info": _info,
+    "report": _report_run,
 }
 COMPUTING = ("train", "eval", "embed", "generate")
 

@@ -27,6 +27,7 @@ OPTIONS = {
         *("--temperature", "--want", "PATH"),
     ],
     "info": ["--json", "--verify", "PATH"],
+    "report": ["--json", "WORKDIR"],
 }
 
 

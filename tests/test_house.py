@@ -27,7 +27,10 @@ PARTS = STATE | DATA | {"data", "checkpoint", "metrics"}
 RUN = PARTS | {"", "config", "experiment", "program", "rundir", "load", "transfer", "evaluate"}
 ALLOWED = {
     # For type checkers only; a test below holds that `import mmjax` imports nothing.
-    "": {"checkpoint", "config", "data", "evaluate", "experiment", "generate", "load", "train"},
+    "": {
+        *("checkpoint", "config", "data", "evaluate", "experiment"),
+        *("generate", "load", "report", "train"),
+    },
     "typing": set(),
     "config": {""},  # only to find the folder of the package
     "lifecycle": set(),
@@ -51,9 +54,10 @@ ALLOWED = {
     "generate": RUN,
     "train": RUN,
     "testing": RUN,
+    "report": RUN,
     "doctor": {""},
     "listing": {"config"},
-    "cli": RUN | {"doctor", "listing", "train", "generate"},
+    "cli": RUN | {"doctor", "listing", "train", "generate", "report"},
     "__main__": {"cli"},
 }
 OUTSIDE = {  # package -> the only modules of mmjax that may import it
@@ -279,6 +283,7 @@ def test_verbs_are_called_as_modules_and_as_functions():
         "from mmjax.load import load as function; assert function is load.load;"
         "assert callable(mmjax.train) and callable(mmjax.evaluate) and callable(mmjax.embed);"
         "assert callable(mmjax.generate) and mmjax.generate.generate;"
+        "assert callable(mmjax.report) and mmjax.report.report;"
         "assert mmjax.train.train and mmjax.evaluate.evaluate;"
         "assert not callable(mmjax.config)"
     )

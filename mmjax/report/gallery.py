@@ -1,0 +1,147 @@
+"""Given and generated samples: pictures, players, texts, boxes, named numbers."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import struct
+import wave
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+MEDIA = {  # suffix -> type of a data address
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".gif": "image/gif",
+    ".webp": "image/webp",
+    ".wav": "audio/wav",
+    ".mp3": "audio/mpeg",
+    ".flac": "audio/flac",
+    ".ogg": "audio/ogg",
+}
+BARS = 64  # of the picture of a sound
+OPEN = 6  # pairs that are not folded away
+
+
+def gallery(entries: Sequence[dict[str, Any]]) -> str:
+    """Cards by pair of modalities: what was given, and what came of it; many pairs are folded."""
+    cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry in entries:
+        pair = (" + ".join(entry["given"]) or "nothing", " + ".join(entry["wanted"]))
+        cells.setdefault(pair, []).append(entry)
+    shape = next((s for e in entries if (s := picture_shape(e)) is not None), (1, 1))
+    blocks = []
+    for (given, wanted), some in cells.items():
+        cards = "".join(_card(e, picture_shape(e) or shape) for e in some)
+        blocks.append(
+            f'<section class="cell"><h3>{html.escape(given)} <span aria-label="to">&rarr;</span>'
+            f' {html.escape(wanted)}</h3><div class="cards">{cards}</div></section>'
+        )
+    first, more = "".join(blocks[:OPEN]), blocks[OPEN:]
+    if more:
+        count = f"{len(more)} more pair{'s' if len(more) > 1 else ''}"
+        first += f"<details><summary>{count}</summary>{''.join(more)}</details>"
+    return f'<div class="gallery">{first}</div>'
+
+
+def _card(entry: dict[str, Any], shape: tuple[int, int]) -> str:
+    given = "".join(show(name, v, shape) for name, v in entry["given"].items())
+    wanted = "".join(show(name, v, shape) for name, v in entry["wanted"].items())
+    foot = [_mark(v) for v in entry.get("score", {}).values() if isinstance(v, (int, float))]
+    foot += [html.escape(str(entry["note"]))] if entry.get("note") else []
+    return (
+        f'<article class="sample card"><div class="given">{given}</div>'
+        f'<div class="arrow" aria-hidden="true">&darr;</div><div class="wanted">{wanted}</div>'
+        f"<footer>{' &middot; '.join(foot)}</footer></article>"
+    )
+
+
+def _mark(score: float) -> str:
+    if score in (0, 1):
+        kind, sign, word = ("good", "&#10003;", "right") if score else ("bad", "&#10007;", "wrong")
+        return f'<span class="{kind}">{sign} {word}</span>'
+    return f"<span>score {score:.2f}</span>"
+
+
+def show(name: str, value: Any, shape: tuple[int, int]) -> str:
+    """A value as HTML: a file by its suffix, or a text. `shape`: (height, width) under boxes."""
+    if isinstance(value, str):
+        return f'<p class="said">{html.escape(value) or "<i>nothing</i>"}</p>'
+    suffix, label = value.suffix.lower(), html.escape(f"{name}: {value.name}")
+    if suffix == ".txt":
+        return show(name, value.read_text(), shape)
+    if suffix == ".json":
+        return _json(name, json.loads(value.read_text()), shape)
+    if suffix not in MEDIA:
+        return f'<p class="said">{html.escape(value.name)}</p>'
+    content = value.read_bytes()
+    address = f"data:{MEDIA[suffix]};base64,{base64.b64encode(content).decode()}"
+    if MEDIA[suffix].startswith("image/"):
+        return f'<img src="{address}" alt="{label}">'
+    picture = waveform(content) if suffix == ".wav" else ""
+    return (
+        f'{picture}<audio controls preload="metadata" src="{address}" aria-label="{label}"></audio>'
+    )
+
+
+def _json(name: str, value: Any, shape: tuple[int, int]) -> str:
+    if isinstance(value, dict):
+        rows = "".join(
+            f'<tr><th scope="row">{html.escape(str(k))}</th><td>{html.escape(_plain(v))}</td></tr>'
+            for k, v in value.items()
+        )
+        return f'<table class="named">{rows}</table>' if rows else show(name, "", shape)
+    if isinstance(value, list) and all(isinstance(b, list) and len(b) == 4 for b in value):
+        return boxes(name, value, shape)
+    return show(name, _plain(value), shape)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def boxes(name: str, found: Sequence[Sequence[float]], shape: tuple[int, int]) -> str:
+    """Boxes x0, y0, x1, y1 in 0..1 on an empty picture of that shape."""
+    height, width = shape
+    inside = "".join(
+        f'<rect class="c{i % 8}" x="{x0 * width:.2f}" y="{y0 * height:.2f}"'
+        f' width="{(x1 - x0) * width:.2f}" height="{(y1 - y0) * height:.2f}"/>'
+        for i, (x0, y0, x1, y1) in enumerate(found)
+    )
+    return (
+        f'<svg class="boxes" viewBox="0 0 {width} {height}" role="img"'
+        f' aria-label="{html.escape(name)}: {len(found)} boxes">{inside}</svg>'
+    )
+
+
+def waveform(content: bytes) -> str:
+    """The loudness of a 16-bit WAV file over time, as bars; empty for other files."""
+    try:
+        with wave.open(io.BytesIO(content)) as file:
+            if file.getsampwidth() != 2:
+                return ""
+            samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    except (wave.Error, EOFError):
+        return ""
+    parts = np.array_split(np.abs(samples.astype(np.float32)), BARS)
+    peaks = np.array([part.max(initial=0) for part in parts])
+    tall = np.maximum(peaks / max(peaks.max(), 1) * 15, 0.5)
+    path = "".join(f"M{2 * i + 1} {16 - t:.1f}v{2 * t:.1f}" for i, t in enumerate(tall))
+    return (
+        f'<svg class="wave" viewBox="0 0 {2 * BARS} 32" preserveAspectRatio="none"'
+        f' aria-hidden="true"><path d="{path}"/></svg>'
+    )
+
+
+def picture_shape(entry: dict[str, Any]) -> tuple[int, int] | None:
+    """(height, width) of the first PNG of a sample."""
+    for value in (*entry["given"].values(), *entry["wanted"].values()):
+        if not isinstance(value, str) and value.suffix.lower() == ".png":
+            width, height = struct.unpack(">II", value.read_bytes()[16:24])
+            return height, width
+    return None

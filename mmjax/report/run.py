@@ -1,0 +1,209 @@
+"""What a run has written, read without its classes and without building its model."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from mmjax import checkpoint
+from mmjax.evaluate import samples
+
+Row = dict[str, Any]
+Points = list[tuple[float, float]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A workdir as values.
+
+    Fields:
+      config: the tree of `config.json`. info: as of `mmjax info`. rows: of `metrics.jsonl`.
+      scores: of `scores.json`. evals: evaluator (`<name>` or `<name>.<split>`) -> step -> metrics.
+      samples: entries of the newest `samples/<step>/`, files by their paths.
+    """
+
+    folder: epath.Path
+    config: dict[str, Any]
+    info: dict[str, Any]
+    rows: list[Row]
+    scores: dict[str, Any]
+    evals: dict[str, dict[int, dict[str, float]]]
+    samples: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """What the run is called."""
+        return str(self.config.get("name") or self.folder.name)
+
+    @property
+    def last_start(self) -> dict[str, Any]:
+        """The entry of `run.json` of the last start."""
+        starts = self.info.get("run", {}).get("starts") or [{}]
+        return starts[-1]
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """Names of all metrics of the steps, in order of appearance."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def points(self, name: str) -> Points:
+        """(step, value) of a metric where it was logged."""
+        return [(r["step"], r[name]) for r in self.rows if r.get(name) is not None]
+
+    def matching(self, pattern: str) -> Iterator[tuple[re.Match[str], Points]]:
+        """Metrics whose whole name matches, with their points."""
+        for name in self.names:
+            match = re.fullmatch(pattern, name)
+            if match and (points := self.points(name)):
+                yield match, points
+
+    def total(self, pattern: str) -> float:
+        """Sum over all logs of the metrics that match."""
+        return sum(y for _, points in self.matching(pattern) for _, y in points)
+
+    @functools.cached_property
+    def tables(self) -> dict[str, dict[str, float]]:
+        """Evaluator -> metrics of its newest step, on the split that `scores.json` is of."""
+        newest = {name: steps[max(steps)] for name, steps in self.evals.items()}
+        wanted = {m: s.get("value") for m, s in self.scores.items()}
+
+        def agrees(found: dict[str, float]) -> bool:
+            return all(wanted.get(m) == round(v, 4) for m, v in found.items())
+
+        out: dict[str, dict[str, float]] = {}
+        for name, found in newest.items():
+            base = self._evaluator(name)
+            if base not in out or agrees(found):
+                out[base] = found
+        return out
+
+    def _evaluator(self, name: str) -> str:
+        known = self.config.get("evaluators", {})
+        return next((k for k in known if name == k or name.startswith(f"{k}.")), name)
+
+    def chance(self, metric: str) -> float | None:
+        """Level of chance of a score."""
+        return self.scores.get(metric, {}).get("chance")
+
+    @functools.cached_property
+    def seconds(self) -> dict[str, float]:
+        """Where the time of the last start went; empty for a run that has not ended."""
+        spent = self.last_start.get("seconds")
+        if not spent:
+            return {}
+        began = datetime.datetime.fromisoformat(self.last_start["time"]).timestamp()
+        training, waiting, before = 0.0, 0.0, None
+        for row in self.rows:
+            speed = row.get("throughput/steps_per_second")
+            if row.get("time", 0) < began or not speed:
+                continue
+            first = row["step"] - (self._interval if before is None else row["step"] - before)
+            elapsed = (row["step"] - first) / speed
+            training, before = training + elapsed, row["step"]
+            waiting += elapsed * row.get("data/wait_fraction", 0.0)
+        compiling = spent.get("compile", 0.0)
+        training -= spent.get("evaluate", 0.0) * self._share_inside
+        return {
+            "compile": compiling,
+            "start": max(spent.get("start", 0.0) - compiling, 0.0),
+            "data wait": waiting,
+            "steps": max(training - waiting - spent.get("save", 0.0), 0.0),
+            "evaluate": spent.get("evaluate", 0.0),
+            "save": spent.get("save", 0.0),
+        }
+
+    @property
+    def _interval(self) -> int:
+        return int(self.config.get("logging", {}).get("log_every", 1))
+
+    @property
+    def _share_inside(self) -> float:
+        """Share of the evaluations that ran between steps."""
+        steps = [r["step"] for r in self.rows if any(n.startswith("eval/") for n in r)]
+        return sum(s < max(steps) for s in steps) / len(steps) if steps else 0.0
+
+
+def read(workdir: str) -> Run:
+    """Everything there is of a run.
+
+    Raises:
+      NoCheckpoint: the folder is not the workdir of a run.
+    """
+    info = checkpoint.info(workdir)
+    folder = epath.Path(info["workdir"])
+    return Run(
+        folder=folder,
+        config=_json(folder / "config.json").get("config", {}),
+        info=info,
+        rows=_rows(folder / "metrics.jsonl"),
+        scores=_json(folder / "scores.json"),
+        evals=_evals(folder / "evals"),
+        samples=_samples(folder / "samples"),
+    )
+
+
+def _json(path: epath.Path) -> dict[str, Any]:
+    """An object; empty when there is none, or only the beginning of one."""
+    with contextlib.suppress(ValueError):
+        if path.exists():
+            found = json.loads(path.read_text())
+            return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _rows(path: epath.Path) -> list[Row]:
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):  # the last line of a run that goes on
+            row = json.loads(line)
+            if isinstance(row, dict) and "step" in row:
+                rows.append(row)
+    return rows
+
+
+def _numbered(folder: epath.Path, suffix: str = "") -> dict[int, epath.Path]:
+    """Children that are named by a step."""
+    children = folder.iterdir() if folder.exists() else ()
+    names = {p: p.name.removesuffix(suffix) for p in children}
+    return {int(n): p for p, n in sorted(names.items()) if n.isdecimal()}
+
+
+def _evals(folder: epath.Path) -> dict[str, dict[int, dict[str, float]]]:
+    found = {}
+    for child in sorted(folder.iterdir()) if folder.exists() else ():
+        steps = {s: _json(p) for s, p in _numbered(child, ".json").items()}
+        steps = {s: _numbers(m) for s, m in steps.items()}
+        if any(steps.values()):
+            found[child.name] = {s: m for s, m in steps.items() if m}
+    return found
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    return {m: v for m, v in metrics.items() if isinstance(v, (int, float))}
+
+
+def _samples(folder: epath.Path) -> list[dict[str, Any]]:
+    """Entries whose values are paths of files in the folder, or texts."""
+    steps = _numbered(folder)
+    if not steps:
+        return []
+    newest = steps[max(steps)]
+
+    def value(said: Any) -> Any:
+        text = str(said)
+        inside = text and "/" not in text and "\\" not in text
+        return newest / text if inside and (newest / text).is_file() else text
+
+    entries = []
+    for entry in _json(newest / samples.FILE).get("entries", ()):
+        sides = {s: {m: value(v) for m, v in entry.get(s, {}).items()} for s in ("given", "wanted")}
+        entries.append(entry | sides)
+    return entries

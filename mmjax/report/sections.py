@@ -1,0 +1,260 @@
+"""The sections of the page: each gives HTML, or nothing when the run has nothing for it."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmjax.report import charts
+from mmjax.report.charts import number
+from mmjax.report.run import Run
+
+ANCHORS = ("real", "codes", "trivial")  # in place of a given modality; shown with the matrix
+OPEN_ROWS = 16  # of a table that is not folded away
+
+
+# ------------------------------------------------------------------------------- curves
+
+
+def curves(run: Run) -> str:
+    """Losses and accuracies by task and stream, speed, and what was evaluated on the way."""
+    loss = {m[1]: p for m, p in run.matching(r"train/([^/]+)/loss")}
+    by_stream = {
+        f"{m[1]}: {m[2]}": p for m, p in run.matching(r"train/([^/]+)/(?!loss)([^/]+)/loss")
+    }
+    right = {
+        f"{m[1]}: {m[2]}".replace("_to_", " to "): p
+        for m, p in run.matching(r"train/([^/]+)/([^/]+)/accuracy")
+    }
+    norm = {m[1]: p for m, p in run.matching(r"train/([^/]+)/grad_norm")}
+    speed = {"steps a second": run.points("throughput/steps_per_second")}
+    groups = {
+        "Loss by task": loss,
+        "Loss by stream": by_stream,
+        "Accuracy in training": right,
+        "Length of the gradient": norm,
+        "Speed": speed if speed["steps a second"] else {},
+    }
+    groups |= dict(_evaluated(run))
+    drawn = "".join(charts.lines(title, series) for title, series in groups.items() if series)
+    return f'<div class="charts">{drawn}</div>' if drawn else ""
+
+
+def _evaluated(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Evaluations at more than one step: the metrics without the slices."""
+    for name, steps in run.evals.items():
+        if len(steps) < 2:
+            continue
+        plain = rows_of(steps[max(steps)])
+        series = {
+            m: [(s, found[m]) for s, found in sorted(steps.items()) if m in found] for m in plain
+        }
+        yield f"Evaluation: {name}", dict(itertools.islice(series.items(), charts.COLOURS))
+
+
+# ------------------------------------------------------------------------------- scores
+
+
+def rows_of(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Metrics as a table: `a_b` is in the column `b` of row `a` where there is a metric `a`."""
+    rows: dict[str, dict[str, float]] = {}
+    for name in sorted(metrics, key=len):
+        base = next((r for r in rows if name.startswith(f"{r}_")), None)
+        rows.setdefault(base or name, {})[name[len(base) + 1 :] if base else ""] = metrics[name]
+    return {n: rows[n] for n in metrics if n in rows}
+
+
+def scores(run: Run) -> str:
+    """A table for each evaluator, with the level of chance."""
+    return "".join(_table(run, name, metrics) for name, metrics in run.tables.items())
+
+
+def _table(run: Run, name: str, metrics: Mapping[str, float]) -> str:
+    rows = {n: r for n, r in rows_of(metrics).items() if n.partition("_to_")[0] not in ANCHORS}
+    columns = list(dict.fromkeys(c for row in rows.values() for c in row))
+    levels = {n: run.chance(n) for n in rows}
+    has_chance = any(v is not None for v in levels.values())
+    head = "".join(
+        f'<th scope="col">{html.escape(c.replace("_", " ") or "all")}</th>' for c in columns
+    )
+    head += '<th scope="col">chance</th>' if has_chance else ""
+    body = []
+    for row, cells in rows.items():
+        shown = "".join(_score(cells.get(c), "R@" in row or has_chance) for c in columns)
+        shown += f'<td class="soft">{number(levels[row])}</td>' if has_chance else ""
+        label = html.escape(row.replace("_", " "))
+        body.append(f'<tr><th scope="row">{label}</th>{shown}</tr>')
+    table = (
+        f'<thead><tr><th scope="col">metric</th>{head}</tr></thead><tbody>{"".join(body)}</tbody>'
+    )
+    if len(rows) <= OPEN_ROWS:
+        caption = f"<caption>{html.escape(name)}</caption>"
+        return f'<div class="scroll card"><table class="scores">{caption}{table}</table></div>'
+    return (
+        f'<details class="scroll card"><summary><b>{html.escape(name)}</b>: {len(rows)} metrics'
+        f'</summary><table class="scores">{table}</table></details>'
+    )
+
+
+def _score(value: float | None, is_share: bool) -> str:
+    if value is None:
+        return "<td></td>"
+    if is_share and 0 <= value <= 1:
+        return f'<td class="share" style="--v:{value:.3f}"><span>{value:.3f}</span></td>'
+    return f"<td>{number(value)}</td>"
+
+
+# ------------------------------------------------------------------------------- matrix
+
+
+def generation(run: Run) -> tuple[dict[str, str], dict[str, float]]:
+    """Wanted modality -> ending of its metrics, and all metrics, of the first such evaluator."""
+    for metrics in run.tables.values():
+        matches = (re.fullmatch(r"real_to_(.+)_([^_]+)", m) for m in metrics)
+        wanted = {m[1]: m[2] for m in matches if m}
+        if wanted:
+            return wanted, dict(metrics)
+    return {}, {}
+
+
+def cells(run: Run) -> dict[tuple[str, str], float]:
+    """(given, wanted) -> score, of the generation from one modality to another."""
+    wanted, metrics = generation(run)
+    given = [m.partition("_to_")[0] for m in metrics]
+    given = [g for g in dict.fromkeys(given) if g not in ANCHORS]
+    found = {(g, w): metrics.get(f"{g}_to_{w}_{end}") for w, end in wanted.items() for g in given}
+    return {pair: value for pair, value in found.items() if value is not None}
+
+
+def matrix(run: Run) -> str:
+    """Generation from every modality to every other, and retrieval, as heat maps."""
+    wanted, metrics = generation(run)
+    out = ""
+    if wanted:
+        found = cells(run)
+        floor = {w: metrics.get(f"trivial_to_{w}_{end}", 0.0) for w, end in wanted.items()}
+
+        def cell(w: str, value: float | None, warm: bool = True):
+            if value is None:
+                return None
+            warmth = (value - floor[w]) / max(1 - floor[w], 1e-9) if warm else 0.0
+            return f"{value:.2f}", min(max(warmth, 0.0), 1.0)
+
+        rows = {
+            g: [cell(w, found.get((g, w))) for w in wanted]
+            for g in dict.fromkeys((*wanted, *(g for g, _ in found)))
+            if any((g, w) in found for w in wanted)
+        }
+        for name, label in zip(ANCHORS, ("real value", "its codes", "trivial answer"), strict=True):
+            of = [metrics.get(f"{name}_to_{w}_{end}") for w, end in wanted.items()]
+            rows[label] = [cell(w, v, False) for w, v in zip(wanted, of, strict=True)]
+        levels = {w: run.chance(f"real_to_{w}_{end}") for w, end in wanted.items()}
+        if any(v is not None for v in levels.values()):
+            rows["chance"] = [cell(w, v, False) for w, v in levels.items()]
+        columns = [f"{w} ({end})" for w, end in wanted.items()]
+        caption = (
+            "<b>Generation.</b> A row is given, a column generated and judged. Colour: how far"
+            " above the best trivial answer. Below: what the judges say of real values, of real"
+            " values after coding, of one answer for all, and of answers to other questions."
+        )
+        out += charts.heat(caption, "given", columns, rows)
+    return out + _retrieval(run)
+
+
+def _retrieval(run: Run) -> str:
+    found: dict[tuple[str, str], float] = {}
+    for metrics in run.tables.values():
+        for name, value in metrics.items():
+            if match := re.fullmatch(r"(.+)_to_(.+)_R@1", name):
+                found[match[1], match[2]] = value
+    names = list(dict.fromkeys(n for pair in found for n in pair))
+    rows = {
+        a: [(f"{found[a, b]:.2f}", found[a, b]) if (a, b) in found else None for b in names]
+        for a in names
+    }
+    caption = "<b>Retrieval.</b> A row asks, a column is searched: share of first places (R@1)."
+    return charts.heat(caption, "query", names, rows) if found else ""
+
+
+# ------------------------------------------------------------------------------ experts
+
+
+def experts(run: Run) -> str:
+    """The busiest expert by stream and layer, mean of the last logs."""
+    loads: dict[str, dict[int, float]] = {}
+    for match, points in run.matching(r"moe/layer_(\d+)/(?:([^/]+)/)?load_max"):
+        last = [y for _, y in points[-5:]]
+        loads.setdefault(match[2] or "all together", {})[int(match[1])] = sum(last) / len(last)
+    layers = sorted({layer for row in loads.values() for layer in row})
+    most = max((v for row in loads.values() for v in row.values()), default=1.0)
+    rows = {
+        name: [
+            (f"{row[n]:.2f}", (row[n] - 1) / max(most - 1, 1e-9)) if n in row else None
+            for n in layers
+        ]
+        for name, row in sorted(loads.items(), key=lambda item: item[0] != "all together")
+    }
+    caption = (
+        "<b>Load of the busiest expert</b>, in fair shares (1 = all alike), mean of the last five"
+        " logs. A stream that is far from 1 has experts of its own."
+    )
+    return charts.heat(caption, "stream", [f"layer {n}" for n in layers], rows) if rows else ""
+
+
+# --------------------------------------------------------------------------------- time
+
+
+def time_budget(run: Run) -> str:
+    """Where the time of the last start went."""
+    if not run.seconds:
+        return ""
+    parts = {name: s for name, s in run.seconds.items() if s > 0}
+    return charts.shares(f"{duration(sum(parts.values()))} of wall time, last start", parts)
+
+
+def duration(seconds: float) -> str:
+    """Such as 7 min 59 s."""
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{seconds:.1f} s"
+
+
+# --------------------------------------------------------------------------------- data
+
+
+def padding(run: Run, task: str = "[^/]+") -> float | None:
+    """Share of the slots of batches that held no token."""
+    slots = run.total(f"data/{task}/slots")
+    return 1 - run.total(f"data/{task}/tokens") / slots if slots else None
+
+
+def data(run: Run) -> str:
+    """Padding, what was cut and what was left out, by task."""
+    tasks = dict.fromkeys(m[1] for m, _ in run.matching(r"data/([^/]+)/slots"))
+    kinds = ("cut", "trimmed", "bad")
+    body = []
+    for task in tasks:
+        empty = padding(run, re.escape(task))
+        cells = [f"{100 * empty:.1f} %" if empty is not None else "&ndash;"]
+        for kind in kinds:
+            found = {
+                (m[1] or "").strip("/") or "all": sum(y for _, y in points)
+                for m, points in run.matching(rf"data/{re.escape(task)}/{kind}[^/]*(/.*)?")
+            }
+            said = ", ".join(f"{html.escape(n)} {number(v)}" for n, v in found.items() if v)
+            cells.append(said or "none")
+        shown = "".join(f"<td>{c}</td>" for c in cells)
+        body.append(f'<tr><th scope="row">{html.escape(task)}</th>{shown}</tr>')
+    if not body:
+        return ""
+    heads = ("task", "padding", "tokens cut (too long)", "targets trimmed", "bad records")
+    head = "".join(f'<th scope="col">{h}</th>' for h in heads)
+    return (
+        '<div class="scroll card"><table class="scores"><caption>Batches</caption><thead><tr>'
+        f"{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )

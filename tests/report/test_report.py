@@ -1,0 +1,286 @@
+"""The page of a run: what it shows of whole runs and of parts, and how a browser takes it."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import mmjax
+from mmjax import checkpoint, cli
+from mmjax.evaluate import samples
+from mmjax.modalities.audio import Audio
+from mmjax.modalities.image import Image
+from mmjax.modalities.structured import Bins, Boxes, Metadata
+from mmjax.modalities.text import Text
+from mmjax.report import charts, gallery, page, run, sections
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+MODALITIES = {
+    "text": Text(),
+    "image": Image(size=(8, 16), patch=4, channels=1),
+    "audio": Audio(seconds=0.2),
+    "boxes": Boxes(max_boxes=2),
+    "metadata": Metadata(schema={"value": Bins(num=100)}),
+}
+VALUES = {
+    "text": "sixty-three <b>&",
+    "image": np.linspace(0, 1, 128, dtype=np.float32).reshape(8, 16),
+    "audio": 0.5 * np.sin(np.arange(3200, dtype=np.float32) / 5),
+    "boxes": [[0, 0.25, 0.5, 1], [0.5, 0, 0.75, 1]],
+    "metadata": {"value": 63},
+}
+GENERATION = {  # the metrics of two modalities, as the evaluator of generation names them
+    "real_to_text_exact": 1.0, "codes_to_text_exact": 1.0, "trivial_to_text_exact": 0.01,
+    "real_to_boxes_iou": 1.0, "codes_to_boxes_iou": 1.0, "trivial_to_boxes_iou": 0.8,
+    "text_to_boxes_iou": 0.9, "text_to_boxes_iou_unseen": 0.85,
+    "boxes_to_text_exact": 0.25, "boxes_to_text_exact_unseen": 0.2,
+}  # fmt: skip
+
+
+def log(step: int, loss: float) -> dict:
+    return {
+        "step": step, "time": 1000.0 + step, "train/loss": loss,
+        "train/masked/loss": loss, "train/masked/text/loss": 2 * loss, "train/masked/skipped": 0.0,
+        "train/masked/text/accuracy": 1 - loss / 10, "train/masked/grad_norm": 1.0,
+        "throughput/steps_per_second": 2.0, "data/wait_fraction": 0.1,
+        "data/masked/tokens": 75.0, "data/masked/slots": 100.0, "data/masked/cut/text": 3.0,
+        "moe/layer_0/load_max": 1.5, "moe/layer_0/text/load_max": 1.2,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """A run as files, without a model."""
+    start = {
+        "time": "1970-01-01T00:16:40+00:00", "mmjax": "0.1.0", "packages": {"jax": "0.10.2"},
+        "seconds": {"compile": 20.0, "start": 25.0, "evaluate": 8.0, "save": 1.0},
+    }  # fmt: skip
+    config = {"name": "Numbers & <more>", "total_steps": 60, "tasks": {"masked": {}},
+              "modalities": {"text": {}, "boxes": {}}, "evaluators": {"generation": {}},
+              "logging": {"log_every": 20}}  # fmt: skip
+    files = {
+        "config.json": {"config": config},
+        "run.json": {"starts": [start]},
+        "evals/generation/60.json": dict.fromkeys(GENERATION, 0.5),
+        "evals/generation.test/60.json": GENERATION,
+        "scores.json": {m: {"value": v, "chance": 0.01} for m, v in GENERATION.items()},
+    }
+    for name, value in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(value))
+    rows = [log(step, loss) for step, loss in ((20, 5.0), (40, 1.0), (60, 0.1))]
+    rows.append({"step": 60, "time": 1061.0, "eval/generation/text_to_boxes_iou": 0.5})
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 80, "tra')  # cut off in writing
+    writer = samples.Writer(tmp_path / "samples" / "60")
+    for given, wanted in (("text", "image"), ("image", "audio"), ("audio", "boxes"),
+                          ("boxes", "metadata"), ("metadata", "text")):  # fmt: skip
+        sides = [{n: (MODALITIES[n], VALUES[n])} for n in (given, wanted)]
+        writer.add(*sides, score={wanted: 1.0}, note="seen")
+    writer.close()
+    return tmp_path
+
+
+class Page(html.parser.HTMLParser):
+    """Tags with their attributes, and the visible text; unbalanced tags are an error."""
+
+    VOID = ("meta", "link", "img", "br")
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.texts, self.open = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, self.getpos()
+
+    def handle_data(self, data):
+        if not {"style", "pre"} & set(self.open):
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+    def count(self, tag):
+        return sum(t == tag for t, _ in self.tags)
+
+
+def test_the_page_holds_what_it_shows_and_asks_no_network(workdir):
+    found = mmjax.report(str(workdir))
+    assert found["path"] == str(workdir / "report.html")
+    text = (workdir / "report.html").read_text()
+    shown = Page(text)
+    assert "default-src 'none'" in text
+    for tag, attributes in shown.tags:
+        for name in ("src", "href"):
+            assert attributes.get(name, "data:").startswith(("data:", "#")), (tag, attributes)
+        if tag in ("img", "audio", "svg") and "aria-hidden" not in attributes:
+            assert attributes.get("alt") or attributes.get("aria-label")
+    assert not re.search(r"url\(|@import|<script", text)
+    anchors = {a["href"][1:] for t, a in shown.tags if t == "a"}
+    assert anchors == {a["id"] for t, a in shown.tags if t == "section" and "id" in a} - {"summary"}
+    assert (shown.count("img"), shown.count("audio")) == (2, 2)
+    assert "Numbers & <more>" in shown.text
+    assert "sixty-three <b>&" in shown.text
+    assert "Not here" not in shown.text
+
+
+def test_every_section_says_what_was_measured(workdir):
+    shown = Page(page.html(run.read(str(workdir)))).text
+    assert "masked: text 0.20" in shown  # the last loss of the stream
+    assert "given text (exact) boxes (iou) text 0.90 boxes 0.25" in shown
+    assert "real value 1.00 1.00 its codes 1.00 1.00 trivial answer 0.01 0.80" in shown
+    assert "text to boxes iou 0.900 0.850 0.010" in shown  # all, unseen, chance
+    assert "all together 1.50 text 1.20" in shown
+    assert "masked 25.0 % text 9 none none" in shown
+    lines = dict(page.summary(run.read(str(workdir))))
+    assert lines["Best cell"] == "text to boxes, iou 0.90 (trivial answer 0.80)"
+    assert lines["Weakest cell"].startswith("boxes to text, exact 0.25")
+    assert lines["Loss"] == "5 at step 20, 0.10 at the end"
+    assert len(lines) <= 10
+
+
+def test_time_is_divided_once(workdir):
+    seconds = run.read(str(workdir)).seconds
+    # 60 steps at 2 a second are 30 s, of them 10 % waiting and 1 s for saving; evaluation at the
+    # last step comes after them.
+    expected = {"compile": 20, "start": 5, "data wait": 3, "steps": 26, "evaluate": 8, "save": 1}
+    assert seconds == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "missing", ["samples", "evals", "metrics.jsonl", "scores.json", "run.json"]
+)
+def test_what_a_run_lacks_is_left_out(workdir, missing):
+    path = workdir / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    text = Page(page.html(run.read(str(workdir)))).text
+    assert ("Not here" in text) == (missing != "scores.json")
+    assert "Numbers & <more>" in text
+
+
+def test_a_run_that_has_only_begun_has_a_page(tmp_path):
+    (tmp_path / "config.json").write_text('{"config": {"name": "new"}}')
+    text = Page(page.html(run.read(str(tmp_path)))).text
+    assert text.count("no ") >= 6
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    with pytest.raises(checkpoint.NoCheckpoint, match="not the workdir of a run"):
+        mmjax.report(str(tmp_path))
+    assert cli.main(["report", str(tmp_path)]) == 66
+    assert "mmjax report: " in capsys.readouterr().err
+
+
+def test_the_command_writes_the_page_and_says_the_summary(workdir):
+    done = subprocess.run(
+        [sys.executable, "-m", "mmjax", "report", str(workdir)], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(mmjax.__file__))},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] == str(workdir / "report.html")
+    assert (workdir / "report.html").stat().st_size > 10000
+    assert 5 <= len(lines) - 2 <= 10
+
+
+def test_samples_name_only_files_of_their_folder(workdir):
+    folder = workdir / "samples" / "60"
+    entry = {"given": {"text": "../../run.json"}, "wanted": {"text": "absent.png"}}
+    (folder / samples.FILE).write_text(json.dumps({"entries": [entry]}))
+    (found,) = run.read(str(workdir)).samples
+    assert found == entry  # both are texts
+
+
+def test_metrics_of_slices_stand_beside_their_metric():
+    metrics = {"a_R@1": 0.5, "a_R@1_seen": 0.6, "a_R@1_new_voice_seen": 0.4, "b": 1.0, "ab": 2.0}
+    assert sections.rows_of(metrics) == {
+        "a_R@1": {"": 0.5, "seen": 0.6, "new_voice_seen": 0.4}, "b": {"": 1.0}, "ab": {"": 2.0}
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("points", [[(5, 2.0)], [(0, 1e-4), (10, 1.0)], [(0, -1.0), (9, 3.0)]])
+def test_curves_stay_inside_their_frame(points):
+    text = charts.lines("Loss", {"a & b": points})
+    found = re.findall(r'points="([^"]+)"', text)[0]
+    for pair in found.split():
+        x, y = map(float, pair.split(","))
+        assert charts.LEFT <= x <= charts.WIDTH - charts.RIGHT
+        assert charts.TOP <= y <= charts.HEIGHT - charts.BOTTOM
+    assert ("log scale" in text) == (points[0][1] == 1e-4)
+    assert text.count('text-anchor="end"') >= 3
+    Page(text)
+
+
+def test_a_waveform_is_drawn_of_16_bit_sound_alone(tmp_path):
+    path = MODALITIES["audio"].write(VALUES["audio"], tmp_path / "a")
+    assert gallery.waveform(path.read_bytes()).count("v") > gallery.BARS
+    assert gallery.waveform(b"RIFF") == ""
+
+
+# ------------------------------------------------------------------------------ browser
+
+
+def browse(file, folder, *options: str) -> tuple[str, str]:
+    """What headless Chromium prints, and what it logs."""
+    done = subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            "--disable-background-networking", "--hide-scrollbars", "--enable-logging=stderr",
+            "--v=0", f"--user-data-dir={folder}", *options, f"file://{file}",
+        ],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def pixels(path) -> np.ndarray:
+    import PIL.Image
+
+    return np.asarray(PIL.Image.open(path).convert("RGB"))
+
+
+@pytest.mark.ci
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_browser_shows_pictures_and_players_without_a_complaint(workdir, tmp_path_factory):
+    mmjax.report(str(workdir))
+    file, folder = workdir / "report.html", tmp_path_factory.mktemp("chromium")
+    dom, logged = browse(file, folder, "--dump-dom", "--virtual-time-budget=2000")
+    assert "CONSOLE" not in logged, logged
+    shown = Page(dom)
+    assert (shown.count("img"), shown.count("audio")) == (2, 2)
+    shots = {}
+    for name, options in {
+        "light": ("--window-size=1280,3000",),
+        "dark": ("--window-size=1280,3000", "--blink-settings=preferredColorScheme=0"),
+        "phone": ("--window-size=500,3000",),
+    }.items():
+        shot = folder / f"{name}.png"
+        _, logged = browse(file, folder, f"--screenshot={shot}", *options)
+        assert "CONSOLE" not in logged, logged
+        shots[name] = pixels(shot)
+    assert shots["light"][0, 0].min() > 230  # the background
+    assert shots["dark"][0, 0].max() < 40
+    assert shots["phone"].shape[1] == 500
+    # The gray wedge of the sample is on the page, enlarged: sixteen steps from black to white.
+    rows = shots["light"][:, :, 0].astype(int)
+    assert max(len(set(row[100:300].tolist())) for row in rows) >= 8
