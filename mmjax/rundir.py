@@ -8,6 +8,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Iterator
 from typing import Any
@@ -84,6 +85,8 @@ def _start(code: str | None) -> dict[str, Any]:
         "mmjax": mmjax.__version__,
         "python": platform.python_version(),
         "packages": versions,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "cpu_cores": os.cpu_count(),
         "code_sha256": hashlib.sha256(epath.Path(code).read_bytes()).hexdigest() if code else "",
     }
 

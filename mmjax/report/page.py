@@ -81,7 +81,7 @@ def _facts(run: Run) -> Iterator[str]:
     if time := run.last_start.get("time"):
         yield time.replace("T", " ").removesuffix("+00:00") + " UTC"
     if devices := run.last_start.get("devices"):
-        yield devices
+        yield f"{devices}, {run.last_start.get('cpu_cores')} CPU cores"
 
 
 def summary(run: Run) -> list[tuple[str, str]]:

@@ -69,7 +69,8 @@ def rows_of(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
 
 def scores(run: Run) -> str:
     """A table for each evaluator, with the level of chance."""
-    return "".join(_table(run, name, metrics) for name, metrics in run.tables.items())
+    tables = [_table(run, name, metrics) for name, metrics in run.tables.items()]
+    return "".join(sorted(tables, key=lambda t: t.startswith("<details")))
 
 
 def _table(run: Run, name: str, metrics: Mapping[str, float]) -> str:
@@ -116,7 +117,9 @@ def generation(run: Run) -> tuple[dict[str, str], dict[str, float]]:
         matches = (re.fullmatch(r"real_to_(.+)_([^_]+)", m) for m in metrics)
         wanted = {m[1]: m[2] for m in matches if m}
         if wanted:
-            return wanted, dict(metrics)
+            given = list(dict.fromkeys(m.partition("_to_")[0] for m in metrics))
+            names = sorted(wanted, key=lambda w: given.index(w) if w in given else len(given))
+            return {w: wanted[w] for w in names}, dict(metrics)
     return {}, {}
 
 

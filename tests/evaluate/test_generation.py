@@ -6,13 +6,17 @@ import dataclasses
 import json
 import types
 
+import jax
+import mini
 import numpy as np
 import pytest
 from etils import epath
 
+import mmjax
 from mmjax import config, generate
+from mmjax.data.layouts import Masked
 from mmjax.data.toyworld import UNSEEN, Numbers
-from mmjax.evaluate import generation, judges
+from mmjax.evaluate import generation, judges, verbs
 from mmjax.evaluate.generation import Generation
 from mmjax.generate import Decoding
 from mmjax.modalities.image import Image
@@ -189,3 +193,35 @@ def test_samples_are_spread_over_the_examples_and_their_slices():
     assert generation.spread(plain[:2], 4) == [0, 1]
     mixed = [{"slices": ("unseen",) if i < 20 else ("seen",)} for i in range(100)]
     assert generation.spread(mixed, 4) == [5, 15, 40, 80]
+
+
+@pytest.mark.slow
+def test_a_run_is_evaluated_and_shown(tmp_path):
+    base = mini.get_config()
+    streams = {n: MODALITIES[n] for n in ("boxes", "metadata")}
+    names = ("text", *streams)
+    task = dataclasses.replace(
+        base.tasks["text"], inputs=names, targets=names,
+        layout=Masked(input_tokens=16, target_tokens=16),
+    )  # fmt: skip
+    evaluator = Generation(
+        judges={n: generation.NUMBERS_JUDGES[n] for n in names},
+        num_examples={"*": 5},
+        num_samples=2,
+    )
+    experiment = dataclasses.replace(
+        base, modalities={"text": base.modalities["text"], **streams}, tasks={"masked": task},
+        evaluators={"generation": evaluator}, total_steps=2,
+    )  # fmt: skip
+    mmjax.train(experiment, tmp_path / "run", devices=jax.devices()[:1])
+    view = mmjax.load(str(tmp_path / "run"), devices=jax.devices()[:1])
+    found = json.loads((tmp_path / "run" / "evals" / "generation" / "2.json").read_text())
+    assert len([n for n in found if n.split("_to_")[0] in names]) == 6 * 2  # all are seen numbers
+    assert all(0 <= value <= 1 for value in found.values())
+    levels = evaluator.chance(view)
+    assert verbs.chance(levels, "text_to_boxes_iou") > 0.3
+    assert verbs.chance(levels, "boxes_to_text_exact_seen") == 0.01
+    entries = json.loads((tmp_path / "run" / "samples" / "2" / "samples.json").read_text())
+    assert len(entries["entries"]) == 6 * 2
+    lines = mmjax.report(str(tmp_path / "run"))["summary"]
+    assert any(line.startswith("Best cell") for line in lines)

@@ -61,6 +61,7 @@ def workdir(tmp_path):
     """A run as files, without a model."""
     start = {
         "time": "1970-01-01T00:16:40+00:00", "mmjax": "0.1.0", "packages": {"jax": "0.10.2"},
+        "devices": "4 x TPU v5e", "cpu_cores": 8,
         "seconds": {"compile": 20.0, "start": 25.0, "evaluate": 8.0, "save": 1.0},
     }  # fmt: skip
     config = {"name": "Numbers & <more>", "total_steps": 60, "tasks": {"masked": {}},
@@ -145,6 +146,7 @@ def test_the_page_holds_what_it_shows_and_asks_no_network(workdir):
 
 def test_every_section_says_what_was_measured(workdir):
     shown = Page(page.html(run.read(str(workdir)))).text
+    assert "4 x TPU v5e, 8 CPU cores" in shown
     assert "masked: text 0.20" in shown  # the last loss of the stream
     assert "given text (exact) boxes (iou) text 0.90 boxes 0.25" in shown
     assert "real value 1.00 1.00 its codes 1.00 1.00 trivial answer 0.01 0.80" in shown
