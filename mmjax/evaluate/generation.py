@@ -88,6 +88,8 @@ class Generation(Evaluator):
             self._anchors(view, wanted, score, metrics)
         for given, wanted in pairs:
             examples = self._examples(view, given, wanted)
+            if not examples:
+                continue
             answers = self._generate(view, given, wanted, examples)
             found = scores[wanted](answers, examples)
             _report(metrics, f"{given}_to_{wanted}_{self.judges[wanted].metric}", examples, found)
@@ -101,13 +103,18 @@ class Generation(Evaluator):
         """Score of the real value of another example."""
         levels = {}
         for wanted, judge in self.judges.items():
-            examples = self._examples(view, "", wanted)
-            values = [view.value(raw_stream(view, wanted), e) for e in examples]
-            score = self._score(view, wanted)
-            levels[f"{wanted}_{judge.metric}"] = judge.chance or float(
-                np.mean([score(values[s:] + values[:s], examples).mean() for s in SHIFTS])
+            name = f"{wanted}_{judge.metric}"
+            levels[name] = (
+                self._measured_chance(view, wanted) if judge.chance is None else judge.chance
             )
         return levels
+
+    def _measured_chance(self, view, wanted: str) -> float:
+        examples, score = self._examples(view, "", wanted), self._score(view, wanted)
+        values = [view.value(raw_stream(view, wanted), e) for e in examples]
+        if not examples:
+            return 0.0
+        return float(np.mean([score(values[s:] + values[:s], examples).mean() for s in SHIFTS]))
 
     def _score(self, view, wanted: str) -> judges_lib.Score:
         modality = view.program.experiment.modalities[raw_stream(view, wanted)]
@@ -143,6 +150,8 @@ class Generation(Evaluator):
         stream, coded = raw_stream(view, wanted), code_stream(view, wanted)
         modalities = view.program.experiment.modalities
         examples = self._examples(view, wanted, "")
+        if not examples:
+            return
         values = [view.value(stream, e) for e in examples]
         back = [_there_and_back(modalities[coded], v) for v in values]
         answer = trivial([_there_and_back(modalities[stream], v) for v in values])

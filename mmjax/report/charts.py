@@ -109,8 +109,7 @@ def heat(
         shown = "".join(
             '<td class="none"></td>'
             if cell is None
-            else f'<td class="{"hot" if cell[1] > 0.55 else ""}" style="--v:{cell[1]:.3f}">'
-            f"{cell[0]}</td>"
+            else f'<td class="{_text_colour(cell[1])}" style="--v:{cell[1]:.3f}">{cell[0]}</td>'
             for cell in cells
         )
         body.append(f'<tr><th scope="row">{html.escape(name)}</th>{shown}</tr>')
@@ -119,6 +118,11 @@ def heat(
         f'<table class="heat"><thead><tr><th scope="col">{html.escape(corner)}</th>{head}</tr>'
         f"</thead><tbody>{''.join(body)}</tbody></table></figure>"
     )
+
+
+def _text_colour(warmth: float) -> str:
+    """Class of a cell: from where on its text must change colour, in dark and in light mode."""
+    return "warm" * (warmth > 0.55) + " hot" * (warmth > 0.68)
 
 
 def shares(caption: str, parts: Mapping[str, float], unit: str = "s") -> str:

@@ -191,19 +191,28 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def _samples(folder: epath.Path) -> list[dict[str, Any]]:
-    """Entries whose values are paths of files in the folder, or texts."""
+    """Entries of the newest step, and of the folders in it; values are paths of files, or texts."""
     steps = _numbered(folder)
     if not steps:
         return []
     newest = steps[max(steps)]
+    inside = sorted(child for child in newest.iterdir() if child.is_dir())
+    return [entry for place in (newest, *inside) for entry in _entries(place)]
+
+
+def _entries(folder: epath.Path) -> list[dict[str, Any]]:
+    document = _json(folder / samples.FILE)
+    entries = list(document.get("entries", ()))
+    if made := document.get("samples"):  # of `mmjax generate`
+        given = {m: v["value"] for m, v in document["request"]["given"].items()}
+        entries += [{"given": given, "wanted": sample["files"]} for sample in made]
 
     def value(said: Any) -> Any:
         text = str(said)
-        inside = text and "/" not in text and "\\" not in text
-        return newest / text if inside and (newest / text).is_file() else text
+        is_name = text and "/" not in text and "\\" not in text
+        return folder / text if is_name and (folder / text).is_file() else text
 
-    entries = []
-    for entry in _json(newest / samples.FILE).get("entries", ()):
-        sides = {s: {m: value(v) for m, v in entry.get(s, {}).items()} for s in ("given", "wanted")}
-        entries.append(entry | sides)
-    return entries
+    def side(entry: dict[str, Any], name: str) -> dict[str, Any]:
+        return {m: value(v) for m, v in entry.get(name, {}).items()}
+
+    return [e | {name: side(e, name) for name in ("given", "wanted")} for e in entries]

@@ -152,6 +152,18 @@ def test_raw_streams_are_given_and_codes_are_wanted(answered):
     assert view.asked.count("test_new_voice") == 1  # given the mask
 
 
+def test_pairs_that_no_example_holds_are_left_out(answered):
+    class Lacking(Fake):
+        def examples(self, split, limit=None):
+            return [e | {"boxes": None} for e in super().examples(split, limit)]
+
+    evaluator = Generation(judges=JUDGES, num_examples={"*": 3})
+    found = evaluator.run(Lacking())
+    assert "image_to_mask_iou" in found
+    assert not [name for name in found if "boxes" in name]
+    assert evaluator.chance(Lacking())["boxes_iou"] == 0
+
+
 def test_samples_are_written_with_their_list(answered, tmp_path):
     view = Fake(epath.Path(tmp_path))
     cells = ("image_to_mask", "mask_to_image", "metadata_to_boxes")

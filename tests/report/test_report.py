@@ -212,6 +212,18 @@ def test_samples_name_only_files_of_their_folder(workdir):
     assert found == entry  # both are texts
 
 
+def test_what_the_command_generated_is_shown_too(workdir):
+    folder = workdir / "samples" / "60" / "drawn"
+    folder.mkdir()
+    MODALITIES["image"].write(VALUES["image"], folder / "image_0")
+    request = {"given": {"text": {"value": "draw me seven", "sha256": "0"}}, "want": ["image"]}
+    made = [{"index": 0, "files": {"image": "image_0.png"}}]
+    (folder / samples.FILE).write_text(json.dumps({"request": request, "samples": made}))
+    shown = Page(page.html(run.read(str(workdir))))
+    assert "draw me seven" in shown.text
+    assert shown.count("img") == 3
+
+
 def test_metrics_of_slices_stand_beside_their_metric():
     metrics = {"a_R@1": 0.5, "a_R@1_seen": 0.6, "a_R@1_new_voice_seen": 0.4, "b": 1.0, "ab": 2.0}
     assert sections.rows_of(metrics) == {
