@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -80,6 +81,14 @@ class Codes(Modality):
     def read(self, item: str) -> Any:
         """As `base` reads it."""
         return self.base.read(item)
+
+    def write(self, value: Any, stem: Any) -> Path:
+        """As `base` writes it."""
+        return self.base.write(value, stem)
+
+    def adapted(self, value: Any) -> str:
+        """What `base` will change."""
+        return self.base.adapted(value)
 
     def fit(self, values: Callable[[], Iterable[Any]], folder: Any) -> Codes:
         """Codes with the tokenizer of `folder`, which is copied there from `path` at first use.

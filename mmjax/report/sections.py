@@ -112,14 +112,14 @@ def _score(value: float | None, is_share: bool) -> str:
 
 
 def generation(run: Run) -> tuple[dict[str, str], dict[str, float]]:
-    """Wanted modality -> ending of its metrics, and all metrics, of the first such evaluator."""
-    for metrics in run.tables.values():
+    """Wanted modality -> ending of its metrics, in the order of the config, and all metrics."""
+    for name, metrics in run.tables.items():
         matches = (re.fullmatch(r"real_to_(.+)_([^_]+)", m) for m in metrics)
         wanted = {m[1]: m[2] for m in matches if m}
         if wanted:
-            given = list(dict.fromkeys(m.partition("_to_")[0] for m in metrics))
-            names = sorted(wanted, key=lambda w: given.index(w) if w in given else len(given))
-            return {w: wanted[w] for w in names}, dict(metrics)
+            judges = run.config.get("evaluators", {}).get(name, {}).get("judges", {})
+            order = [*(j for j in judges if j in wanted), *(w for w in wanted if w not in judges)]
+            return {w: wanted[w] for w in order}, dict(metrics)
     return {}, {}
 
 

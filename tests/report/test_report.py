@@ -65,7 +65,8 @@ def workdir(tmp_path):
         "seconds": {"compile": 20.0, "start": 25.0, "evaluate": 8.0, "save": 1.0},
     }  # fmt: skip
     config = {"name": "Numbers & <more>", "total_steps": 60, "tasks": {"masked": {}},
-              "modalities": {"text": {}, "boxes": {}}, "evaluators": {"generation": {}},
+              "modalities": {"text": {}, "boxes": {}},
+              "evaluators": {"generation": {"judges": {"boxes": {}, "text": {}}}},
               "logging": {"log_every": 20}}  # fmt: skip
     files = {
         "config.json": {"config": config},
@@ -148,8 +149,8 @@ def test_every_section_says_what_was_measured(workdir):
     shown = Page(page.html(run.read(str(workdir)))).text
     assert "4 x TPU v5e, 8 CPU cores" in shown
     assert "masked: text 0.20" in shown  # the last loss of the stream
-    assert "given text (exact) boxes (iou) text 0.90 boxes 0.25" in shown
-    assert "real value 1.00 1.00 its codes 1.00 1.00 trivial answer 0.01 0.80" in shown
+    assert "given boxes (iou) text (exact) boxes 0.25 text 0.90" in shown
+    assert "real value 1.00 1.00 its codes 1.00 1.00 trivial answer 0.80 0.01" in shown
     assert "text to boxes iou 0.900 0.850 0.010" in shown  # all, unseen, chance
     assert "all together 1.50 text 1.20" in shown
     assert "masked 25.0 % text 9 none none" in shown
