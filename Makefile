@@ -1,4 +1,4 @@
-# make demo: train the demo model, evaluate it on the test split.
+# make demo: train the tokenizers and the model of the demo, evaluate it on the test split, report.
 # make test: the fast tests.
 # Both set up .venv on first use. PYTHON=python3.12 and INSTALLER=uv are yours to choose.
 
@@ -8,6 +8,7 @@ WORKDIR ?= runs/demo
 CONFIG ?= configs/quickstart.py
 SPLIT ?= test
 TENTH ?= 0
+TOKENIZERS := image audio mask
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,9 +31,14 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 .PHONY: demo test test-ci test-slow-tenth test-nightly test-hf bench docs lint setup constraints clean
 
-demo: setup
+demo: setup $(TOKENIZERS:%=runs/demo_tokenizers/%/tokenizer/report.json)
 	$(BIN)/mmjax train $(CONFIG) --workdir $(WORKDIR) $(ARGS)
 	$(BIN)/mmjax eval $(WORKDIR) --split $(SPLIT)
+	$(BIN)/mmjax report $(WORKDIR)
+
+runs/demo_tokenizers/%/tokenizer/report.json: | setup
+	$(BIN)/mmjax train-tokenizer configs/quickstart_tokenizers.py:$* \
+		--workdir runs/demo_tokenizers/$*
 
 test: setup
 	$(PYTEST) -m "not slow and not ci and not nightly and not hf" $(ARGS)

@@ -4,8 +4,8 @@
 
 `clip`: two towers of width 256 and 4 layers, 64 patches against 32 tokens, 32 pairs, against
 `transformers.CLIPModel` (needs the extra `hf`). `fourm_4`, `fourm_16`: encoder-decoder of width
-256, 4 + 4 layers, SwiGLU 682, 128 visible and 128 target tokens of three vocabularies of 4096, against
-a checkout of apple/ml-4m (needs torch and einops too).
+256, 4 + 4 layers, SwiGLU 682, 128 visible and 128 target tokens of three vocabularies of 4096,
+against a checkout of apple/ml-4m (needs torch and einops too).
 
 PLAIN is what plain JAX reached when the bars were set: CPU time of the same peer over its own, on
 one core. The bound is good when it is within 10 % of that. Peer and bound run in turns and ratios

@@ -44,7 +44,7 @@ def demo(task: str, folder: Path):
     from mmjax import config, program, rundir
     from mmjax.data import loader, mixture
 
-    experiment = config.load(str(ROOT / "configs" / "quickstart.py"))
+    experiment = config.load(f"{ROOT / 'configs' / 'quickstart.py'}:raw")
     experiment = rundir.ready_modalities(experiment, epath.Path(folder), main=True)
     built = program.build(experiment)
     only = {task: experiment.tasks[task]}

@@ -13,7 +13,7 @@ status: simplified
 import dataclasses
 
 from mmjax.checkpoint import Checkpointing
-from mmjax.data.layouts import Aligned, Masked
+from mmjax.data.layouts import Aligned, Masked, Policy
 from mmjax.data.task import Task
 from mmjax.data.toyworld import Numbers
 from mmjax.evaluate import Generation, Losses, Retrieval, ZeroShot
@@ -27,6 +27,19 @@ from mmjax.models import MoE, Transformer
 from mmjax.objectives import InfoNCE, MaskedTokens
 from mmjax.tokenizers.sentencepiece import SentencePiece
 
+# All-to-all of several widths, and from one raw modality to the rest, which is how it is asked.
+POLICIES = (
+    Policy(weight=0.1, input_alpha=0.1, target_alpha=0.1),
+    Policy(weight=0.1, input_alpha=1.0, target_alpha=1.0),
+    Policy(weight=0.1, input_alpha=10.0, target_alpha=10.0),
+    Policy(
+        weight=0.7,
+        input_alpha={"text": 1.0, "image": 1.0, "audio": 1.0},
+        target_alpha=0.5,
+        keep="all",
+        one_input=True,
+    ),
+)
 TOKENIZERS = "runs/demo_tokenizers"  # where `make demo` trains configs/quickstart_tokenizers.py
 RAW = ("text", "image", "audio")
 IMAGE = Image(size=(8, 16), patch=4, channels=1)
@@ -89,7 +102,7 @@ def get_config(batch_size: int = 64) -> Experiment:
             }
         ),
     }
-    layout = Masked(input_tokens=36, target_tokens=24)
+    layout = Masked(input_tokens=36, target_tokens=24, policies=POLICIES)
     return Experiment(
         name="quickstart",
         modalities={"text": TEXT, "image": IMAGE, "audio": AUDIO, **made},
@@ -97,7 +110,7 @@ def get_config(batch_size: int = 64) -> Experiment:
             width=128, num_heads=4, encoder_layers=4, decoder_layers=2, moe=MoE(num_experts=4)
         ),
         tasks={
-            "masked": masked(batch_size, (*RAW, *made), ("text", *made), layout, weight=6.0),
+            "masked": masked(batch_size, (*RAW, *made), ("text", *made), layout, weight=8.0),
             **contrast(2 * batch_size),
             "text": masked(
                 batch_size, ("text",), ("text",), Masked(input_tokens=12, target_tokens=12)
@@ -120,21 +133,33 @@ def short() -> Experiment:
     return dataclasses.replace(get_config(), total_steps=20)
 
 
-def tiny() -> Experiment:
-    """The raw modalities alone, shrunk until a step takes milliseconds; needs no tokenizer."""
-    model = Transformer(
-        width=32, num_heads=4, encoder_layers=2, decoder_layers=1, moe=MoE(num_experts=4, width=32)
-    )
+def raw(batch_size: int = 64) -> Experiment:
+    """The raw modalities alone: sound and pictures are predicted as values, no tokenizer needed."""
     layout = Masked(input_tokens=28, target_tokens=20)
-    return Experiment(
-        name="quickstart",
-        modalities={"text": TEXT, "image": IMAGE, "audio": AUDIO},
-        model=model,
+    words = Masked(input_tokens=12, target_tokens=12)
+    full = get_config(batch_size)
+    return dataclasses.replace(
+        full,
+        modalities={name: full.modalities[name] for name in RAW},
         tasks={
-            "masked": masked(16, RAW, RAW, layout),
-            **contrast(32),
-            "text": masked(16, ("text",), ("text",), Masked(input_tokens=12, target_tokens=12)),
+            "masked": masked(batch_size, RAW, RAW, layout),
+            **contrast(2 * batch_size),
+            "text": masked(batch_size, ("text",), ("text",), words),
         },
+        evaluators={name: e for name, e in full.evaluators.items() if name != "generation"},
+        total_steps=700,
+    )
+
+
+def tiny() -> Experiment:
+    """`raw` shrunk until a step takes milliseconds; for tests."""
+    full = raw(batch_size=16)
+    model = dataclasses.replace(
+        full.model, width=32, encoder_layers=2, decoder_layers=1, moe=MoE(num_experts=4, width=32)
+    )
+    return dataclasses.replace(
+        full,
+        model=model,
         evaluators={"retrieval": Retrieval(modalities=RAW, num_galleries=1)},
         checkpoint=Checkpointing(every=4),
         logging=Logging(log_every=2),

@@ -1,8 +1,7 @@
 """Tokenizers of the demo: codes of its images, of its speech and of its stroke masks.
 
-paper: Mentzer et al. 2023 (finite scalar quantisation), van den Oord et al. 2017 (vector
-  quantisation).
-kept: the quantisers, in convolutional autoencoders.
+paper: Mentzer et al. 2023 (finite scalar quantisation).
+kept: the quantiser, in convolutional autoencoders.
 differs: sizes; each trains in half a minute on two cores.
 command: mmjax train-tokenizer configs/quickstart_tokenizers.py:image
   --workdir runs/demo_tokenizers/image
@@ -17,7 +16,7 @@ from mmjax.experiment import Experiment, Logging
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image
 from mmjax.modalities.modality import Modality
-from mmjax.models import FSQ, VQ, Autoencoder
+from mmjax.models import FSQ, Autoencoder
 from mmjax.objectives import Reconstruction
 from mmjax.optim import AdamW
 
@@ -25,18 +24,18 @@ SMALL = {"width": 48, "expansion": 1, "encoder_layers": 1, "decoder_layers": 1}
 
 
 def image() -> Experiment:
-    """512 codes, 16 of them an image: each for 4 x 2 pixels."""
-    model = Autoencoder(piece=(4, 4, 1), code_grid=(2, 8), quantizer=FSQ(levels=(8, 8, 8)), **SMALL)
+    """256 codes, 16 of them an image: each for 4 x 2 pixels."""
+    model = Autoencoder(piece=(4, 4, 1), code_grid=(2, 8), quantizer=FSQ(levels=(8, 8, 4)), **SMALL)
     return _experiment("image", Image(size=(8, 16), patch=4, channels=1), model)
 
 
 def audio() -> Experiment:
-    """1,024 codes, 22 of them a clip: each for 4 frames, or 40 ms."""
+    """256 codes, 22 of them a clip: each for 4 frames, or 40 ms."""
     model = Autoencoder(
         piece=(4, 1, 64), code_grid=(22, 1), width=96, expansion=1,
-        quantizer=VQ(num_codes=1024, width=16, dead_threshold=0.2),
+        quantizer=FSQ(levels=(8, 8, 4)),
     )  # fmt: skip
-    return _experiment("audio", Audio(seconds=0.88), model, batch_size=32)
+    return _experiment("audio", Audio(seconds=0.88), model, batch_size=32, total_steps=1800)
 
 
 def mask() -> Experiment:
@@ -54,6 +53,7 @@ def _experiment(
     model: Autoencoder,
     objective: Reconstruction = Reconstruction(),
     batch_size: int = 128,
+    total_steps: int = 1000,
 ) -> Experiment:
     return Experiment(
         name=f"{name}_tokenizer",
@@ -72,5 +72,5 @@ def _experiment(
         optimizer=AdamW(learning_rate=4e-3, weight_decay=0.0),
         checkpoint=Checkpointing(every=0),
         logging=Logging(log_every=200),
-        total_steps=1000,
+        total_steps=total_steps,
     )

@@ -47,6 +47,7 @@ class TokenSpec:
     first_sentinel: int = -1  # local id of the first span sentinel; -1 = the stream has none
     num_sentinels: int = 0
     end_id: int = -1  # local id of the end token of a sequence; -1 = none
+    levels: tuple[int, ...] = ()  # ids are digits of these bases, the first one fastest; () = none
 
     def __post_init__(self):
         if self.max_tokens < 1:
@@ -57,6 +58,11 @@ class TokenSpec:
             raise ValueError(
                 f"Stream {self.name!r}: vocab_size=0 and width=0 describe nothing; give the number"
                 " of codes or the width of a continuous piece."
+            )
+        if self.levels and int(np.prod(self.levels)) != self.vocab_size:
+            raise ValueError(
+                f"Stream {self.name!r}: levels={self.levels} make {int(np.prod(self.levels))} ids"
+                f" but vocab_size={self.vocab_size}; they must be equal."
             )
         if self.grid is not None and int(np.prod(self.grid)) != self.max_tokens:
             raise ValueError(

@@ -47,6 +47,7 @@ class Codes(Modality):
             max_tokens=learned.model.num_tokens,
             vocab_size=learned.vocab_size,
             grid=learned.grid,
+            levels=learned.levels,
             fingerprint=learned.fingerprints["codes"],
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+import numpy as np
 from etils import epy
 
 from mmjax.typing import Array, TokenSpec, Vocabulary
@@ -130,6 +131,20 @@ class Classify(Head):
 def _affine(params: dict[str, Array], x: Array) -> Array:
     bias = params["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
     return jnp.matmul(x, params["kernel"].astype(x.dtype)).astype(jnp.float32) + bias
+
+
+def level_streams(vocabulary: Vocabulary) -> tuple[TokenSpec, ...]:
+    """Specs of the streams whose ids have digits."""
+    return tuple(spec for spec in vocabulary.specs if spec.levels)
+
+
+def digits(levels: tuple[int, ...]) -> np.ndarray:
+    """What each id is made of, 0 or 1: float32 [ids, sum of the levels]."""
+    ids, parts, base = np.arange(int(np.prod(levels))), [], 1
+    for level in levels:
+        parts.append((ids // base % level)[:, None] == np.arange(level))
+        base *= level
+    return np.concatenate(parts, axis=1).astype(np.float32)
 
 
 def continuous_streams(vocabulary: Vocabulary) -> tuple[TokenSpec, ...]:

@@ -1,7 +1,7 @@
 """Canonical names of parameters: unstacked, independent of runs, mesh and shape of stack.
 
     <lane>/blocks/<n>/<part>/<leaf>   <lane>/norm/scale   <lane>/memory/kernel
-    embed/<stream>/{table, mask, stream, piece}            heads/<name>/<leaf>
+    embed/<stream>/{table, levels, mask, stream, piece}    heads/<name>/<leaf>
 
 Freeze patterns, `init`, import, export, `info` and diffs use them. The one embedding table is cut
 by id range; text streams share a range, which has the name of the first of them.
@@ -44,9 +44,10 @@ def canonical_parts(
         elif keys[0] in ("mask", "stream"):
             for i, spec in enumerate(vocabulary.specs):
                 names[f"embed/{spec.name}/{keys[0]}"] = Part(path, i)
-        elif keys[0] == "pieces":
+        elif keys[0] in ("pieces", "levels"):
             spec = vocabulary.specs[int(keys[1][1:]) - 1]
-            names[f"embed/{spec.name}/piece"] = Part(path, None)
+            leaf = {"pieces": "piece", "levels": "levels"}[keys[0]]
+            names[f"embed/{spec.name}/{leaf}"] = Part(path, None)
         elif keys[0] == "heads":
             names[f"heads/{head_names[int(keys[1])]}/{'/'.join(keys[2:])}"] = Part(path, None)
         elif keys[0] == "final_norms":

@@ -73,6 +73,14 @@ class Model(nnx.Module):
             for s in embed.continuous_streams(vocabulary)
         }
         self.pieces = Named(pieces)
+        levels = {
+            f"s{vocabulary.number(s.name)}": (
+                jax.random.normal(rngs.params(), (sum(s.levels), width)) * width**-0.5,
+                ("level", "embed"),
+            )
+            for s in embed.level_streams(vocabulary)
+        }
+        self.levels = Named(levels)
         self.runs = nnx.List([RunModule(config, r, streams, rngs) for r in config.layer_plan()])
         lanes, reads = config.lane_names(), config.read_lanes()
         norms = [blocks.Norm(width, config.norm, config.norm_eps) for _ in lanes]
@@ -83,13 +91,25 @@ class Model(nnx.Module):
             [Named(h.init(rngs.params(), width, vocabulary)) for h in heads.values()]
         )
 
+    def _table(self) -> Array:
+        """Vectors of all ids [V, D]. Ids with digits add a vector of each digit to their own, so
+        that what is learned of one code holds for those like it."""
+        table = self.table[...]
+        for spec in embed.level_streams(self.vocabulary):
+            start, digits = self.vocabulary.range(spec.name)[0], embed.digits(spec.levels)
+            shared = jnp.matmul(
+                digits, getattr(self.levels, f"s{self.vocabulary.number(spec.name)}")[...]
+            )
+            table = table.at[start : start + len(digits)].add(shared)
+        return table
+
     def embed(self, tokens: Tokens) -> Array:
         """Input features [B, L, D] of a view; padding is zero."""
         dtype, width = jnp.dtype(self.compute_dtype), self.config.width
         known = (tokens.ids_BL > 0)[:, :, None]
         index = jnp.maximum(tokens.stream_BL - 1, 0)
         # Rows have scale 1/sqrt(D), so that they also serve as a read-out.
-        x = jnp.where(known, self.table[...][tokens.ids_BL] * width**0.5, self.mask[...][index])
+        x = jnp.where(known, self._table()[tokens.ids_BL] * width**0.5, self.mask[...][index])
         rows = jnp.arange(x.shape[0])[:, None]
         for name, values in tokens.values.items():
             kernel = getattr(self.pieces, f"s{self.vocabulary.number(name)}")[...]
@@ -191,7 +211,7 @@ class Model(nnx.Module):
             raise ValueError(
                 f"Model: no head {name!r}; there are {', '.join(self.head_configs) or 'none'}."
             )
-        context = embed.HeadContext(self.table[...], self.vocabulary, stream)
+        context = embed.HeadContext(self._table(), self.vocabulary, stream)
         index = list(self.head_configs).index(name)
         return self.head_configs[name].apply(self.heads[index].arrays(), x, context)
 

@@ -15,7 +15,7 @@ with epy.lazy_imports():
 
 LOGICAL_AXES = (
     *("embed", "heads", "kv", "head_dim", "mlp", "vocab", "expert"),
-    *("layers", "stream", "piece", "unsharded"),
+    *("layers", "stream", "piece", "level", "unsharded"),
 )
 
 

@@ -50,6 +50,11 @@ class Learned:
         return self.model.quantizer.num_codes
 
     @property
+    def levels(self) -> tuple[int, ...]:
+        """Bases of the digits of an id, where the quantiser has them."""
+        return getattr(self.model.quantizer, "levels", ())
+
+    @property
     def grid(self) -> tuple[int, int, int]:
         """(time, row, column) of the codes; time when the pieces run over time."""
         rows, columns = self.model.code_grid
@@ -186,7 +191,7 @@ class Learned:
             if manifest["format"] != FORMAT:
                 raise ValueError(f"format={manifest['format']}, this version reads {FORMAT}")
             spec = dict(manifest["spec"])
-            spec["grid"] = tuple(spec["grid"])
+            spec = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
             found = cls(
                 preprocessing=manifest["preprocessing"],
                 spec=TokenSpec(**spec),
