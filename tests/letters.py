@@ -87,7 +87,7 @@ class Levels(Modality):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Words(Source):
+class Spelling(Source):
     """Each word has a picture, stripes by letter, and a hum."""
 
     def splits(self):
@@ -126,7 +126,7 @@ FROM_ONE = Policy(keep="all", one_input=True)
 def get_config(**fields) -> Experiment:
     """An encoder-decoder with experts that goes from any to text and levels."""
     task = Task(
-        source=Words(),
+        source=Spelling(),
         inputs=("text", "image", "levels", "audio"),
         targets=("text", "levels"),
         layout=Masked(input_tokens=24, target_tokens=16, policies=(FROM_ONE,)),
@@ -152,7 +152,7 @@ def get_config(**fields) -> Experiment:
 def decoder(**fields) -> Experiment:
     """A decoder that writes what it is shown."""
     task = Task(
-        source=Words(), inputs=("image", "audio"), targets=("text",),
+        source=Spelling(), inputs=("image", "audio"), targets=("text",),
         layout=Prefix(prefix_fraction=(0.0, 0.0)), objective=NextToken(),
         batch_size=32, group_rows=4,
     )  # fmt: skip

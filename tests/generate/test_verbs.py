@@ -27,7 +27,7 @@ CODE = ["--code", letters.__file__]
 def picture(tmp_path):
     """A picture of the word "bead"."""
     path = tmp_path / "bead.png"
-    PIL.Image.fromarray(letters.Words.example("bead")["image"]).save(path)
+    PIL.Image.fromarray(letters.Spelling.example("bead")["image"]).save(path)
     return path
 
 
@@ -86,7 +86,7 @@ def test_a_picture_becomes_words_in_a_process_of_its_own(workdir, picture, tmp_p
 
 
 def test_the_twin_gives_raw_values(view, workdir):
-    image = letters.Words.example("bead")["image"]
+    image = letters.Spelling.example("bead")["image"]
     assert mmjax.generate(view, {"image": image}, ["text"]) == {"text": ["bead"]}
     plan = [Decoding(stream="image", temperature=1.0, steps=3)]  # the trained one is `levels`
     found = mmjax.generate(view, {"text": "cab"}, plan, num=3, seed=5)
@@ -234,7 +234,7 @@ def test_a_folder_that_is_no_run(tmp_path, capsys):
 def test_a_path_names_a_step(workdir, tmp_path):
     copy = shutil.copytree(workdir, tmp_path / "run")
     found = mmjax.generate(
-        f"{copy}@60", {"image": letters.Words.example("cab")["image"]}, ["text"],
+        f"{copy}@60", {"image": letters.Spelling.example("cab")["image"]}, ["text"],
         code=letters.__file__,
     )  # fmt: skip
     assert found == {"text": ["cab"]}

@@ -21,7 +21,7 @@ def samples(names=("text", "image", "levels"), without=()):
     """Encoded examples; those whose number is in `without` lack their image."""
     made = []
     for i, word in enumerate(letters.WORDS):
-        example = letters.Words.example(word)
+        example = letters.Spelling.example(word)
         pieces = {
             n: letters.MODALITIES[n].encode(example[letters.MODALITIES[n].field or n])
             for n in names
