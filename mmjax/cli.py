@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import mmjax
 from mmjax import lifecycle
 from mmjax.config.error import ConfigError, nearest
+from mmjax.export import command as export_command
 
 __all__ = ["EXIT_CODES", "main", "parsers"]
 
@@ -194,6 +195,8 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         "Makes some modalities from others; writes files and a page to look at.",
     )
     _add_generate_options(generate)
+    export = verb("export", export_command.USAGE, "Writes a folder for Hugging Face transformers.")
+    export_command.add_arguments(export)
     info = verb("info", "PATH [--verify] [--json]", "What a run or a checkpoint is.")
     info.add_argument("--verify", action="store_true", help="read every byte and check its hash")
     report = verb(
@@ -211,9 +214,9 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
             metavar="MODALITY=VALUE",
             help='such as image=a.png text="two words"',
         )
-    for parser in (evaluate, embed, generate, info):
+    for parser in (evaluate, embed, generate, export, info):
         parser.add_argument("path", metavar="PATH", help=PATH_HELP)
-    for parser in (evaluate, embed, generate):
+    for parser in (evaluate, embed, generate, export):
         parser.add_argument("--code", metavar="FILE", help=CODE_HELP)
     for parser in (doctor, listing, evaluate, info, report):
         parser.add_argument("--json", action="store_true", help="print JSON")
@@ -406,6 +409,11 @@ def _write_embeddings(out: Path, rows: Sequence[tuple[str, str]], found: dict[st
     parquet.write_table(pyarrow.table(columns), out)
 
 
+def _export(args: list[str]) -> None:
+    """The encoder as a folder for Hugging Face transformers."""
+    export_command.run(parsers()["export"].parse_args(args))
+
+
 def _info(args: list[str]) -> None:
     """What is this run or checkpoint."""
     options = parsers()["info"].parse_args(args)
@@ -435,10 +443,11 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "eval": _eval,
     "embed": _embed,
     "generate": _generate,
+    "export": _export,
     "info": _info,
     "report": _report_run,
 }
-COMPUTING = ("train", "train-tokenizer", "eval", "embed", "generate")
+COMPUTING = ("train", "train-tokenizer", "eval", "embed", "generate", "export")
 
 
 # ---------------------------------------------------------------------------- printing
