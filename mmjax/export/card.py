@@ -106,8 +106,8 @@ def _parity(parity: dict[str, Any]) -> str:
         for name, row in parity["modalities"].items()
     )
     return f"""Embeddings of validation files in transformers {parity["transformers"]} (torch
-{parity["torch"]}) against mmjax {parity["mmjax"]} (jax {parity["jax"]}), float32 on CPU, from the raw
-file on. `parity.json` has the same figures.
+{parity["torch"]}) against mmjax {parity["mmjax"]} (jax {parity["jax"]}), float32 on CPU, from the
+raw file on. `parity.json` has the same figures.
 
 | modality | files | largest difference | least cosine |
 |---|---|---|---|

@@ -112,7 +112,8 @@ def _ask_peer(folder: Path, files: dict[str, list[Path]], temporary: Path):
     )
     if done.returncode:
         raise CheckFailed(
-            f"export: transformers cannot load the folder; nothing was written.\n{done.stderr[-4000:]}"
+            "export: transformers cannot load the folder; nothing was written.\n"
+            + done.stderr[-4000:]
         )
     loading = json.loads((temporary / "loading.json").read_text())
     with contextlib.closing(np.load(temporary / "embeddings.npz")) as found:
