@@ -20,6 +20,7 @@ import mmjax
 from mmjax import lifecycle
 from mmjax.config.error import ConfigError, nearest
 from mmjax.export import command as export_command
+from mmjax.launch import command as launch_command
 
 __all__ = ["EXIT_CODES", "main", "parsers"]
 
@@ -182,11 +183,8 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         "eval", "PATH [--split NAME] [--code FILE] [--json]", "Runs the evaluators of the config."
     )
     evaluate.add_argument("--split", metavar="NAME", help="default: the config's eval_split")
-    embed = verb(
-        "embed",
-        "PATH --given MODALITY=VALUE ... --out FILE [--code FILE]",
-        "Embeds images, sounds and text in the shared space.",
-    )
+    usage = "PATH --given MODALITY=VALUE ... --out FILE [--code FILE]"
+    embed = verb("embed", usage, "Embeds images, sounds and text in the shared space.")
     embed.add_argument("--out", required=True, metavar="FILE", help=".npy or .parquet")
     generate = verb(
         "generate",
@@ -199,11 +197,10 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     export_command.add_arguments(export)
     info = verb("info", "PATH [--verify] [--json]", "What a run or a checkpoint is.")
     info.add_argument("--verify", action="store_true", help="read every byte and check its hash")
-    report = verb(
-        "report",
-        "WORKDIR [--json]",
-        "Writes WORKDIR/report.html, one self-contained page of a run.",
-    )
+    launch = verb("launch", launch_command.USAGE, "Trains on several processes or Cloud TPUs.")
+    launch_command.add_arguments(launch)
+    text = "Writes WORKDIR/report.html, one self-contained page of a run."
+    report = verb("report", "WORKDIR [--json]", text)
     report.add_argument("path", metavar="WORKDIR", help="folder of the run")
     for parser in (embed, generate):
         parser.add_argument(
@@ -426,6 +423,11 @@ def _info(args: list[str]) -> None:
         raise lifecycle.CheckFailed(f"{options.path}: damaged files in checkpoint(s) {steps}.")
 
 
+def _launch(args: list[str]) -> None:
+    """Train on several local processes, or on Cloud TPUs."""
+    sys.exit(launch_command.run(parsers()["launch"].parse_args, args))
+
+
 def _report_run(args: list[str]) -> None:
     """One self-contained page of a run: samples, scores, curves, time."""
     options = parsers()["report"].parse_args(args)
@@ -445,6 +447,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "generate": _generate,
     "export": _export,
     "info": _info,
+    "launch": _launch,
     "report": _report_run,
 }
 COMPUTING = ("train", "train-tokenizer", "eval", "embed", "generate", "export")
