@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import mini
@@ -23,7 +25,9 @@ from mmjax.models import MoE
 
 pytestmark = [pytest.mark.hf, pytest.mark.timeout(600)]
 
-# What a stranger writes, with the packages of the card alone.
+ROOT = Path(cli.__file__).parent.parent
+
+# What a stranger writes, behind the example of the docs.
 STRANGER = """
 import json, sys
 import torch
@@ -55,9 +59,9 @@ def exported(tmp_path_factory):
     """(workdir, folder) of a short run, exported on the command line."""
     place = tmp_path_factory.mktemp("hf")
     mmjax.train(mini.get_config(total_steps=4), place / "run")
-    args = ["export", f"{place / 'run'}@4", "--out", str(place / "folder"), "--verify"]
+    args = ["export", f"{place / 'run'}@4", "--out", str(place / "demo_hf"), "--verify"]
     assert cli.main(args) == 0
-    return place / "run", place / "folder"
+    return place / "run", place / "demo_hf"
 
 
 def test_the_report(exported):
@@ -81,9 +85,12 @@ def test_a_stranger_loads_it(exported, tmp_path):
     file = view.program.experiment.modalities["image"].write(value, made.parent / "a")
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HF_HOME")}
     clean |= {"HF_MODULES_CACHE": str(tmp_path / "code"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-P", "-c", STRANGER, str(made), str(tmp_path / "copy")]
-    done = subprocess.run(command, capture_output=True, text=True, env=clean, cwd=tmp_path)
+    page = (ROOT / "docs" / "export.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    command = [sys.executable, "-P", "-c", block + STRANGER, str(made), str(tmp_path / "copy")]
+    done = subprocess.run(command, capture_output=True, text=True, env=clean, cwd=made.parent)
     assert done.returncode == 0, done.stderr[-4000:]
+    assert "the picture is nearest to" in done.stdout
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["kinds"] == ["MMJaxModel", "MMJaxProcessor"]
     assert not any(said["loaded"].values()), said["loaded"]
