@@ -17,7 +17,9 @@ from mmjax import load as load_lib
 from mmjax.config import ConfigError
 from mmjax.evaluate.view import View
 from mmjax.export import card, describe, parity
+from mmjax.modalities.text import Text
 from mmjax.models import plan
+from mmjax.tokenizers.sentencepiece import SentencePiece
 
 __all__ = ["arrays", "export"]
 
@@ -111,9 +113,9 @@ def write(view: View, folder: Path) -> None:
     for name, content in (("config", config), ("processor_config", processor)):
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
     for name, fields in streams.items():
-        if "model_file" in fields:
-            content = experiment.modalities[name].tokenizer.model
-            (folder / fields["model_file"]).write_bytes(content)
+        modality = experiment.modalities[name]
+        if isinstance(modality, Text) and isinstance(modality.tokenizer, SentencePiece):
+            (folder / fields["model_file"]).write_bytes(modality.tokenizer.model)
     weights = safetensors.numpy.save(tensors, metadata={"format": "pt"})
     (folder / "model.safetensors").write_bytes(weights)
 
