@@ -22,9 +22,16 @@ from mmjax.objectives.contrastive import Contrastive
 from mmjax.tokenizers.sentencepiece import SentencePiece
 from mmjax.typing import Vocabulary
 
-__all__ = ["contrastive_tasks", "exported", "model_config", "preprocessing", "table_owner"]
+__all__ = [
+    "contrastive_tasks",
+    "exported",
+    "known_fields",
+    "model_config",
+    "preprocessing",
+    "table_owner",
+]
 
-IMAGE_FIELDS = ("size", "patch", "channels", "mean", "std")
+IMAGE_FIELDS = ("size", "patch", "channels", "mean", "std", "resize")
 AUDIO_FIELDS = (
     "sample_rate", "seconds", "num_mels", "window", "hop", "patch_frames", "dynamic_range",
 )  # fmt: skip
@@ -103,6 +110,12 @@ def _check_modality(name: str, modality: Modality) -> None:
             f"export: modality {name!r} uses tokenizer {type(modality.tokenizer).__name__}; only"
             " SentencePiece has a PyTorch twin."
         )
+
+
+def known_fields(modality: Modality) -> dict[str, Any]:
+    """The fields that the exported preprocessing takes."""
+    names = [field.name for field in dataclasses.fields(modality)]
+    return {name: getattr(modality, name) for name in names if name in KNOWN[type(modality)]}
 
 
 def _blocks(model: plan.Transformer, lane: str) -> list[plan.Block]:
@@ -196,6 +209,6 @@ def preprocessing(experiment: Experiment) -> dict[str, dict[str, Any]]:
                 "model_file": f"{name}.sentencepiece.model",
             }
         else:
-            fields = {field: getattr(modality, field) for field in KNOWN[type(modality)]}
+            fields = known_fields(modality)
         found[name] = {"kind": type(modality).__name__.lower(), **fields}
     return found

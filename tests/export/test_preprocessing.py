@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from mmjax import export
+from mmjax.export import describe
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image
 from mmjax.modalities.text import Text
@@ -27,10 +28,7 @@ def template():
 
 
 def twin(template, modality, kind: str):
-    from mmjax.export import describe
-
-    fields = describe.KNOWN[type(modality)]
-    return template.make(kind, **{name: getattr(modality, name) for name in fields})
+    return template.make(kind, **describe.known_fields(modality))
 
 
 IMAGES = {

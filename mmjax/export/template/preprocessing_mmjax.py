@@ -15,10 +15,14 @@ PADDING = -1  # of token ids, behind the end of a text
 
 
 class Image:
-    """(L, P): (x - mean) / std of the pixels of each patch, by row, column, channel."""
+    """(L, P): (x - mean) / std of the pixels of each patch, by row, column, channel.
 
-    def __init__(self, size, patch, channels, mean, std):
+    An image of another size is stretched, or with resize="crop" cut from the middle and scaled.
+    """
+
+    def __init__(self, size, patch, channels, mean, std, resize="stretch"):
         self.size, self.patch, self.channels = tuple(size), patch, channels
+        self.resize = resize
         self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
     def __call__(self, value):
@@ -41,6 +45,8 @@ class Image:
 
     def _resized(self, image):
         height, width = self.size
+        if self.resize == "crop":
+            image = _cropped(image, height, width)
         if image.shape[:2] == (height, width):
             return image
         import PIL.Image
@@ -63,7 +69,7 @@ def _pixels(value, channels):
             opened.load()
             return _pixels(opened, channels)
     if isinstance(value, PIL.Image.Image):
-        value = PIL.ImageOps.exif_transpose(value).convert("L" if channels == 1 else "RGB")
+        value = _flat(PIL.ImageOps.exif_transpose(value), "L" if channels == 1 else "RGB")
     image = np.asarray(value)
     image = image[:, :, None] if image.ndim == 2 else image
     if image.ndim != 3 or 0 in image.shape:
@@ -76,6 +82,30 @@ def _pixels(value, channels):
     if not (image.min() >= -1e-3 and image.max() <= 1 + 1e-3):  # also NaN
         raise ValueError("image: float pixels must lie in 0..1.")
     return image
+
+
+def _flat(image, mode):
+    """A Pillow image as uint8, on white where it is transparent."""
+    import PIL.Image
+
+    if image.mode.startswith("I"):  # Pillow would clip 16 bits to 8
+        wide = np.asarray(image).astype(np.int64)
+        image = PIL.Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("image: pixels are floating-point numbers of no known range.")
+    if image.has_transparency_data:
+        white = PIL.Image.new("RGBA", image.size, "white")
+        image = PIL.Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert(mode)
+
+
+def _cropped(image, height, width):
+    """The largest middle part whose sides are in the ratio of height to width."""
+    rows, columns = image.shape[:2]
+    scale = min(rows / height, columns / width)
+    h, w = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (rows - h) // 2, (columns - w) // 2
+    return image[top : top + h, left : left + w]
 
 
 class Audio:
