@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 __all__ = ["export"]
 
 
 def export(
-    path: str,
-    out: str,
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     *,
     parts: str = "encoder",
     verify: bool = False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import uuid
 from pathlib import Path
@@ -29,8 +30,8 @@ NEEDED = ("torch", "transformers", "safetensors")
 
 
 def export(
-    path: str,
-    out: str,
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     *,
     parts: str = "encoder",
     verify: bool = False,
@@ -52,6 +53,7 @@ def export(
       ConfigError: the options are wrong, a package is missing, or the model has no PyTorch twin.
       NoCheckpoint: there is nothing to export. CheckFailed: the embeddings differ.
     """
+    path, out = os.fspath(path), os.fspath(out)
     target = _checked(out, parts, verify, overwrite)
     folder, _ = checkpoint.parse_path(path)
     describe.exported(load_lib.read_experiment(folder, code))

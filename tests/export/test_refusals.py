@@ -115,5 +115,5 @@ def test_a_run_that_has_not_saved(tmp_path):
 
     (tmp_path / "config.json").write_text(json.dumps(to_json(mini.get_config())))
     with pytest.raises(NoCheckpoint, match="no complete checkpoint"):
-        mmjax.export(str(tmp_path), str(tmp_path / "out"))
+        mmjax.export(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
