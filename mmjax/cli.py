@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 import mmjax
 from mmjax import lifecycle
 from mmjax.config.error import ConfigError, nearest
+from mmjax.export import command as export_command
+from mmjax.launch import command as launch_command
 
 __all__ = ["EXIT_CODES", "main", "parsers"]
 
@@ -181,11 +183,8 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         "eval", "PATH [--split NAME] [--code FILE] [--json]", "Runs the evaluators of the config."
     )
     evaluate.add_argument("--split", metavar="NAME", help="default: the config's eval_split")
-    embed = verb(
-        "embed",
-        "PATH --given MODALITY=VALUE ... --out FILE [--code FILE]",
-        "Embeds images, sounds and text in the shared space.",
-    )
+    usage = "PATH --given MODALITY=VALUE ... --out FILE [--code FILE]"
+    embed = verb("embed", usage, "Embeds images, sounds and text in the shared space.")
     embed.add_argument("--out", required=True, metavar="FILE", help=".npy or .parquet")
     generate = verb(
         "generate",
@@ -194,13 +193,14 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         "Makes some modalities from others; writes files and a page to look at.",
     )
     _add_generate_options(generate)
+    export = verb("export", export_command.USAGE, "Writes a folder for Hugging Face transformers.")
+    export_command.add_arguments(export)
     info = verb("info", "PATH [--verify] [--json]", "What a run or a checkpoint is.")
     info.add_argument("--verify", action="store_true", help="read every byte and check its hash")
-    report = verb(
-        "report",
-        "WORKDIR [--json]",
-        "Writes WORKDIR/report.html, one self-contained page of a run.",
-    )
+    launch = verb("launch", launch_command.USAGE, "Trains on several processes or Cloud TPUs.")
+    launch_command.add_arguments(launch)
+    text = "Writes WORKDIR/report.html, one self-contained page of a run."
+    report = verb("report", "WORKDIR [--json]", text)
     report.add_argument("path", metavar="WORKDIR", help="folder of the run")
     for parser in (embed, generate):
         parser.add_argument(
@@ -211,9 +211,9 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
             metavar="MODALITY=VALUE",
             help='such as image=a.png text="two words"',
         )
-    for parser in (evaluate, embed, generate, info):
+    for parser in (evaluate, embed, generate, export, info):
         parser.add_argument("path", metavar="PATH", help=PATH_HELP)
-    for parser in (evaluate, embed, generate):
+    for parser in (evaluate, embed, generate, export):
         parser.add_argument("--code", metavar="FILE", help=CODE_HELP)
     for parser in (doctor, listing, evaluate, info, report):
         parser.add_argument("--json", action="store_true", help="print JSON")
@@ -406,6 +406,11 @@ def _write_embeddings(out: Path, rows: Sequence[tuple[str, str]], found: dict[st
     parquet.write_table(pyarrow.table(columns), out)
 
 
+def _export(args: list[str]) -> None:
+    """The encoder as a folder for Hugging Face transformers."""
+    export_command.run(parsers()["export"].parse_args(args))
+
+
 def _info(args: list[str]) -> None:
     """What is this run or checkpoint."""
     options = parsers()["info"].parse_args(args)
@@ -416,6 +421,11 @@ def _info(args: list[str]) -> None:
     if found.get("damaged"):
         steps = ", ".join(map(str, found["damaged"]))
         raise lifecycle.CheckFailed(f"{options.path}: damaged files in checkpoint(s) {steps}.")
+
+
+def _launch(args: list[str]) -> None:
+    """Train on several local processes, or on Cloud TPUs."""
+    sys.exit(launch_command.run(parsers()["launch"].parse_args, args))
 
 
 def _report_run(args: list[str]) -> None:
@@ -435,10 +445,12 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "eval": _eval,
     "embed": _embed,
     "generate": _generate,
+    "export": _export,
     "info": _info,
+    "launch": _launch,
     "report": _report_run,
 }
-COMPUTING = ("train", "train-tokenizer", "eval", "embed", "generate")
+COMPUTING = ("train", "train-tokenizer", "eval", "embed", "generate", "export")
 
 
 # ---------------------------------------------------------------------------- printing

@@ -27,7 +27,12 @@ OPTIONS = {
         *("--code", "--given", "--guidance", "--num", "--out", "--overwrite", "--seed", "--steps"),
         *("--temperature", "--want", "PATH"),
     ],
+    "export": ["--code", "--out", "--overwrite", "--parts", "--verify", "PATH"],
     "info": ["--json", "--verify", "PATH"],
+    "launch": [
+        *("--devices-per-process", "--dry-run", "--name", "--num-processes", "--project"),
+        *("--restarts", "--spot", "--topology", "--workdir", "--zone", "CONFIG", "TARGET"),
+    ],
     "report": ["--json", "WORKDIR"],
 }
 

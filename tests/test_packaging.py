@@ -127,6 +127,8 @@ def test_a_wheel_installs_the_command_and_its_data(tmp_path):
         for p in (ROOT / "mmjax/data/numbers_speech").iterdir()
         if p.is_file()
     }
+    template = [n for n in names if n.startswith("mmjax/export/template/")]
+    assert len(template) == 4  # what an export copies into its folder
     assert data | {"mmjax/py.typed"} <= set(names)
     assert all(n.startswith(("mmjax/", "mmjax-")) for n in names)
 

@@ -71,6 +71,11 @@ class SentencePiece(Tokenizer):
         return self._digest(self._model) if self._model else ""
 
     @property
+    def model(self) -> bytes:
+        """The file that sentencepiece reads; empty before `fit`."""
+        return self._model
+
+    @property
     def first_sentinel(self) -> int:
         """Id of `<s_0>`; -1 = there is none."""
         return FIRST_SENTINEL if self.num_sentinels else -1

@@ -1,0 +1,23 @@
+"""The verb `export`: a trained model as a folder that Hugging Face transformers loads."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+__all__ = ["export"]
+
+
+def export(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    parts: str = "encoder",
+    verify: bool = False,
+    overwrite: bool = False,
+    code: str | None = None,
+) -> dict[str, Any]:
+    """Writes a Hugging Face folder of a run's encoder; see `mmjax.export.folder`."""
+    from mmjax.export import folder
+
+    return folder.export(path, out, parts=parts, verify=verify, overwrite=overwrite, code=code)

@@ -1,0 +1,157 @@
+"""`mmjax export`: the encoder of a run and its projections as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmjax import checkpoint
+from mmjax import load as load_lib
+from mmjax.config import ConfigError
+from mmjax.evaluate.view import View
+from mmjax.export import card, describe, parity
+from mmjax.modalities.text import Text
+from mmjax.models import plan
+from mmjax.tokenizers.sentencepiece import SentencePiece
+
+__all__ = ["arrays", "export"]
+
+TEMPLATE = Path(__file__).parent / "template"
+PARTS = ("encoder",)
+NEEDED = ("torch", "transformers", "safetensors")
+
+
+def export(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    parts: str = "encoder",
+    verify: bool = False,
+    overwrite: bool = False,
+    code: str | None = None,
+) -> dict[str, Any]:
+    """Writes the folder and returns what `parity.json` in it says.
+
+    It is made beside `out` and moved there when it is whole, so that `out` never holds half of it.
+
+    Args:
+      path: WORKDIR, WORKDIR@STEP or WORKDIR@best:METRIC.
+      out: a folder that is absent or empty, or with `overwrite` holds an older export.
+      parts: `encoder`, the lanes and projections of the contrastive tasks.
+      verify: loads the folder in transformers, in a process without mmjax, and compares embeddings
+        of validation files from the raw file on.
+
+    Raises:
+      ConfigError: the options are wrong, a package is missing, or the model has no PyTorch twin.
+      NoCheckpoint: there is nothing to export. CheckFailed: the embeddings differ.
+    """
+    path, out = os.fspath(path), os.fspath(out)
+    target = _checked(out, parts, verify, overwrite)
+    folder, _ = checkpoint.parse_path(path)
+    describe.exported(load_lib.read_experiment(folder, code))
+    view = load_lib.load(path, code=code, devices=jax.devices("cpu")[:1])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        write(view, made)
+        report = parity.verify(view, made) if verify else parity.unverified(view)
+        (made / "parity.json").write_text(json.dumps(report, indent=2) + "\n")
+        (made / "README.md").write_text(card.card(view, target.name, report), encoding="utf-8")
+        if target.exists():
+            shutil.rmtree(target)
+        made.rename(target)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return report
+
+
+def _checked(out: str, parts: str, verify: bool, overwrite: bool) -> Path:
+    if parts not in PARTS:
+        raise ConfigError(f"--parts {parts}: there is no such part; use {', '.join(PARTS)}.")
+    if "://" in out:
+        raise ConfigError(f"--out {out}: is not on this machine; export here, then copy.")
+    target = Path(out).absolute()
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"--out {out}: is a file; name a folder.")
+    if target.exists() and any(target.iterdir()):
+        if not (target / "parity.json").exists():
+            raise ConfigError(f"--out {out}: holds files that no export wrote; name another.")
+        if not overwrite:
+            raise ConfigError(f"--out {out}: holds an export; name another folder, or --overwrite.")
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if verify and missing:
+        raise ConfigError(
+            f"--verify needs {', '.join(missing)}, not installed here; pip install 'mmjax[hf]'."
+        )
+    return target
+
+
+def write(view: View, folder: Path) -> None:
+    """Everything but the card and the parity report."""
+    import safetensors.numpy
+
+    experiment, tensors = view.program.experiment, arrays(view)
+    widths = {
+        name: tensors[f"project.{name}.kernel"].shape[1] for name in describe.exported(experiment)
+    }
+    folder.mkdir()
+    for file in sorted(TEMPLATE.glob("*_mmjax.py")):
+        shutil.copyfile(file, folder / file.name)
+    config = describe.model_config(experiment, widths)
+    streams = describe.preprocessing(experiment)
+    processor = {
+        "processor_class": "MMJaxProcessor",
+        "auto_map": {"AutoProcessor": config["auto_map"]["AutoProcessor"]},
+        "streams": streams,
+    }
+    for name, content in (("config", config), ("processor_config", processor)):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    for name, fields in streams.items():
+        modality = experiment.modalities[name]
+        if isinstance(modality, Text) and isinstance(modality.tokenizer, SentencePiece):
+            (folder / fields["model_file"]).write_bytes(modality.tokenizer.model)
+    weights = safetensors.numpy.save(tensors, metadata={"format": "pt"})
+    (folder / "model.safetensors").write_bytes(weights)
+
+
+def arrays(view: View) -> dict[str, np.ndarray]:
+    """Float32 arrays by the name that they have in the PyTorch model.
+
+    These are the canonical names with dots: `embed.<stream>.{stream, piece}`,
+    `tables.<stream>.table`, `lanes.<lane>.blocks.<n>...`, `project.<stream>.kernel`.
+    """
+    program = view.program
+    experiment, model = program.experiment, program.experiment.model
+    assert isinstance(model, plan.Transformer)
+    lanes = describe.exported(experiment)
+    owners = {describe.table_owner(program.vocabulary, name) for name in lanes}
+    found: dict[str, Any] = {}
+    for name, value in program.to_canonical(view.params).items():
+        part, _, rest = name.partition("/")
+        if part in lanes.values():
+            found[f"lanes.{part}.{rest}"] = value
+        elif part == "embed":
+            stream, _, leaf = rest.rpartition("/")
+            if (leaf == "table" and stream in owners) or (leaf != "mask" and stream in lanes):
+                home = "tables" if leaf == "table" else "embed"
+                found[f"{home}.{stream}.{leaf}"] = value
+        elif part == "heads":
+            head, _, leaf = rest.rpartition("/")
+            if head.startswith("project/") and head[8:] in lanes:
+                found[f"project.{head[8:]}.{leaf}"] = value
+    for (r, p, n), (lane, number) in plan.block_places(model).items():
+        if lane in lanes.values() and model.layer_plan()[r].pattern[p].moe:
+            bias_NE = view.model_state["runs"][r]["blocks"][p]["mlp"]["bias"]
+            found[f"lanes.{lane}.blocks.{number}.mlp.bias"] = bias_NE[n]
+    return {
+        name.replace("/", "."): np.ascontiguousarray(np.asarray(value, np.float32))
+        for name, value in found.items()
+    }
