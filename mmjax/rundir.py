@@ -19,6 +19,7 @@ from etils import epath
 
 import mmjax
 from mmjax import checkpoint, config, lifecycle
+from mmjax.data.source import BadRecord
 from mmjax.experiment import Experiment
 from mmjax.models import names as names_lib
 from mmjax.parallel import distributed
@@ -138,9 +139,10 @@ def _fit(experiment: Experiment, name: str, folder: Any):
             if name in (*task.inputs, *task.targets):
                 records = task.source.open(experiment.data.train_split)
                 for i in range(len(records)):
-                    value = records[i].get(modality.field or name)
-                    if value is not None:
-                        yield value
+                    with contextlib.suppress(BadRecord):  # counted when it is trained on
+                        value = records[i].get(modality.field or name)
+                        if value is not None:
+                            yield value
                 return
 
     partial = parent / f"{name}.partial"

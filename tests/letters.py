@@ -93,7 +93,7 @@ class Spelling(Source):
     def splits(self):
         return ("train", "val")
 
-    def fields(self):
+    def keys(self):
         return ("text", "image", "audio")
 
     def open(self, split):

@@ -222,7 +222,7 @@ class Xor(Source):
     def splits(self):
         return ("train", "val")
 
-    def fields(self):
+    def keys(self):
         return ("a", "b", "c")
 
     def fingerprint(self):

@@ -11,21 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmjax import lifecycle
-from mmjax.data.source import Records, Source
+from mmjax.data.source import BadRecord, Records, Source, key_of
 from mmjax.data.tokens import TokenTable
-from mmjax.modalities.modality import Modality
+from mmjax.modalities.modality import Modality, Unreadable
 from mmjax.typing import Piece, Vocabulary
 
 MIN_READ = 1000  # rows before which one bad record of many is not yet a share
 NAMED = 8  # records that an error names
-
-
-class BadRecord(Exception):
-    """One record that cannot be used. `reason` is a short word for counts."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
 
 
 class Encoded(NamedTuple):
@@ -144,7 +136,8 @@ class Reader:
         except (MemoryError, lifecycle.RunError):
             raise
         except Exception as error:
-            bad = BadRecord(type(error).__name__, str(error))
+            reason = error.reason if isinstance(error, Unreadable) else type(error).__name__
+            bad = BadRecord(reason, str(error))
             self._count(index, bad)
             raise bad from error
 
@@ -184,7 +177,7 @@ class Reader:
         for record, found in self._bad.items():
             reasons[found.reason].append(record)
         said = "; ".join(
-            f"{reason} in records {', '.join(map(str, keys[:NAMED]))}"
+            f"{reason} in records {', '.join(key_of(self.records, key) for key in keys[:NAMED])}"
             f"{', ...' if len(keys) > NAMED else ''} ({self._bad[keys[0]].detail})"
             for reason, keys in reasons.items()
         )

@@ -6,12 +6,30 @@ import dataclasses
 from typing import Any, Protocol
 
 
+class BadRecord(Exception):
+    """One record that cannot be used. `reason` is a short word for counts."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
 class Records(Protocol):
-    """An opened split: random access to raw examples."""
+    """An opened split: random access to raw examples.
+
+    `records[i]` raises BadRecord for a record that cannot be read. An optional method `key(i)`
+    gives the name by which a person finds the record.
+    """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def key_of(records: Records, index: int) -> str:
+    """The name of a record; its number, when the records have no names."""
+    key = getattr(records, "key", None)
+    return str(index) if key is None else key(index)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,9 +44,9 @@ class Source:
         """Names of the splits."""
         raise NotImplementedError(f"{type(self).__name__} must define splits().")
 
-    def fields(self) -> tuple[str, ...]:
+    def keys(self) -> tuple[str, ...]:
         """Keys that an example may hold."""
-        raise NotImplementedError(f"{type(self).__name__} must define fields().")
+        raise NotImplementedError(f"{type(self).__name__} must define keys().")
 
     def open(self, split: str) -> Records:
         """Random access to one split; picklable, cheap to open again in a worker process."""

@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from mmjax import metrics
-from mmjax.data.source import Source
+from mmjax.data.source import BadRecord, Source
 from mmjax.modalities.modality import Modality
 from mmjax.parallel import distributed
 from mmjax.typing import Piece, TokenSpec, Vocabulary, grid_position
@@ -125,8 +125,15 @@ class _Filler:
         key = self.modality.field or self.spec.name
         for start in range(first, len(records), BATCH):
             stop = min(start + BATCH, len(records))
-            values = [records[i].get(key) for i in range(start, stop)]
+            values, bad = [], []
+            for i in range(start, stop):
+                try:
+                    values.append(records[i].get(key))
+                except BadRecord:  # the reader says why
+                    values.append(None)
+                    bad.append(i)
             ids_NL[start:stop] = self._rows(values, known, ids_NL.dtype)
+            ids_NL[bad] = self.spec.vocab_size + 1
             self._note(ids_NL, stop)
             bar.advance(stop)
         bar.close()

@@ -86,7 +86,7 @@ class Numbers(Source):
         """Names of the splits."""
         return tuple(_SPLITS)
 
-    def fields(self) -> tuple[str, ...]:
+    def keys(self) -> tuple[str, ...]:
         """Keys of every example."""
         aligned = ("mask", "boxes", "metadata")
         about = ("number", "identity", "voice", "language", "slices")

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmjax.modalities.modality import Modality
+from mmjax.modalities.modality import Modality, Unreadable
 from mmjax.typing import NUM_AXES, Piece, TokenSpec
 
 __all__ = ["Audio"]
 
+MAX_SAMPLES = 1 << 26  # of all channels of a file
+RATES = range(1_000, 768_001)  # samples a second of a file
+MARGIN = 0.1  # seconds that are decoded beyond what is used: the resampling filter looks ahead
 PHASE_STEPS, MOMENTUM = 60, 0.99  # of the fast Griffin-Lim algorithm
 FIT_STEPS = 30  # of the fit of FFT bins to bands
 QUIET = 1e-8  # band power about 65 dB below a full-scale tone: quieter clips are not raised
@@ -75,29 +79,32 @@ class Audio(Modality):
         grid = (tokens, 1, 1)
         return TokenSpec(name=name, kind="grid", max_tokens=tokens, width=width, grid=grid)
 
-    def encode(self, value: np.ndarray | None) -> Piece | None:
+    def encode(self, value: Any) -> Piece | None:
         """Patches float32 (tokens, patch_frames * num_mels), by frame, band; position (t, 0, 0).
 
         Args:
           value: waveform (samples,), or (samples, channels) or (channels, samples), whose shorter
-            axis is averaged; float, or int16 or int32 of full scale; None = absent.
+            axis is averaged; float, or int16 or int32 of full scale. Or (waveform, its rate), or
+            the bytes of a sound file: mixed to one channel by the mean, then resampled. None =
+            absent.
 
-        Raises ValueError for other types and shapes, NaN and infinity.
+        Raises ValueError for other types and shapes, NaN and infinity; Unreadable, which is one,
+        for bytes that are no sound.
         """
         if value is None:
             return None
-        samples = _checked(value)
         frames, patch = self._num_tokens * self.patch_frames, self.hop * self.patch_frames
-        num_cut = max(0, -(-(len(samples) - frames * self.hop) // patch))
+        samples, total = self._samples(value, frames * self.hop / self.sample_rate)
+        num_cut = max(0, -(-(total - frames * self.hop) // patch))
         values = np.full((frames, self.num_mels), -2.0, np.float32)
         level = self._level(samples[: frames * self.hop])
         values[: len(level)] = level
         values_LP = values.reshape(self._num_tokens, -1)
         return Piece(self._position_LA, values_LP=values_LP, num_cut=num_cut)
 
-    def adapted(self, value: np.ndarray) -> str:
+    def adapted(self, value: Any) -> str:
         """The lengths where a sound is cut."""
-        seconds = max(np.shape(value), default=0) / self.sample_rate
+        seconds = self._samples(value)[1] / self.sample_rate
         most = self._num_tokens * self.patch_frames * self.hop / self.sample_rate
         return f"{seconds:.2f} s are cut to the first {most:.2f} s" if seconds > most else ""
 
@@ -168,36 +175,46 @@ class Audio(Modality):
 
         Raises ValueError when the file is absent or no sound.
         """
-        import soundfile
-
         try:
-            samples, rate = soundfile.read(item, dtype="float32", always_2d=True)
-        except (OSError, RuntimeError) as error:
+            with open(item, "rb") as file:
+                return self._samples(file.read())[0]
+        except (OSError, Unreadable) as error:
             raise ValueError(
                 f"Audio: {item!r} cannot be read: {error}; give a sound file."
             ) from error
-        samples = samples.mean(axis=1)
-        if rate == self.sample_rate:
-            return samples
-        from scipy import signal
 
-        common = math.gcd(rate, self.sample_rate)
-        resampled = signal.resample_poly(samples, self.sample_rate // common, rate // common)
-        return resampled.astype(np.float32)
-
-    def write(self, value: np.ndarray, stem: str | Path) -> Path:
+    def write(self, value: Any, stem: str | Path) -> Path:
         """A WAV file (16 bit, one channel): of decibels such as `decode` gives, or a waveform.
 
         Raises ValueError for arrays that are neither.
         """
         import soundfile
 
-        samples = np.asarray(value)
-        if samples.ndim == 2 and samples.shape[1] == self.num_mels:
-            samples = self.waveform(samples)
+        if np.ndim(value) == 2 and np.shape(value)[1] == self.num_mels:
+            value = self.waveform(value)
+        samples, _ = self._samples(value)
         path = Path(f"{stem}.wav")
-        soundfile.write(path, _checked(samples).clip(-1, 1), self.sample_rate, subtype="PCM_16")
+        soundfile.write(path, samples.clip(-1, 1), self.sample_rate, subtype="PCM_16")
         return path
+
+    def _samples(self, value: Any, seconds: float = math.inf) -> tuple[np.ndarray, int]:
+        """The first `seconds` at least, at `sample_rate`, and how many samples there are in all."""
+        if isinstance(value, bytes):
+            samples, rate, total = _decoded(value, seconds)
+        elif isinstance(value, tuple):
+            samples, rate = _checked(value[0]), int(value[1])
+            total = len(samples)
+        else:
+            samples = _checked(value)
+            return samples, len(samples)
+        if rate != self.sample_rate:
+            from scipy import signal
+
+            common = math.gcd(rate, self.sample_rate)
+            up, down = self.sample_rate // common, rate // common
+            samples = signal.resample_poly(samples, up, down).astype(np.float32)
+            total = -(-total * up // down)
+        return samples, total
 
     def _level(self, samples: np.ndarray) -> np.ndarray:
         """Bands in -2..2 of the frames that touch the samples: float32 (frames, num_mels)."""
@@ -260,6 +277,34 @@ def _hertz(mel: float) -> float:
     return 200 * mel / 3 if mel < 15 else 1000 * math.exp((mel - 15) * math.log(6.4) / 27)
 
 
+def _decoded(content: bytes, seconds: float) -> tuple[np.ndarray, int, int]:
+    """The first seconds of a sound file, as one channel; its rate, and its length in samples.
+
+    Raises Unreadable.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            rate, total = file.samplerate, file.frames
+            if rate not in RATES:
+                raise Unreadable("sample_rate", f"Audio: {rate} samples a second")
+            wanted = total if seconds == math.inf else math.ceil((seconds + MARGIN) * rate)
+            count = min(total, wanted)
+            if count * file.channels > MAX_SAMPLES:
+                raise Unreadable("sound_too_large", f"Audio: {count} x {file.channels} samples")
+            samples = file.read(count, dtype="float32", always_2d=True)
+    except Unreadable:
+        raise
+    except Exception as error:  # decoders raise whatever broken bytes lead them to
+        raise Unreadable("broken_sound", f"Audio: {error}") from error
+    if not len(samples):
+        raise Unreadable("empty_sound", "Audio: a sound of no samples")
+    if len(samples) < count:
+        raise Unreadable("broken_sound", f"Audio: it ends after {len(samples)} of {count} samples")
+    return _checked(samples.mean(axis=1)), rate, total
+
+
 def _checked(value: Any) -> np.ndarray:
     """The waveform as finite float32 (samples,); ValueError when it is none."""
     samples = np.asarray(value)
@@ -278,5 +323,6 @@ def _checked(value: Any) -> np.ndarray:
         samples = samples.mean(axis=int(samples.shape[0] >= samples.shape[1]))
     samples = samples.astype(np.float32, copy=False)
     if not np.isfinite(samples).all():
-        raise ValueError("Audio: samples hold NaN or infinity; repair or leave out this example.")
+        said = "Audio: samples hold NaN or infinity; repair or leave out this example."
+        raise Unreadable("not_finite", said)
     return samples

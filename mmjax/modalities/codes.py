@@ -114,6 +114,7 @@ class Codes(Modality):
         wanted, have = (
             without_field(x) for x in (config.to_json(self.base), learned.preprocessing)
         )
+        have = {**without_field(config.to_json(type(self.base)())), **have}  # fields of later on
         for name in sorted({*wanted, *have}):
             if wanted.get(name) != have.get(name):
                 raise ValueError(

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmjax.modalities.modality import Modality
+from mmjax.modalities.modality import Modality, Unreadable
 from mmjax.typing import Piece, TokenSpec
 
 __all__ = ["Image"]
 
+MAX_PIXELS = 1 << 26  # of a file; what claims more is refused before it is unpacked
+# Pillow knows more; some of those start other programs.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's mode "L"
 
 
@@ -22,11 +26,15 @@ class Image(Modality):
     """One token a patch: (x - mean) / std of its pixels in 0..1, by row, column, channel.
 
     Another size is stretched to `size` (bicubic, antialiased), so that what is aligned with the
-    image by fractions of its height and width stays aligned. Gray becomes RGB by repetition, RGB
-    becomes gray by BT.601 luma.
+    image by fractions of its height and width stays aligned; or, with `resize="crop"`, cut from
+    the middle and then scaled. Gray becomes RGB by repetition, RGB becomes gray by BT.601 luma.
+
+    Image files are turned upright (EXIF); of an animation the first frame counts, transparent is
+    white, 16 bits become 8.
 
     Fields:
       size: (height, width) in pixels. patch: side of a patch; divides both.
+      resize: "stretch" or "crop".
       channels: 1 gray, 3 RGB; another number takes arrays with just that many.
       mean, std: one number for all channels, or one a channel.
     """
@@ -36,6 +44,7 @@ class Image(Modality):
     channels: int = 3
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
+    resize: str = "stretch"
 
     def __post_init__(self):
         height, width = self.size
@@ -44,6 +53,8 @@ class Image(Modality):
                 f"Image: size={self.size} is not divisible by patch={self.patch}; use multiples of"
                 " the patch."
             )
+        if self.resize not in ("stretch", "crop"):
+            raise ValueError(f"Image: resize={self.resize!r} is no rule; use 'stretch' or 'crop'.")
         if self.channels < 1:
             raise ValueError(f"Image: channels={self.channels} holds no pixel; use 1 or more.")
         for name, value in (("mean", self.mean), ("std", self.std)):
@@ -66,30 +77,32 @@ class Image(Modality):
             grid=(1, rows, columns),
         )
 
-    def encode(self, value: np.ndarray | None) -> Piece | None:
+    def encode(self, value: np.ndarray | bytes | None) -> Piece | None:
         """Patches float32 (rows * columns, patch * patch * channels); position (0, row, column).
 
         Args:
-          value: (H, W) or (H, W, C), uint8 or float in 0..1 (bool counts as 0 and 1); None =
-            absent.
+          value: (H, W) or (H, W, C), uint8 or float in 0..1 (bool counts as 0 and 1); or the bytes
+            of an image file; None = absent.
 
-        Raises ValueError for other types, shapes and ranges, NaN and infinity.
+        Raises ValueError for other types, shapes and ranges, NaN and infinity; Unreadable, which is
+        one, for bytes that are no whole image.
         """
         if value is None:
             return None
-        image_HWC = self._resized(self._converted(_checked(value)))
+        image_HWC = self._resized(self._converted(_checked(self._pixels(value))))
         scale, shift = self._affine
         (rows, columns), p = self._grid, self.patch
         values = image_HWC * scale + shift
         values = values.reshape(rows, p, columns, p, self.channels).transpose(0, 2, 1, 3, 4)
         return Piece(self._position_LA, values_LP=values.reshape(rows * columns, -1))
 
-    def adapted(self, value: np.ndarray) -> str:
-        """The sizes where an image is stretched."""
-        (height, width), shape = self.size, np.shape(value)[:2]
+    def adapted(self, value: np.ndarray | bytes) -> str:
+        """The sizes where an image is stretched or cropped."""
+        (height, width), shape = self.size, np.shape(self._pixels(value))[:2]
         if shape == self.size:
             return ""
-        return f"{shape[0]} x {shape[1]} pixels are stretched to {height} x {width}"
+        done = "stretched" if self.resize == "stretch" else "cropped and scaled"
+        return f"{shape[0]} x {shape[1]} pixels are {done} to {height} x {width}"
 
     def decode(self, piece: Piece) -> np.ndarray:
         """Pixels float32 (height, width, channels), clipped to 0..1."""
@@ -110,26 +123,22 @@ class Image(Modality):
 
         Raises ValueError when the file is absent or no image.
         """
-        import PIL.Image
-        import PIL.ImageOps
-
         try:
-            with PIL.Image.open(item) as image:
-                upright = PIL.ImageOps.exif_transpose(image)
-                return np.asarray(upright.convert("L" if self.channels == 1 else "RGB"))
-        except (OSError, PIL.Image.DecompressionBombError) as error:
+            with open(item, "rb") as file:
+                return self._pixels(file.read())
+        except (OSError, Unreadable) as error:
             raise ValueError(
                 f"Image: {item!r} cannot be read: {error}; give an image file."
             ) from error
 
-    def write(self, value: np.ndarray, stem: str | Path) -> Path:
+    def write(self, value: np.ndarray | bytes, stem: str | Path) -> Path:
         """A PNG file of pixels such as `decode` gives; gray for one channel.
 
         Raises ValueError for other types, shapes and ranges, and for neither 1 nor 3 channels.
         """
         import PIL.Image
 
-        image_HWC = _checked(value)
+        image_HWC = _checked(self._pixels(value))
         if image_HWC.shape[2] not in (1, 3):
             raise ValueError(
                 f"Image: shape {image_HWC.shape} cannot be written as PNG; give 1 or 3 channels."
@@ -156,6 +165,30 @@ class Image(Modality):
         position_LA.flags.writeable = False  # every piece shares it
         return position_LA
 
+    def _pixels(self, value: Any) -> Any:
+        """Pixels uint8 of the bytes of an image file; arrays are given back as they are.
+
+        Raises Unreadable.
+        """
+        if not isinstance(value, bytes):
+            return value
+        import PIL.Image
+        import PIL.ImageOps
+
+        try:
+            with PIL.Image.open(io.BytesIO(value), formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise PIL.Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+                upright = PIL.ImageOps.exif_transpose(image)
+                return _flat(upright, "L" if self.channels == 1 else "RGB")
+        except PIL.Image.DecompressionBombError as error:
+            raise Unreadable("image_too_large", f"Image: {error}") from error
+        except Exception as error:  # decoders raise whatever broken bytes lead them to
+            whole = not isinstance(error, PIL.UnidentifiedImageError)
+            reason = "broken_image" if whole else "no_image"
+            said = "bytes of no known image format" if reason == "no_image" else error
+            raise Unreadable(reason, f"Image: {said}") from error
+
     def _converted(self, image_HWC: np.ndarray) -> np.ndarray:
         channels = image_HWC.shape[2]
         if channels == self.channels:
@@ -171,6 +204,8 @@ class Image(Modality):
 
     def _resized(self, image_HWC: np.ndarray) -> np.ndarray:
         height, width = self.size
+        if self.resize == "crop":
+            image_HWC = _cropped(image_HWC, height, width)
         if image_HWC.shape[:2] == (height, width):
             return image_HWC
         import PIL.Image
@@ -181,6 +216,32 @@ class Image(Modality):
             plane = PIL.Image.fromarray(np.ascontiguousarray(image_HWC[:, :, channel]))
             resized[:, :, channel] = np.asarray(plane.resize((width, height), bicubic))
         return resized.clip(0.0, 1.0)  # bicubic overshoots at edges
+
+
+def _flat(image: Any, mode: str) -> np.ndarray:
+    """Pixels uint8 of a Pillow image, on white where it is transparent."""
+    import PIL.Image
+
+    if image.mode.startswith("I"):  # Pillow would clip 16 bits to 8
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 0xFFFF:
+            raise ValueError(f"pixels in {wide.min()}..{wide.max()}, not in 16 bits")
+        image = PIL.Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("pixels are floating-point numbers of no known range")
+    if image.has_transparency_data:
+        white = PIL.Image.new("RGBA", image.size, "white")
+        image = PIL.Image.alpha_composite(white, image.convert("RGBA"))
+    return np.asarray(image.convert(mode))
+
+
+def _cropped(image_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The largest middle part whose sides are in the ratio of height to width."""
+    rows, columns = image_HWC.shape[:2]
+    scale = min(rows / height, columns / width)
+    h, w = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (rows - h) // 2, (columns - w) // 2
+    return image_HWC[top : top + h, left : left + w]
 
 
 def _checked(value: Any) -> np.ndarray:
@@ -199,7 +260,8 @@ def _checked(value: Any) -> np.ndarray:
     image = image.astype(np.float32)
     low, high = image.min(), image.max()
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError("Image: pixels hold NaN or infinity; repair or leave out this example.")
+        said = "Image: pixels hold NaN or infinity; repair or leave out this example."
+        raise Unreadable("not_finite", said)
     if low < -1e-3 or high > 1 + 1e-3:
         raise ValueError(
             f"Image: float pixels lie in {low:.4g}..{high:.4g}, not in 0..1; divide 8-bit values by"

@@ -14,6 +14,17 @@ from mmjax.typing import Piece, TokenSpec
 Example = dict[str, Any]  # raw arrays, bytes, strings and numbers of one record
 
 
+class Unreadable(ValueError):
+    """A file, or the bytes of one, that cannot be decoded. `reason` is a short word for counts."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return self.detail
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Modality:
     """Base of all modalities. NumPy only; constructing one does no work.

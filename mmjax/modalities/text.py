@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.modalities.modality import Modality
+from mmjax.modalities.modality import Modality, Unreadable
 from mmjax.tokenizers.sentencepiece import SentencePiece
 from mmjax.tokenizers.tokenizer import Tokenizer
 from mmjax.typing import NUM_AXES, Piece, TokenSpec
@@ -46,11 +47,12 @@ class Text(Modality):
     def encode(self, value: str | bytes | None) -> Piece | None:
         """Ids int32 (length,), the end id last; position (p, p, p). Empty text is the end alone.
 
-        Raises ValueError for what is neither text nor None.
+        Raises ValueError for what is neither text nor None; Unreadable, which is one, for bytes
+        that are not UTF-8.
         """
         if value is None:
             return None
-        pieces = self.tokenizer.encode(value)
+        pieces = self.tokenizer.encode(_string(value))
         length = min(len(pieces) + 1, self.max_tokens)
         ids_L = np.empty(length, np.int32)
         ids_L[:-1] = pieces[: length - 1]
@@ -68,12 +70,33 @@ class Text(Modality):
         """The text itself."""
         return item
 
-    def write(self, value: str, stem: str | Path) -> Path:
+    def write(self, value: str | bytes, stem: str | Path) -> Path:
         """A UTF-8 text file."""
         path = Path(f"{stem}.txt")
-        path.write_text(value, encoding="utf-8")
+        path.write_text(_string(value), encoding="utf-8")
         return path
 
     def fit(self, values: Callable[[], Iterable[Any]], folder: Path) -> Text:
-        """Text with its tokenizer trained on `values()`, or loaded from `folder`."""
-        return dataclasses.replace(self, tokenizer=self.tokenizer.fit(values, folder))
+        """Text with its tokenizer trained on `values()`, or loaded from `folder`.
+
+        What is not UTF-8 is left out.
+        """
+
+        def readable():
+            for value in values():
+                with contextlib.suppress(Unreadable):
+                    yield _string(value)
+
+        return dataclasses.replace(self, tokenizer=self.tokenizer.fit(readable, folder))
+
+
+def _string(value: Any) -> Any:
+    """Bytes as text, other values as they are. Raises Unreadable for what is no valid Unicode."""
+    try:
+        if isinstance(value, bytes):
+            return value.decode()
+        if isinstance(value, str):
+            value.encode()
+    except UnicodeError as error:
+        raise Unreadable("not_utf8", f"Text: no valid Unicode ({error}); repair it.") from error
+    return value

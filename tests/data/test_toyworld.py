@@ -162,7 +162,7 @@ def test_examples_depend_on_split_and_index_alone():
         for index in order:
             for key, value in records[index].items():
                 np.testing.assert_array_equal(value, copy[index][key], err_msg=f"{split} {key}")
-    assert set(records[0]) == set(Numbers().fields())
+    assert set(records[0]) == set(Numbers().keys())
 
 
 def test_sizes_and_errors():

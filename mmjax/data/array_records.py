@@ -1,0 +1,121 @@
+"""ArrayRecords: records of bytes and JSON values in ArrayRecord files, which grain reads too.
+
+A record is, in this order: a header in JSON (UTF-8) on one line, `\\n`, and the bytes of its
+fields one after another. The header is `{"values": {field: JSON value}, "bytes": [[field, length],
+...]}`. There is no compression of its own, and no other program is needed to read it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmjax.data.files import Files, Table
+from mmjax.data.source import BadRecord
+
+__all__ = ["ArrayRecords", "decode_record", "encode_record", "write_array_records"]
+
+SAMPLE = 100  # records of a file that are asked which fields there are
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArrayRecords(Files):
+    """ArrayRecord files that `write_array_records` wrote."""
+
+    def _table(self, path: Path) -> Table:
+        return _ArrayFile(path)
+
+
+def encode_record(example: Mapping[str, Any]) -> bytes:
+    """One record. Values are bytes, or what JSON can hold; None is left out."""
+    there = {name: value for name, value in example.items() if value is not None}
+    blobs = {name: value for name, value in there.items() if isinstance(value, bytes)}
+    header = {
+        "values": {name: value for name, value in there.items() if name not in blobs},
+        "bytes": [[name, len(blob)] for name, blob in blobs.items()],
+    }
+    return json.dumps(header).encode() + b"\n" + b"".join(blobs.values())
+
+
+def decode_record(content: bytes) -> dict[str, Any]:
+    """The values of a record. Raises BadRecord for bytes that are none."""
+    try:
+        line, _, rest = content.partition(b"\n")
+        header = json.loads(line)
+        found, start = dict(header["values"]), 0
+        for name, length in header["bytes"]:
+            if type(length) is not int or not 0 <= length <= len(rest) - start:
+                raise ValueError(f"{name} has {length} bytes of {len(rest) - start}")
+            found[name] = rest[start : start + length]
+            start += length
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadRecord("array_record", f"{error}"[:200]) from error
+    return found
+
+
+def write_array_records(path: str | Path, examples: Iterable[Mapping[str, Any]]) -> int:
+    """Writes a file, whole or not at all, of records read at random; how many."""
+    from array_record.python import array_record_module
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{uuid.uuid4().hex}.partial"
+    writer, count = array_record_module.ArrayRecordWriter(str(partial), "group_size:1"), 0
+    for example in examples:
+        writer.write(encode_record(example))
+        count += 1
+    writer.close()
+    partial.replace(path)
+    return count
+
+
+class ArrayFile:
+    """Raw records of one ArrayRecord file; opened at first use."""
+
+    def __init__(self, path: Path):
+        from array_record.python import array_record_data_source
+
+        try:
+            self._data = array_record_data_source.ArrayRecordDataSource(str(path))
+            self._length = len(self._data)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"ArrayRecord: {str(path)!r} cannot be read: {error}.") from error
+
+    def __len__(self) -> int:
+        return self._length
+
+    def raw(self, row: int) -> bytes:
+        """Bytes of a record. Raises BadRecord where the file is damaged."""
+        try:
+            return self._data[row]
+        except (OSError, ValueError, RuntimeError, IndexError) as error:
+            raise BadRecord("array_record", str(error)[:200]) from error
+
+
+class _ArrayFile:
+    """One file of our own records."""
+
+    def __init__(self, path: Path):
+        self._file = ArrayFile(path)
+        count = len(self._file)
+        names: dict[str, None] = {}
+        for row in range(0, count, max(1, count // SAMPLE)):
+            try:
+                names |= dict.fromkeys(self.read(row, ()))
+            except BadRecord:
+                continue
+        self.names = list(names)
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def key(self, row: int) -> str:
+        return str(row)
+
+    def read(self, row: int, names: Sequence[str]) -> dict[str, Any]:
+        del names  # all lie together
+        return decode_record(self._file.raw(row))

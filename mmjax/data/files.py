@@ -1,0 +1,333 @@
+"""Files: what all sources of your own files share: names of fields, splits, keys, bad records."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from mmjax import metrics
+from mmjax.data import index
+from mmjax.data.source import BadRecord, Source
+
+PICKLES = ("pickle", "pkl", "pyd", "pth", "pt", "joblib", "dill")
+SHOWN = 20  # fields that an error names
+
+
+class Table(Protocol):
+    """One opened file: its records by number."""
+
+    names: Sequence[str]  # fields that its records have
+
+    def __len__(self) -> int: ...
+
+    def key(self, row: int) -> str:
+        """Name of a record, unique in the file."""
+        ...
+
+    def read(self, row: int, names: Sequence[str]) -> dict[str, Any]:
+        """Raw values of these fields, or of more; BadRecord when it cannot be read."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Files(Source):
+    """Base of the sources that read files of yours. Nothing is copied, unpacked or unpickled.
+
+    A value is None (absent), bytes (of a file, for the modality to decode), str, a number or an
+    array. Bytes of fields ending in `npy`, `json` and `cls` become arrays, JSON values, integers.
+
+    Fields:
+      path: files of all records: a path, or a pattern with `*`, `{a,b}` or `{000..123}`.
+      files: split -> such a pattern, where splits are separate files; instead of path.
+      shares: splits that are made of `path`: name -> share. A record's key alone decides.
+      fields: key of the example -> field of the record; "jpg;png" = the first that is there.
+        Empty = all fields under their own names.
+      required: keys without which a record counts as bad; others may be absent here and there.
+      key: field of the record that names it, each once; records then lie in the order of their
+        names. Empty = the name that the format gives.
+      identity: field of the record; records with equal ones are positives of one another.
+      cache: folder of the index; empty = `.mmjax` beside the data.
+    """
+
+    path: str = ""
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    shares: dict[str, float] = dataclasses.field(default_factory=lambda: {"train": 0.9, "val": 0.1})
+    fields: dict[str, str] = dataclasses.field(default_factory=dict)
+    required: tuple[str, ...] = ()
+    key: str = ""
+    identity: str = ""
+    cache: str = ""
+    # Whether records are named by their number in the file, which an edit of the file changes.
+    numbered: ClassVar[bool] = True
+
+    def __post_init__(self):
+        who = type(self).__name__
+        if bool(self.path) == bool(self.files):
+            raise ValueError(
+                f"{who}: path={self.path!r}, files={self.files}; give one of the two: path for all"
+                " records, or files for one pattern a split."
+            )
+        made = self._made()
+        if made and (min(made.values()) <= 0 or abs(sum(made.values()) - 1) > 1e-6):
+            raise ValueError(f"{who}: shares={self.shares} must be positive and sum to 1.")
+        for pattern in (self.path, *self.files.values()):
+            if "://" in pattern:
+                raise ValueError(f"{who}: {pattern!r} is no local file; copy or mount it.")
+        for name in self.required:
+            if name not in self.fields:
+                raise ValueError(f"{who}: required={name!r} is not among fields={self.fields}.")
+        for name in (*self.fields.values(), self.key, self.identity):
+            for one in name.split(";"):
+                if one.rpartition(".")[2].lower() in PICKLES:
+                    raise ValueError(
+                        f"{who}: field {one!r} is a pickle, which may run any code and is never"
+                        " read; write it as npy, json or text."
+                    )
+
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return tuple(self._made() or self.files)
+
+    def keys(self) -> tuple[str, ...]:
+        """Keys that `fields` and `identity` give an example."""
+        return (*self.fields, *(["identity"] if self.identity else []))
+
+    def open(self, split: str) -> FileRecords:
+        """Random access to one split.
+
+        Raises ValueError for a split, a file or a field that does not exist, and for files that
+        cannot be read as this format.
+        """
+        if split not in self.splits():
+            raise ValueError(
+                f"{type(self).__name__}: split={split!r} does not exist; there are"
+                f" {', '.join(self.splits())}."
+            )
+        paths = self._paths(split)
+        tables = self._tables(paths)
+        self._check_fields(paths, tables)
+        return FileRecords(self, paths, tables, self._rows(split, paths, tables))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the fields but for `cache`, and of names, sizes and ends of the files."""
+        kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name in ("cache", "path", "files"):
+            del kept[name]
+        digest = hashlib.sha256(f"{type(self).__name__} {json.dumps(kept)}".encode())
+        for split in self.splits()[:1] if self._made() else self.splits():
+            digest.update(f" {'' if self._made() else split}:".encode())
+            digest.update(" ".join(self._stamp(p) for p in self._paths(split)).encode())
+        return digest.hexdigest()
+
+    def _made(self) -> dict[str, float]:
+        """Splits that are made here, with their shares; none where they are separate files."""
+        return {} if self.files else self.shares
+
+    def _stamp(self, path: Path) -> str:
+        """Tells whether a file is the one that was looked at."""
+        return index.stamp(path)
+
+    def _table(self, path: Path) -> Table:
+        """Opens a file. To define; ValueError when it is not of this format."""
+        raise NotImplementedError(f"{type(self).__name__} must define _table(path).")
+
+    def _paths(self, split: str) -> list[Path]:
+        pattern = self.files.get(split, self.path)
+        paths = index.find(pattern)
+        absent = [p for p in paths if not p.exists()]
+        if absent or not paths:
+            first = absent[0] if absent else pattern
+            more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
+            raise ValueError(
+                f"{type(self).__name__}: {str(first)!r}{more} does not exist; check path or files"
+                f" (the working folder is {str(Path.cwd())!r})."
+            )
+        return paths
+
+    def _tables(self, paths: Sequence[Path]) -> list[Table]:
+        return [self._table(path) for path in paths]
+
+    def _check_fields(self, paths: Sequence[Path], tables: Sequence[Table]) -> None:
+        there = {name for table in tables for name in table.names}
+        wanted = {f"fields[{k!r}]": v for k, v in self.fields.items()}
+        for who, names in {**wanted, "key": self.key, "identity": self.identity}.items():
+            if names and sum(map(len, tables)) and not there & set(names.split(";")):
+                raise ValueError(
+                    f"{type(self).__name__}: {who}={names!r} is in no record of {paths[0]}"
+                    f"{' and the other files' if len(paths) > 1 else ''}; there are"
+                    f" {', '.join(sorted(there)[:SHOWN])}."
+                )
+
+    # ---- order and splits, kept in the index
+
+    def _rows(self, split: str, paths: Sequence[Path], tables: Sequence[Table]) -> Any:
+        """Numbers over all files of the records of a split, in order."""
+        total = sum(len(table) for table in tables)
+        shares = self._made()
+        if not shares and not self.key:
+            return range(total)
+        pattern = self.files.get(split, self.path)
+        about = json.dumps([type(self).__name__, pattern, "" if shares else split, self.key])
+        name = f"splits-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
+        places = index.folders(self.cache, paths[0])
+        stamps = [self._stamp(p) for p in paths]
+        known = index.load(name, places)
+        if known:
+            self._check_known(known[0], stamps, shares, places[0] / f"{name}.npz")
+        if not known or known[0]["files"] != stamps:
+            notes, arrays = self._split_up(paths, tables, stamps, shares)
+            index.save(name, notes, arrays, places)
+            known = notes, arrays
+        return known[1][split if shares else "all"]
+
+    def _check_known(self, notes: Any, stamps: list[str], shares: Any, path: Path) -> None:
+        remedy = f"delete {path} to make new splits: what was held out may then be trained on"
+        if notes["shares"] != shares:
+            raise ValueError(
+                f"{type(self).__name__}: shares={shares}, but the splits were made with"
+                f" {notes['shares']}; use these, or {remedy}."
+            )
+        if shares and notes["files"] != stamps and self.numbered and not self.key:
+            raise ValueError(
+                f"{type(self).__name__}: path={self.path!r} has changed since its splits were made,"
+                f" and its records have no names; set key to a field that names them, or {remedy}."
+            )
+
+    def _split_up(
+        self, paths: Sequence[Path], tables: Sequence[Table], stamps: list[str], shares: Any
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        metrics.say(f"{type(self).__name__}: reading the keys of {sum(map(len, tables))} records")
+        keys = [
+            self._key(path, table, row)
+            for path, table in zip(paths, tables, strict=True)
+            for row in range(len(table))
+        ]
+        rows = sorted(range(len(keys)), key=keys.__getitem__) if self.key else range(len(keys))
+        if self.key:
+            for a, b in itertools.pairwise(rows):
+                if keys[a] == keys[b]:
+                    raise ValueError(
+                        f"{type(self).__name__}: key={self.key!r} has the value {keys[a]!r} twice;"
+                        " name a field that each record has another value of."
+                    )
+        names = list(shares) or ["all"]
+        ends = np.cumsum(list(shares.values()))[:-1] if shares else []
+        found: dict[str, list[int]] = {name: [] for name in names}
+        for row in rows:
+            found[names[bisect.bisect_right(ends, _uniform(keys[row]))]].append(row)
+        arrays = {name: np.asarray(rows, np.int64) for name, rows in found.items()}
+        return {"files": stamps, "shares": shares}, arrays
+
+    def _key(self, path: Path, table: Table, row: int) -> str:
+        if not self.key:
+            return f"{path.name}/{table.key(row)}"
+        try:
+            value = table.read(row, [self.key]).get(self.key)
+        except BadRecord:
+            value = None  # it will be counted when it is read; until then it has a name
+        return f"\x7f{path.name}/{table.key(row)}" if value is None else _plain(value)
+
+
+class FileRecords:
+    """The records of one split of files."""
+
+    def __init__(self, source: Files, paths: Sequence[Path], tables: Sequence[Table], rows: Any):
+        self._source, self._paths, self._tables, self._rows = source, paths, tables, rows
+        self._ends = list(itertools.accumulate(len(table) for table in tables))
+        self._fields = {key: names.split(";") for key, names in source.fields.items()}
+        names = [n for some in self._fields.values() for n in some]
+        self._names = [*dict.fromkeys([*names, *([source.identity] if source.identity else [])])]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """Number of the file, and of the record in it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"Record {index} is outside 0..{len(self) - 1}.")
+        row = int(self._rows[index])
+        number = bisect.bisect_right(self._ends, row)
+        return number, row - (self._ends[number - 1] if number else 0)
+
+    def key(self, index: int) -> str:
+        """File and name of a record."""
+        number, row = self._find(index)
+        return f"{self._paths[number].name}/{self._tables[number].key(row)}"
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number, row = self._find(index)
+        table, source = self._tables[number], self._source
+        raw = table.read(row, self._names or table.names)
+        there = {name: value for name, value in raw.items() if value is not None}
+        example = {}
+        for key, names in (self._fields or {name: [name] for name in there}).items():
+            name = next((n for n in names if n in there), None)
+            if name is not None:
+                example[key] = _decoded(name, there[name])
+        missing = [key for key in source.required if key not in example]
+        if missing or not example:
+            names = source.fields[missing[0]] if missing else "of fields"
+            everything = table.read(row, table.names)
+            has = ", ".join(sorted(n for n, v in everything.items() if v is not None)[:SHOWN])
+            raise BadRecord("no_field", f"it has no {names}; it has {has or 'nothing'}")
+        if source.identity:
+            if source.identity not in there:
+                raise BadRecord("no_identity", f"it has no {source.identity}")
+            example["identity"] = _number(_plain(there[source.identity]))
+        return example
+
+
+def _decoded(name: str, value: Any) -> Any:
+    """What bytes of a field of this name stand for; modalities decode the others."""
+    kind = name.rpartition(".")[2]
+    if not isinstance(value, bytes) or kind not in ("npy", "json", "cls"):
+        return value
+    try:
+        return {"npy": _array, "json": json.loads, "cls": int}[kind](value)
+    except (ValueError, RecursionError, EOFError) as error:
+        raise BadRecord(f"no_{kind}", f"{name}: {error}") from error
+
+
+def _array(content: bytes) -> np.ndarray:
+    """An .npy file; its size is checked before memory is taken, and objects are refused."""
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"format {version} of npy is not known")
+    read = np.lib.format.read_array_header_1_0
+    if version == (2, 0):
+        read = np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects, which may run any code")
+    flat = np.frombuffer(content, dtype, offset=file.tell())
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _plain(value: Any) -> str:
+    """The same text for a value in whatever format: 7, "7" and b"7 " are one key."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    return str(value.item() if isinstance(value, np.generic) else value).strip()
+
+
+def _number(text: str) -> int:
+    """An identity: the number itself, or a hash."""
+    if text.lstrip("-").isascii() and text.lstrip("-").isdigit() and len(text) < 10:
+        return int(text)
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=4).digest())
+
+
+def _uniform(key: str) -> float:
+    """A number in 0..1 for a key, the same everywhere."""
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64

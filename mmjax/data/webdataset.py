@@ -1,0 +1,235 @@
+"""WebDataset: tar files whose members `0001.jpg`, `0001.txt` in a row make one record."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from mmjax import metrics
+from mmjax.data import index
+from mmjax.data.files import Files, Table
+from mmjax.data.source import BadRecord
+
+__all__ = ["WebDataset"]
+
+BLOCK = 512
+MAX_NAME = 1 << 16  # bytes of an extended header
+KINDS = {b"1": "a link", b"2": "a link", b"3": "a device", b"4": "a device", b"6": "a pipe"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WebDataset(Files):
+    """Tar shards, read at any place without unpacking; not compressed.
+
+    A member's field is all after the first dot of its file name, lower-cased: `a/1.left.JPG` is
+    field `left.jpg` of record `a/1`. Members of one record stand next to each other. A record may
+    lack fields. `key="__key__"` takes the names of the members as keys, where they are unique over
+    all shards.
+    """
+
+    numbered: ClassVar[bool] = False
+
+    def _tables(self, paths: Sequence[Path]) -> list[Table]:
+        began, new, tables = time.monotonic(), 0, []
+        bar = None
+        for i, path in enumerate(paths):
+            places = index.folders(self.cache, path)
+            name = f"{path.name}-{index.stamp(path)}"
+            known = index.load(name, places)
+            if known is None:
+                bar = bar or metrics.Progress(len(paths), i, True, name="index of tar files")
+                known = _index(path)
+                index.save(name, *known, places)
+                new += 1
+            tables.append(_Tar(path, *known))
+            if bar:
+                bar.advance(i + 1)
+        if bar:
+            bar.close()
+            count, seconds = sum(map(len, tables)), time.monotonic() - began
+            metrics.say(f"WebDataset: {new} new of {len(paths)} files, {count} records, in all"
+                        f" {seconds:.1f} s")  # fmt: skip
+        return tables
+
+
+class _Tar:
+    """One tar file with its index."""
+
+    def __init__(self, path: Path, notes: dict[str, Any], arrays: dict[str, np.ndarray]):
+        self.path, self.names = path, [*notes["fields"], "__key__"]
+        self._number = {name: i for i, name in enumerate(notes["fields"])}
+        self._starts, self._fields = arrays["starts"], arrays["fields"]
+        self._offsets, self._sizes = arrays["offsets"], arrays["sizes"]
+        self._keys, self._key_ends = arrays["keys"], arrays["key_ends"]
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def key(self, row: int) -> str:
+        first = self._key_ends[row - 1] if row else 0
+        return self._keys[first : self._key_ends[row]].tobytes().decode("utf-8", "backslashreplace")
+
+    def read(self, row: int, names: Sequence[str]) -> dict[str, Any]:
+        found: dict[str, Any] = {"__key__": self.key(row)}
+        wanted = {self._number[name]: name for name in names if name in self._number}
+        with self.path.open("rb", buffering=0) as file:
+            for i in range(self._starts[row], self._starts[row + 1]):
+                name = wanted.get(int(self._fields[i]))
+                if name is None:
+                    continue
+                size = int(self._sizes[i])
+                found[name] = os.pread(file.fileno(), size, int(self._offsets[i]))
+                if len(found[name]) < size:
+                    raise BadRecord("cut", f"{self.path} ends inside field {name}")
+        return found
+
+
+class Member(NamedTuple):
+    """One file in a tar file."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def _index(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Fields and places of all records."""
+    fields: dict[str, int] = {}
+    keys: list[bytes] = []
+    rows, starts, seen, last = [], [], set(), None
+    for member in members(path):
+        folder, slash, base = member.name.rpartition("/")
+        stem, dot, field = base.partition(".")
+        if not stem or not dot:
+            continue  # notes to people and hidden files
+        key, field = f"{folder}{slash}{stem}", field.lower()
+        if key != last:
+            if key in seen:
+                raise ValueError(
+                    f"WebDataset: {str(path)!r} has the key {key!r} in two places; its members must"
+                    " be neighbours, sort them before packing."
+                )
+            seen.add(key)
+            keys.append(key.encode("utf-8", "surrogateescape"))
+            starts.append(len(rows))
+            here, last = set(), key
+        if field in here:
+            raise ValueError(f"WebDataset: {str(path)!r} has {member.name!r} twice; rename one.")
+        here.add(field)
+        rows.append((fields.setdefault(field, len(fields)), member.offset, member.size))
+    if not rows:
+        raise ValueError(f"WebDataset: {str(path)!r} holds no record; it is empty, remove it.")
+    table = np.asarray(rows, np.int64)
+    arrays = {
+        "starts": np.asarray([*starts, len(rows)], np.int64),
+        "fields": table[:, 0].astype(np.uint16),
+        "offsets": table[:, 1],
+        "sizes": table[:, 2],
+        "keys": np.frombuffer(b"".join(keys), np.uint8),
+        "key_ends": np.cumsum([len(key) for key in keys], dtype=np.int64),
+    }
+    return {"fields": list(fields)}, arrays
+
+
+def members(path: Path) -> Iterator[Member]:
+    """The files in a tar file (ustar, GNU or pax).
+
+    Raises ValueError for what is no tar file, is cut or compressed, and for links, devices and
+    names that lead out of their folder. Reads headers alone, and never more than MAX_NAME at once.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise ValueError(f"WebDataset: {str(path)!r} is empty (0 bytes); remove it.")
+    with path.open("rb", buffering=BLOCK * 64) as file:
+        place, extended = 0, {}
+        while True:
+            file.seek(place)
+            block = file.read(BLOCK)
+            if block == bytes(BLOCK):
+                return
+            if len(block) < BLOCK:
+                raise ValueError(f"WebDataset: {str(path)!r} is cut after {place} bytes.")
+            name, length, kind = _header(block, path, place)
+            end = place + BLOCK + length
+            if end > size:
+                raise ValueError(
+                    f"WebDataset: {str(path)!r} is cut: {name!r} should end at byte {end}, the file"
+                    f" has {size}."
+                )
+            if kind in (b"x", b"L", b"g", b"K"):
+                content = file.read(length) if length <= MAX_NAME else None
+                if content is None:
+                    raise _wrong(path, place, f"has a header of {length} bytes")
+                extended |= _extended(kind, content)
+            else:
+                name = str(extended.get("path", name))
+                if "size" in extended:
+                    raise _wrong(path, place, f"{name!r} has its size in an extended header")
+                extended = {}
+                if kind in (b"0", b"\0"):
+                    yield Member(_safe(name, path), place + BLOCK, length)
+                elif kind != b"5":
+                    what = KINDS.get(kind, f"of kind {kind!r}")
+                    raise ValueError(
+                        f"WebDataset: {str(path)!r}: {name!r} is {what}; only files are read."
+                    )
+            place = place + BLOCK + -(-length // BLOCK) * BLOCK
+
+
+def _header(block: bytes, path: Path, place: int) -> tuple[str, int, bytes]:
+    """Name, size and kind."""
+    try:
+        total = int(block[148:156].rstrip(b" \0") or b"x", 8)
+        length = block[124:136]
+        if length[0] & 0x80:  # base 256, of files over 8 GiB
+            count = int.from_bytes(length[1:])
+        else:
+            count = int(length.strip(b" \0") or b"0", 8)
+    except ValueError:
+        raise _wrong(path, place, "has no header of a member") from None
+    if sum(block) - sum(block[148:156]) + 8 * 32 != total or count < 0:
+        raise _wrong(path, place, "has a header with a wrong checksum")
+    name = block[:100].partition(b"\0")[0]
+    if block[257:263] == b"ustar\0":
+        prefix = block[345:500].partition(b"\0")[0]
+        name = prefix + b"/" + name if prefix else name
+    return name.decode("utf-8", "surrogateescape"), count, block[156:157]
+
+
+def _extended(kind: bytes, content: bytes) -> dict[str, Any]:
+    """What an extended header says of the next member's name and size."""
+    if kind == b"L":
+        return {"path": content.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
+    found = {}
+    while kind == b"x" and content:
+        digits, space, _ = content.partition(b" ")
+        length = int(digits) if space and digits.isdigit() and len(digits) < 8 else 0
+        if not len(digits) + 1 < length <= len(content):
+            break
+        name, _, value = content[len(digits) + 1 : length - 1].partition(b"=")
+        if name in (b"path", b"size"):
+            found[name.decode()] = value.decode("utf-8", "surrogateescape")
+        content = content[length:]
+    return found
+
+
+def _safe(name: str, path: Path) -> str:
+    if name.startswith("/") or ".." in name.split("/"):
+        raise ValueError(
+            f"WebDataset: {str(path)!r} has a member {name!r}, which leads out of its folder; pack"
+            " it with relative names."
+        )
+    return name.removeprefix("./")
+
+
+def _wrong(path: Path, place: int, what: str) -> ValueError:
+    return ValueError(
+        f"WebDataset: {str(path)!r} {what} at byte {place}; it is damaged, compressed or no tar"
+        " file."
+    )
