@@ -31,10 +31,17 @@ class Guards:
     Fields:
       max_skipped_steps: steps in a row with a loss or gradient that is not finite (exit 70).
       max_bad_fraction: share of bad records of a source (exit 65).
+      strict: the first bad record of any source stops the run (exit 65).
     """
 
     max_skipped_steps: int = 20
     max_bad_fraction: float = 0.01
+    strict: bool = False
+
+    @property
+    def allowed_bad(self) -> float:
+        """Share of bad records that is skipped: none in strict mode."""
+        return 0.0 if self.strict else self.max_bad_fraction
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -221,6 +221,8 @@ class _Loop:
             )
         self.window.add(out, f"train/{task}/")
         self.window.count(counts, f"data/{task}/")
+        bad = {name: value for name, value in counts.items() if name.startswith("bad/")}
+        self.window.count(bad, "data/")
         self.tokens += counts.get("tokens", 0.0)
         if math.isfinite(out["loss"]):
             self.window.add({"train/loss": out["loss"]})

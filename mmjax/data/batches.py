@@ -13,7 +13,8 @@ import numpy as np
 
 from mmjax.data import mixture, shuffle
 from mmjax.data import rows as rows_lib
-from mmjax.data.reader import BadRecord, Reader
+from mmjax.data.reader import Reader
+from mmjax.data.source import BadRecord, key_of
 from mmjax.data.task import Sample, Shape, Streams, Task
 from mmjax.lifecycle import BadDataError
 from mmjax.typing import Batch, Vocabulary
@@ -80,7 +81,7 @@ class Batches:
                     break
                 except BadRecord as bad:
                     counts = rows_lib.add_counts(counts, {f"bad/{bad.reason}": 1.0})
-                    last = f"record {record}: {bad.reason} ({bad.detail})"
+                    last = f"record {key_of(reader.records, record)}: {bad.reason} ({bad.detail})"
                 # Another bijection of the same place; independent of what others read.
                 record = int(shuffle.permute(len(reader), key + probe, epoch, place)[0])
             else:

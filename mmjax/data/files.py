@@ -245,6 +245,8 @@ class FileRecords:
         self._ends = list(itertools.accumulate(len(table) for table in tables))
         self._fields = {key: names.split(";") for key, names in source.fields.items()}
         names = [n for some in self._fields.values() for n in some]
+        self._everything = [n for n in dict.fromkeys(n for t in tables for n in t.names)
+                            if n != "__key__"]  # fmt: skip
         self._names = [*dict.fromkeys([*names, *([source.identity] if source.identity else [])])]
 
     def __len__(self) -> int:
@@ -266,8 +268,8 @@ class FileRecords:
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, row = self._find(index)
         table, source = self._tables[number], self._source
-        raw = table.read(row, self._names or table.names)
-        there = {name: value for name, value in raw.items() if value is not None}
+        raw = table.read(row, self._names if self._fields else self._everything)
+        there = {n: v for n, v in raw.items() if v is not None and n != "__key__"}
         example = {}
         for key, names in (self._fields or {name: [name] for name in there}).items():
             name = next((n for n in names if n in there), None)
@@ -276,9 +278,12 @@ class FileRecords:
         missing = [key for key in source.required if key not in example]
         if missing or not example:
             names = source.fields[missing[0]] if missing else "of fields"
-            everything = table.read(row, table.names)
-            has = ", ".join(sorted(n for n, v in everything.items() if v is not None)[:SHOWN])
-            raise BadRecord("no_field", f"it has no {names}; it has {has or 'nothing'}")
+            everything = table.read(row, self._everything)
+            there = sorted(n for n, v in everything.items() if v is not None and n != "__key__")
+            has = ", ".join(there[:SHOWN])
+            raise BadRecord(
+                "no_field", f"it has no {names.replace(';', ' or ')}; it has {has or 'nothing'}"
+            )
         if source.identity:
             if source.identity not in there:
                 raise BadRecord("no_identity", f"it has no {source.identity}")

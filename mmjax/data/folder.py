@@ -154,7 +154,7 @@ class _Stems:
         if not records:
             raise ValueError(f"Folder: {str(path)!r} holds no file; give a folder with data.")
         self._keys, self._records = list(records), list(records.values())
-        self.names = list(dict.fromkeys(n for r in self._records for n in r))
+        self.names = ["__key__", *dict.fromkeys(n for r in self._records for n in r)]
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -168,4 +168,5 @@ class _Stems:
 
     def read(self, row: int, names: Sequence[str]) -> dict[str, Any]:
         files = self._records[row]
-        return {n: read_file(files[n].parent, files[n].name) for n in names if n in files}
+        found = {n: read_file(files[n].parent, files[n].name) for n in names if n in files}
+        return {"__key__": self._keys[row], **found}

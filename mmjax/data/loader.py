@@ -22,7 +22,8 @@ from mmjax.data import batches as batches_lib
 from mmjax.data import mixture, shuffle, tokens
 from mmjax.data import rows as rows_lib
 from mmjax.data.batches import Batches, Counts
-from mmjax.data.reader import BadRecord, Reader, encode_sample
+from mmjax.data.reader import Reader, encode_sample
+from mmjax.data.source import BadRecord
 from mmjax.data.task import Sample, Task
 from mmjax.lifecycle import BadDataError
 from mmjax.modalities.modality import Modality
@@ -161,7 +162,7 @@ def open_stream(
             experiment.modalities,
             program.vocabulary,
             experiment.data.train_split,
-            experiment.guards.max_bad_fraction,
+            experiment.guards.allowed_bad,
             program.folder,
         ),
         program.vocabulary,
@@ -237,7 +238,7 @@ def eval_batches(
             experiment.modalities,
             program.vocabulary,
             split,
-            experiment.guards.max_bad_fraction,
+            experiment.guards.allowed_bad,
             program.folder,
         )
     reader = program.compiled[key][task]

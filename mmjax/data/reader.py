@@ -184,8 +184,8 @@ class Reader:
         raise lifecycle.BadDataError(
             f"Source {type(self.source).__name__}, split {self.split!r}: {self.num_bad} of"
             f" {self.num_read} rows read were bad, more than max_bad_fraction="
-            f"{self.max_bad_fraction} allows: {said}. Repair or leave out these records, or raise"
-            " guards.max_bad_fraction."
+            f"{self.max_bad_fraction:g} allows: {said}. Repair or leave out these records, or raise"
+            " guards.max_bad_fraction (guards.strict allows none)."
         )
 
 

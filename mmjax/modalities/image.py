@@ -17,7 +17,7 @@ __all__ = ["Image"]
 
 MAX_PIXELS = 1 << 26  # of a file; what claims more is refused before it is unpacked
 # Pillow knows more; some of those start other programs.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's mode "L"
 
 
@@ -176,7 +176,7 @@ class Image(Modality):
         import PIL.ImageOps
 
         try:
-            with PIL.Image.open(io.BytesIO(value), formats=FORMATS) as image:
+            with PIL.Image.open(io.BytesIO(value), formats=_formats()) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise PIL.Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
                 upright = PIL.ImageOps.exif_transpose(image)
@@ -216,6 +216,14 @@ class Image(Modality):
             plane = PIL.Image.fromarray(np.ascontiguousarray(image_HWC[:, :, channel]))
             resized[:, :, channel] = np.asarray(plane.resize((width, height), bicubic))
         return resized.clip(0.0, 1.0)  # bicubic overshoots at edges
+
+
+@functools.cache
+def _formats() -> list[str]:
+    import PIL.Image
+
+    PIL.Image.init()
+    return [name for name in FORMATS if name in PIL.Image.OPEN]
 
 
 def _flat(image: Any, mode: str) -> np.ndarray:

@@ -443,7 +443,7 @@ def test_evaluation_reads_each_record_once_in_order():
             tasks=tasks,
             modalities=MODALITIES,
             seed=0,
-            guards=types.SimpleNamespace(max_bad_fraction=0.1),
+            guards=types.SimpleNamespace(allowed_bad=0.1),
         ),
         vocabulary=VOCABULARY,
         batch_sharding=sharding,

@@ -11,8 +11,7 @@ import pytest
 import toy_codes
 
 from mmjax.data import loader, tokens
-from mmjax.data.reader import BadRecord
-from mmjax.data.source import Source
+from mmjax.data.source import BadRecord, Source
 from mmjax.modalities.codes import Codes
 from mmjax.typing import Vocabulary
 
