@@ -20,7 +20,8 @@ class Retrieval(Evaluator):
     `_<name>` for the further splits of `splits`.
 
     Fields:
-      modalities: at least two. gallery: candidates of a query. num_galleries: 0 = all.
+      modalities: at least two. gallery: candidates of a query; a smaller split is one gallery.
+      num_galleries: 0 = all.
       splits: suffix -> split, where `{split}` stands for the evaluated one.
     """
 
@@ -55,10 +56,11 @@ class Retrieval(Evaluator):
         return metrics
 
     def _direction(self, examples, features, present, a, b) -> dict[int, np.ndarray]:
-        identity = np.array([e["identity"] for e in examples])
+        identity = np.array([e.get("identity", i) for i, e in enumerate(examples)])
         hits = {k: np.full(len(examples), np.nan) for k in self.ks}
-        for start in range(0, len(examples) - self.gallery + 1, self.gallery):
-            rows = np.arange(start, start + self.gallery)
+        size = min(self.gallery, len(examples))
+        for start in range(0, len(examples) - size + 1, max(size, 1)):
+            rows = np.arange(start, start + size)
             candidates, queries = rows[present[b][rows]], rows[present[a][rows]]
             if not len(candidates):
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +14,9 @@ from etils import epath
 from mmjax import metrics
 from mmjax import step as step_lib
 from mmjax.data import layouts, loader
-from mmjax.data.source import Source
+from mmjax.data.source import BadRecord, Source
 from mmjax.data.task import Sample, Streams
+from mmjax.modalities.modality import Unreadable
 from mmjax.objectives import contrastive, objective
 from mmjax.parallel import mesh as mesh_lib
 from mmjax.program import Program
@@ -43,9 +45,18 @@ class View:
         return next(iter(self.program.experiment.tasks.values())).source
 
     def examples(self, split: str, limit: int | None = None) -> list[dict[str, Any]]:
-        """Raw examples of a split, in order."""
-        records = self.source.open(split)
-        return [records[i] for i in range(min(len(records), limit or len(records)))]
+        """Raw examples of a split, in order, without those that cannot be read."""
+        records, found = self.source.open(split), []
+        for i in range(len(records)):
+            if limit and len(found) >= limit:
+                break
+            with contextlib.suppress(BadRecord, Unreadable):
+                example = records[i]
+                for name in self.program.experiment.modalities:
+                    if isinstance(value := self.value(name, example), bytes):
+                        self.program.experiment.modalities[name].encode(value)
+                found.append(example)
+        return found
 
     def value(self, modality: str, example: dict[str, Any]) -> Any:
         """The raw value of a modality in an example."""
