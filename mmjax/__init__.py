@@ -1,8 +1,8 @@
 """mmjax: tokenize every modality, train one transformer on all of them.
 
 `import mmjax` imports nothing else; a public name is imported when it is first used. `train`,
-`evaluate`, `export`, `generate`, `load`, `report` and `train_tokenizer` are modules that can be
-called: `mmjax.train(...)` is `mmjax.train.train(...)`.
+`data_check`, `evaluate`, `export`, `generate`, `load`, `report` and `train_tokenizer` are modules
+that can be called: `mmjax.train(...)` is `mmjax.train.train(...)`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ __all__ = [
     "__version__",
     "checkpoint",
     "config",
+    "data_check",
     "embed",
     "evaluate",
     "export",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from mmjax import (
         checkpoint,
         config,
+        data_check,
         evaluate,
         export,
         generate,
@@ -54,7 +56,10 @@ _HOME = {  # public name -> module that defines it; the others are modules
     "Task": "mmjax.data.task",
     "embed": "mmjax.evaluate",
 }
-_VERBS = ("evaluate", "export", "generate", "load", "report", "train", "train_tokenizer")
+_VERBS = (
+    *("data_check", "evaluate", "export", "generate", "load", "report"),
+    *("train", "train_tokenizer"),
+)
 
 
 class _Verb(types.ModuleType):

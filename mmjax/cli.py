@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import os
 import sys
 import traceback
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import mmjax
-from mmjax import lifecycle
+from mmjax import lifecycle, printing
 from mmjax.config.error import ConfigError, nearest
 from mmjax.export import command as export_command
 from mmjax.launch import command as launch_command
@@ -38,6 +37,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
 }
 STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 PATH_HELP = "WORKDIR, WORKDIR@STEP or WORKDIR@best:METRIC"
+DATA_USAGE = "check CONFIG [--records N] [--out FILE] [--json] [--any.field value ...]"
 CODE_HELP = "the config file of the run, when its config names classes of that file"
 
 # glibc otherwise maps and unmaps the temporary arena of XLA:CPU in each execution, which costs
@@ -165,6 +165,8 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         metavar="KIND",
         help="recipes, modalities, tokenizers, quantizers, routers, objectives or evaluators",
     )
+    data = verb("data", DATA_USAGE, "What the model will get of each source; a page to look at.")
+    _add_data_options(data)
     texts = {
         "train": "Trains what CONFIG describes",
         "train-tokenizer": "Trains a tokenizer, and says how well its codes are used",
@@ -215,9 +217,16 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         parser.add_argument("path", metavar="PATH", help=PATH_HELP)
     for parser in (evaluate, embed, generate, export):
         parser.add_argument("--code", metavar="FILE", help=CODE_HELP)
-    for parser in (doctor, listing, evaluate, info, report):
+    for parser in (doctor, listing, data, evaluate, info, report):
         parser.add_argument("--json", action="store_true", help="print JSON")
     return made
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", metavar="check", choices=["check"], help="what to do")
+    parser.add_argument("config", metavar="CONFIG", help="file.py or file.py:function")
+    parser.add_argument("--records", type=int, default=200, metavar="N", help="of each source")
+    parser.add_argument("--out", default="data_check.html", metavar="FILE", help="the page")
 
 
 def _add_generate_options(parser: argparse.ArgumentParser) -> None:
@@ -268,7 +277,7 @@ def _doctor(args: list[str]) -> None:
     from mmjax import doctor
 
     report = doctor.doctor()
-    print(_json(report) if options.json else doctor.text(report))
+    print(printing.as_json(report) if options.json else doctor.text(report))
     if not report["usable"]:
         raise lifecycle.CheckFailed("; ".join(report["problems"]))
 
@@ -279,7 +288,19 @@ def _list(args: list[str]) -> None:
     from mmjax import listing
 
     found = listing.listing(options.kind)
-    print(_json(found) if options.json else listing.text(found))
+    print(printing.as_json(found) if options.json else listing.text(found))
+
+
+def _data(args: list[str]) -> None:
+    """Look at what the model will get of each source."""
+    options, fields = parsers()["data"].parse_known_args(args)
+    from mmjax import config, data_check
+    from mmjax.experiment import Experiment
+
+    experiment = config.override(config.load(options.config, kind=Experiment), fields)
+    report = data_check.data_check(experiment, options.out, options.records)
+    print(printing.as_json(report) if options.json else data_check.text(report))
+    data_check.raise_problems(report)
 
 
 def _train(args: list[str]) -> None:
@@ -335,7 +356,7 @@ def _eval(args: list[str]) -> None:
     from mmjax import evaluate
 
     scores = evaluate.evaluate(options.path, split=options.split, code=options.code)
-    print(_json(scores) if options.json else _table(scores))
+    print(printing.as_json(scores) if options.json else printing.table(scores))
 
 
 def _embed(args: list[str]) -> None:
@@ -417,7 +438,7 @@ def _info(args: list[str]) -> None:
     from mmjax import checkpoint
 
     found = checkpoint.info(options.path, verify=options.verify)
-    print(_json(found) if options.json else _tree(found))
+    print(printing.as_json(found) if options.json else printing.tree(found))
     if found.get("damaged"):
         steps = ", ".join(map(str, found["damaged"]))
         raise lifecycle.CheckFailed(f"{options.path}: damaged files in checkpoint(s) {steps}.")
@@ -434,12 +455,17 @@ def _report_run(args: list[str]) -> None:
     from mmjax import report
 
     found = report.report(options.path)
-    print(_json(found) if options.json else "\n".join([*found["summary"], "", found["path"]]))
+    print(
+        printing.as_json(found)
+        if options.json
+        else "\n".join([*found["summary"], "", found["path"]])
+    )
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "doctor": _doctor,
     "list": _list,
+    "data": _data,
     "train": _train,
     "train-tokenizer": _train_tokenizer,
     "eval": _eval,
@@ -451,48 +477,6 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "report": _report_run,
 }
 COMPUTING = ("train", "train-tokenizer", "eval", "embed", "generate", "export")
-
-
-# ---------------------------------------------------------------------------- printing
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, default=lambda v: v.item() if hasattr(v, "item") else str(v))
-
-
-def _table(scores: dict[str, Any]) -> str:
-    """`name  value  (chance)`, one a line."""
-    flat: dict[str, Any] = {}
-
-    def walk(path: str, value: Any) -> None:
-        if isinstance(value, dict) and "value" not in value:
-            for key, inner in value.items():
-                walk(f"{path}/{key}" if path else str(key), inner)
-        else:
-            flat[path] = value
-
-    walk("", scores)
-    width = max(map(len, flat), default=0)
-    lines = []
-    for name, value in flat.items():
-        chance = value.get("chance") if isinstance(value, dict) else None
-        number = value["value"] if isinstance(value, dict) else value
-        shown = f"{number:.4f}" if isinstance(number, float) else str(number)
-        lines.append(f"{name:{width}}  {shown}" + (f"  (chance {chance:.4g})" if chance else ""))
-    return "\n".join(lines)
-
-
-def _tree(value: Any, indent: str = "") -> str:
-    """Nested dicts as indented lines."""
-    lines = []
-    for key, inner in value.items():
-        if isinstance(inner, dict) and inner:
-            lines += [f"{indent}{key}", _tree(inner, f"{indent}  ")]
-        else:
-            shown = ", ".join(map(str, inner)) if isinstance(inner, (list, tuple)) else inner
-            shown = f"{shown:,}" if type(shown) is int else shown
-            lines.append(f"{indent}{key:{max(1, 24 - len(indent))}} {shown}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from mmjax import cli, config, doctor, lifecycle
+from mmjax import cli, config, doctor, lifecycle, printing
 
 # The whole command line. A new option is a decision: change this with it.
 OPTIONS = {
@@ -321,11 +321,11 @@ def test_embeddings_are_written_in_the_order_given(tmp_path):
 
 def test_tables_show_values_with_chance():
     scores = {"retrieval": {"a_R@1": {"value": 0.5, "chance": 0.01}}, "loss": 1.25}
-    assert cli._table(scores).splitlines() == [
+    assert printing.table(scores).splitlines() == [
         "retrieval/a_R@1  0.5000  (chance 0.01)",
         "loss             1.2500",
     ]
-    assert cli._tree({"step": 1200, "mesh": {"data": 2}}).splitlines() == [
+    assert printing.tree({"step": 1200, "mesh": {"data": 2}}).splitlines() == [
         "step" + " " * 21 + "1,200",
         "mesh",
         "  data" + " " * 19 + "2",

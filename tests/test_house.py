@@ -28,8 +28,8 @@ RUN = PARTS | {"", "config", "experiment", "program", "rundir", "load", "transfe
 ALLOWED = {
     # For type checkers only; a test below holds that `import mmjax` imports nothing.
     "": {
-        *("checkpoint", "config", "data", "evaluate", "experiment"),
-        *("export", "generate", "load", "report", "train", "train_tokenizer"),
+        *("checkpoint", "config", "data", "data_check", "evaluate", "experiment", "export"),
+        *("generate", "load", "report", "train", "train_tokenizer"),
     },
     "typing": set(),
     "config": {""},  # only to find the folder of the package
@@ -55,11 +55,14 @@ ALLOWED = {
     "train": RUN,
     "testing": RUN,
     "report": RUN,
+    "data_check": RUN | {"report"},
     "doctor": {""},
+    "printing": set(),
     "listing": {"config"},
     "train_tokenizer": RUN | {"train"},
     "cli": RUN
-    | {"doctor", "listing", "train", "train_tokenizer", "generate", "report", "export", "launch"},
+    | {"data_check", "printing", "doctor", "listing", "train", "train_tokenizer", "generate"}
+    | {"report", "export", "launch"},
     "launch": {"", "config", "lifecycle"},
     "__main__": {"cli"},
 }

@@ -99,6 +99,8 @@ class ArrayFile:
 class _ArrayFile:
     """One file of our own records."""
 
+    numbered = True
+
     def __init__(self, path: Path):
         self._file = ArrayFile(path)
         count = len(self._file)

@@ -10,7 +10,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class Table(Protocol):
     """One opened file: its records by number."""
 
     names: Sequence[str]  # fields that its records have
+    numbered: bool  # whether its keys are row numbers, which an edit of the file changes
 
     def __len__(self) -> int: ...
 
@@ -66,8 +67,6 @@ class Files(Source):
     key: str = ""
     identity: str = ""
     cache: str = ""
-    # Whether records are named by their number in the file, which an edit of the file changes.
-    numbered: ClassVar[bool] = True
 
     def __post_init__(self):
         who = type(self).__name__
@@ -182,21 +181,24 @@ class Files(Source):
         stamps = [self._stamp(p) for p in paths]
         known = index.load(name, places)
         if known:
-            self._check_known(known[0], stamps, shares, places[0] / f"{name}.npz")
+            loose = not self.key and any(table.numbered for table in tables)
+            self._check_known(known[0], stamps, shares, loose, places[0] / f"{name}.npz")
         if not known or known[0]["files"] != stamps:
             notes, arrays = self._split_up(paths, tables, stamps, shares)
             index.save(name, notes, arrays, places)
             known = notes, arrays
         return known[1][split if shares else "all"]
 
-    def _check_known(self, notes: Any, stamps: list[str], shares: Any, path: Path) -> None:
+    def _check_known(
+        self, notes: Any, stamps: list[str], shares: Any, loose: bool, path: Path
+    ) -> None:
         remedy = f"delete {path} to make new splits: what was held out may then be trained on"
         if notes["shares"] != shares:
             raise ValueError(
                 f"{type(self).__name__}: shares={shares}, but the splits were made with"
                 f" {notes['shares']}; use these, or {remedy}."
             )
-        if shares and notes["files"] != stamps and self.numbered and not self.key:
+        if shares and notes["files"] != stamps and loose:
             raise ValueError(
                 f"{type(self).__name__}: path={self.path!r} has changed since its splits were made,"
                 f" and its records have no names; set key to a field that names them, or {remedy}."

@@ -71,6 +71,8 @@ class Folder(Files):
 class _Rows:
     """A table in memory."""
 
+    numbered = True
+
     def __init__(self, path: Path, root: Path, file_columns: Sequence[str]):
         self._root, self._files = root, set(file_columns)
         self._rows = _csv(path) if path.suffix == ".csv" else _json_lines(path)
@@ -141,6 +143,8 @@ def _json_lines(path: Path) -> list[dict[str, Any] | str]:
 
 class _Stems:
     """A folder without a table: files of one stem make a record."""
+
+    numbered = False
 
     def __init__(self, path: Path):
         records: dict[str, dict[str, Path]] = {}

@@ -61,6 +61,8 @@ class _Groups:
 class _Parquet:
     """One file."""
 
+    numbered = True
+
     def __init__(self, path: Path, groups: _Groups):
         import pyarrow
         from pyarrow import parquet

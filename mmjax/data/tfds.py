@@ -101,6 +101,8 @@ def _rates(path: str, feature: dict[str, Any]) -> dict[str, int]:
 class _Examples:
     """One file of `tf.train.Example`."""
 
+    numbered = True
+
     def __init__(self, path: Path, rates: dict[str, int]):
         self._file, self._rates, self.names = ArrayFile(path), rates, list(rates)
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,8 +32,6 @@ class WebDataset(Files):
     lack fields. `key="__key__"` takes the names of the members as keys, where they are unique over
     all shards.
     """
-
-    numbered: ClassVar[bool] = False
 
     def _tables(self, paths: Sequence[Path]) -> list[Table]:
         began, new, tables = time.monotonic(), 0, []
@@ -60,6 +58,8 @@ class WebDataset(Files):
 
 class _Tar:
     """One tar file with its index."""
+
+    numbered = False
 
     def __init__(self, path: Path, notes: dict[str, Any], arrays: dict[str, np.ndarray]):
         self.path, self.names = path, [*notes["fields"], "__key__"]

@@ -1,0 +1,48 @@
+"""What the commands print."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+__all__ = ["as_json", "table", "tree"]
+
+
+def as_json(value: Any) -> str:
+    """Indented, with arrays of one number as numbers."""
+    return json.dumps(value, indent=2, default=lambda v: v.item() if hasattr(v, "item") else str(v))
+
+
+def table(scores: dict[str, Any]) -> str:
+    """`name  value  (chance)`, one a line."""
+    flat: dict[str, Any] = {}
+
+    def walk(path: str, value: Any) -> None:
+        if isinstance(value, dict) and "value" not in value:
+            for key, inner in value.items():
+                walk(f"{path}/{key}" if path else str(key), inner)
+        else:
+            flat[path] = value
+
+    walk("", scores)
+    width = max(map(len, flat), default=0)
+    lines = []
+    for name, value in flat.items():
+        chance = value.get("chance") if isinstance(value, dict) else None
+        number = value["value"] if isinstance(value, dict) else value
+        shown = f"{number:.4f}" if isinstance(number, float) else str(number)
+        lines.append(f"{name:{width}}  {shown}" + (f"  (chance {chance:.4g})" if chance else ""))
+    return "\n".join(lines)
+
+
+def tree(value: Any, indent: str = "") -> str:
+    """Nested dicts as indented lines."""
+    lines = []
+    for key, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            lines += [f"{indent}{key}", tree(inner, f"{indent}  ")]
+        else:
+            shown = ", ".join(map(str, inner)) if isinstance(inner, (list, tuple)) else inner
+            shown = f"{shown:,}" if type(shown) is int else shown
+            lines.append(f"{indent}{key:{max(1, 24 - len(indent))}} {shown}")
+    return "\n".join(lines)

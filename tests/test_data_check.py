@@ -1,0 +1,108 @@
+"""`mmjax data check`: what it prints, what its page holds, how it exits."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import re
+import subprocess
+import sys
+
+import own
+import PIL.Image
+import pytest
+import test_own_data
+
+import mmjax
+from mmjax import data_check, lifecycle
+from mmjax.experiment import Guards
+
+ROWS = own.records(count=20, size=70)
+
+
+def checked(root, folder, rows, out=None, **guards):
+    source = own.write(folder, "array_records", rows)
+    experiment = test_own_data.shrunk(root, source=source, audio=True)
+    audio = dataclasses.replace(experiment.modalities["audio"], seconds=0.3)
+    experiment = dataclasses.replace(
+        experiment,
+        modalities={**experiment.modalities, "audio": audio},
+        guards=Guards(**guards),
+    )
+    return mmjax.data_check(experiment, out, records=10)
+
+
+def test_numbers_and_page_are_what_the_model_gets(root, tmp_path):
+    report = checked(root, tmp_path / "data", ROWS, tmp_path / "out" / "page.html")
+    (found,) = report["sources"]
+    assert found["tasks"] == ["image_text", "audio_text", "audio_image", "masked"]
+    assert found["read"] == min(10, found["records"])
+    assert found["bad"] == {}
+    image, audio = found["streams"]["image"], found["streams"]["audio"]
+    assert image["tokens"] == {"min": 64, "mean": 64.0, "max": 64}
+    assert image["values"] == ["10 x bytes"]
+    assert 0 < audio["present"] < 10
+    assert report["problems"] == []
+    said = data_check.text(report)
+    assert "ArrayRecords, split train" in said
+    assert "64 to 64 tokens" in said
+    page = (tmp_path / "out" / "page.html").read_text()
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert len(pictures) == 10
+    assert PIL.Image.open(io.BytesIO(base64.b64decode(pictures[0]))).size == (64, 64)
+    assert page.count("<audio") == audio["present"]
+    assert "square, number" in page
+    assert "cropped and scaled" in page
+    assert not re.search(r"""(src|href)=["']?https?:""", page)
+
+
+def test_bad_records_are_named_and_end_the_check(root, tmp_path):
+    rows = [{**row, "image": b"<script>"} if i % 3 == 0 else row for i, row in enumerate(ROWS)]
+    report = checked(root, tmp_path, rows, tmp_path / "page.html", max_bad_fraction=0.1)
+    assert report["sources"][0]["bad"]["no_image"]
+    with pytest.raises(lifecycle.BadDataError, match=r"no_image in set\.array_record/"):
+        data_check.raise_problems(report)
+    assert "no_image in set.array_record/" in (tmp_path / "page.html").read_text()
+    data_check.raise_problems(checked(root, tmp_path, rows, max_bad_fraction=0.9))
+    strict = checked(root, tmp_path, rows, max_bad_fraction=0.9, strict=True)
+    with pytest.raises(lifecycle.BadDataError):
+        data_check.raise_problems(strict)
+
+
+def test_a_stream_that_is_nowhere_fails_the_check(root, tmp_path):
+    rows = [{**row, "audio": None} for row in ROWS[:-1]]
+    rows.append(ROWS[-1])  # so that the field exists somewhere
+    report = checked(root, tmp_path, [*rows[:-1], {**ROWS[-1], "id": "zzzz"}])
+    if report["sources"][0]["streams"]["audio"]["present"] == 0:
+        with pytest.raises(lifecycle.CheckFailed, match="no record read has the stream 'audio'"):
+            data_check.raise_problems(report)
+
+
+@pytest.mark.ci
+def test_the_command(root, tmp_path):
+    own.write(tmp_path / "data", "stems", ROWS)
+    (tmp_path / "mine.py").write_text(
+        "import dataclasses\nfrom mmjax import config\n"
+        "from mmjax.tokenizers.sentencepiece import SentencePiece\n"
+        "def get_config():\n"
+        f"    base = config.load_module({str(root / 'configs' / 'own_data.py')!r})\n"
+        f"    made = base.get_config(data={str(tmp_path / 'data')!r})\n"
+        "    text = dataclasses.replace(made.modalities['text'],\n"
+        "        tokenizer=SentencePiece(vocab_size=400, num_sentinels=16))\n"
+        "    return dataclasses.replace(made, modalities={**made.modalities, 'text': text})\n"
+    )
+    command = [sys.executable, "-m", "mmjax", "data", "check", str(tmp_path / "mine.py"), "--json"]
+    command += ["--out", str(tmp_path / "page.html"), "--records", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["sources"][0]["read"] == 5
+    assert (tmp_path / "page.html").stat().st_size > 10_000
+    for file in (tmp_path / "data").glob("*.png"):
+        file.write_bytes(file.read_bytes()[:90])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=120)
+    assert done.returncode == 65, done.stderr
+    assert "broken_image in data/" in done.stderr
+    command[4] = "chekc"
+    assert subprocess.run(command, capture_output=True, cwd=root, timeout=60).returncode == 2
