@@ -19,6 +19,7 @@ from mmjax import cli, config, doctor, lifecycle, printing
 OPTIONS = {
     "doctor": ["--json"],
     "list": ["--json", "KIND"],
+    "data": ["--json", "--out", "--records", "CONFIG", "check"],
     "train": ["--code", "--workdir", "CONFIG"],
     "train-tokenizer": ["--code", "--workdir", "CONFIG"],
     "eval": ["--code", "--json", "--split", "PATH"],
