@@ -18,6 +18,7 @@ __all__ = ["Image"]
 MAX_PIXELS = 1 << 26  # of a file; what claims more is refused before it is unpacked
 # Pillow knows more; some of those start other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+AMPLE = 8
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's mode "L"
 
 
@@ -30,7 +31,8 @@ class Image(Modality):
     the middle and then scaled. Gray becomes RGB by repetition, RGB becomes gray by BT.601 luma.
 
     Image files are turned upright (EXIF); of an animation the first frame counts, transparent is
-    white, 16 bits become 8.
+    white, 16 bits become 8. A side of a file that is over 16 times as long as in `size` is first
+    averaged over whole blocks, down to no less than 8 times.
 
     Fields:
       size: (height, width) in pixels. patch: side of a patch; divides both.
@@ -89,7 +91,7 @@ class Image(Modality):
         """
         if value is None:
             return None
-        image_HWC = self._resized(self._converted(_checked(self._pixels(value))))
+        image_HWC = self._resized(self._converted(_checked(self._pixels(value, AMPLE))))
         scale, shift = self._affine
         (rows, columns), p = self._grid, self.patch
         values = image_HWC * scale + shift
@@ -165,8 +167,10 @@ class Image(Modality):
         position_LA.flags.writeable = False  # every piece shares it
         return position_LA
 
-    def _pixels(self, value: Any) -> Any:
+    def _pixels(self, value: Any, ample: int = MAX_PIXELS) -> Any:
         """Pixels uint8 of the bytes of an image file; arrays are given back as they are.
+
+        Sides of more than twice `ample` times `size` are averaged down to no less than that.
 
         Raises Unreadable.
         """
@@ -179,8 +183,13 @@ class Image(Modality):
             with PIL.Image.open(io.BytesIO(value), formats=_formats()) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise PIL.Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-                upright = PIL.ImageOps.exif_transpose(image)
-                return _flat(upright, "L" if self.channels == 1 else "RGB")
+                PIL.ImageOps.exif_transpose(image, in_place=True)
+                flat = _flat(image, "L" if self.channels == 1 else "RGB")
+                height, width = self.size
+                blocks = flat.width // (ample * width), flat.height // (ample * height)
+                if max(blocks) > 1:
+                    flat = flat.reduce((max(blocks[0], 1), max(blocks[1], 1)))
+                return np.asarray(flat)
         except PIL.Image.DecompressionBombError as error:
             raise Unreadable("image_too_large", f"Image: {error}") from error
         except Exception as error:  # decoders raise whatever broken bytes lead them to
@@ -226,8 +235,8 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in PIL.Image.OPEN]
 
 
-def _flat(image: Any, mode: str) -> np.ndarray:
-    """Pixels uint8 of a Pillow image, on white where it is transparent."""
+def _flat(image: Any, mode: str) -> Any:
+    """A Pillow image in another mode of 8 bits, on white where it is transparent."""
     import PIL.Image
 
     if image.mode.startswith("I"):  # Pillow would clip 16 bits to 8
@@ -240,7 +249,7 @@ def _flat(image: Any, mode: str) -> np.ndarray:
     if image.has_transparency_data:
         white = PIL.Image.new("RGBA", image.size, "white")
         image = PIL.Image.alpha_composite(white, image.convert("RGBA"))
-    return np.asarray(image.convert(mode))
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _cropped(image_HWC: np.ndarray, height: int, width: int) -> np.ndarray:

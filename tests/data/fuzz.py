@@ -18,7 +18,7 @@ import numpy as np
 
 from mmjax.data import index, parquet, webdataset
 from mmjax.data.array_records import decode_record
-from mmjax.data.files import _array
+from mmjax.data.files import _decoded
 from mmjax.data.source import BadRecord
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image
@@ -59,7 +59,7 @@ def record(content: bytes, path: Path) -> None:
 
 
 def array(content: bytes, path: Path) -> None:
-    _array(content)
+    _decoded("npy", content)
 
 
 def stored(content: bytes, path: Path) -> None:

@@ -72,6 +72,14 @@ def test_rotated_and_animated_pictures():
     assert (pixels(RGB, first) == 10).all()
 
 
+def test_a_large_file_is_first_averaged_over_blocks():
+    large = np.kron(COLOUR, np.ones((40, 40, 1), np.uint8))
+    averaged = np.asarray(PIL.Image.fromarray(large).reduce(5))
+    np.testing.assert_array_equal(pixels(RGB, file(large)), pixels(RGB, file(averaged)))
+    assert np.abs(pixels(RGB, file(large)) - pixels(RGB, file(COLOUR))).max() < 12
+    assert RGB.adapted(file(large)).startswith("320 x 320")
+
+
 def chunk(kind: bytes, content: bytes) -> bytes:
     body = kind + content
     return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
