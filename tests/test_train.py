@@ -198,6 +198,8 @@ def test_a_bad_record_is_replaced_and_counted(tmp_path):
     ]  # fmt: skip
     assert bad
     assert all(value >= 1 for value in bad)
+    total = [row["data/bad/not_finite"] for row in rows.values() if "data/bad/not_finite" in row]
+    assert sum(total) == sum(bad)
     assert not any(n.startswith("data/text/bad") for row in rows.values() for n in row)
     assert all(math.isfinite(row["train/loss"]) for row in rows.values())
     assert result.step == 12

@@ -59,7 +59,7 @@ def decode_record(content: bytes) -> dict[str, Any]:
 
 def write_array_records(path: str | Path, examples: Iterable[Mapping[str, Any]]) -> int:
     """Writes a file, whole or not at all, of records read at random; how many."""
-    from array_record.python import array_record_module
+    from array_record.python import array_record_module  # type: ignore[attr-defined]
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

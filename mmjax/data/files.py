@@ -25,7 +25,7 @@ SHOWN = 20  # fields that an error names
 class Table(Protocol):
     """One opened file: its records by number."""
 
-    names: Sequence[str]  # fields that its records have
+    names: list[str]  # fields that its records have
     numbered: bool  # whether its keys are row numbers, which an edit of the file changes
 
     def __len__(self) -> int: ...
@@ -247,9 +247,11 @@ class FileRecords:
         self._ends = list(itertools.accumulate(len(table) for table in tables))
         self._fields = {key: names.split(";") for key, names in source.fields.items()}
         names = [n for some in self._fields.values() for n in some]
-        self._everything = [n for n in dict.fromkeys(n for t in tables for n in t.names)
+        self._everything: list[str] = [n for n in dict.fromkeys(n for t in tables for n in t.names)
                             if n != "__key__"]  # fmt: skip
-        self._names = [*dict.fromkeys([*names, *([source.identity] if source.identity else [])])]
+        self._names: list[str] = [
+            *dict.fromkeys([*names, *([source.identity] if source.identity else [])])
+        ]
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -117,7 +117,7 @@ class _Examples:
         from tensorflow_datasets.proto import tf_example_pb2
 
         try:
-            example = tf_example_pb2.Example.FromString(self._file.raw(row))
+            example = tf_example_pb2.Example.FromString(self._file.raw(row))  # type: ignore[attr-defined]
         except DecodeError as error:
             raise BadRecord("example", str(error)[:200]) from error
         features = example.features.feature
