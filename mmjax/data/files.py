@@ -247,11 +247,10 @@ class FileRecords:
         self._ends = list(itertools.accumulate(len(table) for table in tables))
         self._fields = {key: names.split(";") for key, names in source.fields.items()}
         names = [n for some in self._fields.values() for n in some]
-        self._everything: list[str] = [n for n in dict.fromkeys(n for t in tables for n in t.names)
-                            if n != "__key__"]  # fmt: skip
-        self._names: list[str] = [
-            *dict.fromkeys([*names, *([source.identity] if source.identity else [])])
-        ]
+        everything = dict.fromkeys(name for table in tables for name in table.names)
+        self._everything: list[str] = [name for name in everything if name != "__key__"]
+        names += [source.identity] if source.identity else []
+        self._names: list[str] = list(dict.fromkeys(names))
 
     def __len__(self) -> int:
         return len(self._rows)
