@@ -18,7 +18,7 @@ __all__ = ["Image"]
 MAX_PIXELS = 1 << 26  # of a file; what claims more is refused before it is unpacked
 # Pillow knows more; some of those start other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-AMPLE = 8
+PLAUSIBLE, SMALL = 2_000, 1 << 22  # pixels a byte; pixels that any file may claim
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's mode "L"
 
 
@@ -31,8 +31,8 @@ class Image(Modality):
     the middle and then scaled. Gray becomes RGB by repetition, RGB becomes gray by BT.601 luma.
 
     Image files are turned upright (EXIF); of an animation the first frame counts, transparent is
-    white, 16 bits become 8. A side of a file that is over 16 times as long as in `size` is first
-    averaged over whole blocks, down to no less than 8 times.
+    white, 16 bits become 8. A file that claims more than 64 Mi pixels, or more than its bytes can
+    say, is refused by its header.
 
     Fields:
       size: (height, width) in pixels. patch: side of a patch; divides both.
@@ -91,7 +91,7 @@ class Image(Modality):
         """
         if value is None:
             return None
-        image_HWC = self._resized(self._converted(_checked(self._pixels(value, AMPLE))))
+        image_HWC = self._resized(self._converted(_checked(self._pixels(value))))
         scale, shift = self._affine
         (rows, columns), p = self._grid, self.patch
         values = image_HWC * scale + shift
@@ -167,10 +167,8 @@ class Image(Modality):
         position_LA.flags.writeable = False  # every piece shares it
         return position_LA
 
-    def _pixels(self, value: Any, ample: int = MAX_PIXELS) -> Any:
+    def _pixels(self, value: Any) -> Any:
         """Pixels uint8 of the bytes of an image file; arrays are given back as they are.
-
-        Sides of more than twice `ample` times `size` are averaged down to no less than that.
 
         Raises Unreadable.
         """
@@ -181,15 +179,11 @@ class Image(Modality):
 
         try:
             with PIL.Image.open(io.BytesIO(value), formats=_formats()) as image:
-                if image.width * image.height > MAX_PIXELS:
+                most = min(MAX_PIXELS, max(PLAUSIBLE * len(value), SMALL))
+                if image.width * image.height > most:
                     raise PIL.Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
                 PIL.ImageOps.exif_transpose(image, in_place=True)
-                flat = _flat(image, "L" if self.channels == 1 else "RGB")
-                height, width = self.size
-                blocks = flat.width // (ample * width), flat.height // (ample * height)
-                if max(blocks) > 1:
-                    flat = flat.reduce((max(blocks[0], 1), max(blocks[1], 1)))
-                return np.asarray(flat)
+                return np.asarray(_flat(image, "L" if self.channels == 1 else "RGB"))
         except PIL.Image.DecompressionBombError as error:
             raise Unreadable("image_too_large", f"Image: {error}") from error
         except Exception as error:  # decoders raise whatever broken bytes lead them to
