@@ -47,9 +47,9 @@ def test_the_artefact_and_the_report_lie_in_the_workdir(trained):
     assert manifest["preprocessing"]["class"] == "Image"
     assert manifest["parent"]["step"] == 6
     assert manifest["grid"] == [1, 2, 8]
-    assert (report["examples"], report["codes"], report["tokens"]) == (1000, 512, 16)
-    assert report["usage"] == 1 - report["dead"] / 512
-    assert 1 <= report["perplexity"] <= 512 - report["dead"]
+    assert (report["examples"], report["codes"], report["tokens"]) == (1000, 256, 16)
+    assert report["usage"] == 1 - report["dead"] / 256
+    assert 1 <= report["perplexity"] <= 256 - report["dead"]
     assert "perplexity" in train_tokenizer.text(report)
     import PIL.Image
 
