@@ -18,6 +18,7 @@ from mmjax.data.task import Task
 from mmjax.data.toyworld import Numbers
 from mmjax.evaluate import Generation, Losses, Retrieval, ZeroShot
 from mmjax.experiment import Experiment, Logging
+from mmjax.generate import Decoding
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.codes import Codes
 from mmjax.modalities.image import Image
@@ -126,7 +127,7 @@ def get_config(batch_size: int = 64) -> Experiment:
                 modalities=RAW, splits={"": "{split}", "new_voice": "{split}_new_voice"}
             ),
             "zero_shot": ZeroShot(modalities=("image", "audio")),
-            "generation": Generation(),
+            "generation": Generation(decodings={"text": Decoding(stream="text", beams=8)}),
         },
         total_steps=1000,
     )

@@ -191,7 +191,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     generate = verb(
         "generate",
         "PATH --given MODALITY=VALUE ... --want MODALITY ... --out DIR [--num N] [--seed N]"
-        " [--temperature T] [--steps N] [--guidance W] [--overwrite] [--code FILE]",
+        " [--temperature T] [--steps N] [--guidance W] [--beams N] [--overwrite] [--code FILE]",
         "Makes some modalities from others; writes files and a page to look at.",
     )
     _add_generate_options(generate)
@@ -245,6 +245,7 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
         ("--temperature", "T", None, "0 = most probable; default 0 for one sample, else 0.7"),
         ("--steps", "N", 0, "of what is decoded in parallel; default 1 at temperature 0, else 8"),
         ("--guidance", "W", 1.0, "classifier-free guidance; 1 = off"),
+        ("--beams", "N", 1, "of sequences at temperature 0: beginnings that are followed at once"),
     )
     for option, letter, default, text in numbers:
         kind = int if letter == "N" else float
@@ -397,7 +398,7 @@ def _generate(args: list[str]) -> None:
     _keep_compiled(options.path.rpartition("@")[0] or options.path)
     from mmjax.generate import verbs
 
-    names = ("num", "seed", "temperature", "steps", "guidance", "overwrite", "code")
+    names = ("num", "seed", "temperature", "steps", "guidance", "beams", "overwrite", "code")
     settings = {name: getattr(options, name) for name in names}
     found = verbs.write(options.path, given, options.want, options.out, **settings)
     for sample in found["samples"][: options.num]:

@@ -25,6 +25,7 @@ class Style(NamedTuple):
     top_p: float
     is_guided: bool
     is_drawn: bool  # False = temperature 0 throughout: no noise is made
+    beams: int = 1
 
 
 class Knobs(NamedTuple):
@@ -114,6 +115,53 @@ def autoregressive(model, style: Style, knobs: Knobs, known: Tokens, length: int
     nothing = jnp.zeros((rows, length), jnp.int32)
     begin = (jnp.zeros((), jnp.int32), nothing, nothing[:, 0] > 0, x_BQD[:, -1], cache)
     return jax.lax.while_loop(goes_on, step, begin)[1]
+
+
+def beam_search(model, style: Style, known: Tokens, length: int) -> Array:
+    """Left to right, following the `beams` most probable beginnings of each row: local ids [B, L]
+    of the most probable whole, arbitrary behind its end. Letters: C beams.
+    """
+    spec, beams, rows = model.vocabulary.spec(style.stream), style.beams, known.ids_BL.shape[0]
+    number, (start, _) = model.vocabulary.number(style.stream), model.vocabulary.range(style.stream)
+    copies = lambda tree: jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), tree)
+    if model.config.read_lanes():
+        memory = model.encode(known)
+        memory = memory._replace(x_BLD=copies(memory.x_BLD), tokens=copies(memory.tokens))
+        begin = jnp.full((rows * beams,), views.begin_id(model.vocabulary, style.stream), jnp.int32)
+        prefix = sequence_token(number, begin, jnp.zeros((), jnp.int32))
+        cache = cache_lib.start(model, rows=rows * beams, length=length, memory=memory)
+    else:
+        prefix, slots = copies(known), known.ids_BL.shape[1] + length
+        cache = cache_lib.start(model, rows=rows * beams, length=slots)
+    x_BQD, cache = cache_lib.advance(model, prefix, cache)
+
+    def goes_on(carry):
+        i, _, _, done_BC, _, _ = carry
+        return (i < length) & ~jnp.all(done_BC)
+
+    def step(carry):
+        i, ids_BCL, score_BC, done_BC, x_BD, cache = carry
+        log_prob = jax.nn.log_softmax(logits_of(model, x_BD[:, None], style)[:, 0], axis=-1)
+        log_prob = log_prob.reshape(rows, beams, -1)
+        vocab = log_prob.shape[-1]
+        stays_V = jnp.where(jnp.arange(vocab) == 0, 0.0, -jnp.inf)  # an ended text has one future
+        total = score_BC[..., None] + jnp.where(done_BC[..., None], stays_V[None, None], log_prob)
+        score_BC, best_BC = jax.lax.top_k(total.reshape(rows, -1), beams)
+        from_BC, new_BC = best_BC // vocab, (best_BC % vocab).astype(jnp.int32)
+        ids_BCL = jnp.take_along_axis(ids_BCL, from_BC[..., None], axis=1).at[:, :, i].set(new_BC)
+        done_BC = jnp.take_along_axis(done_BC, from_BC, axis=1)
+        done_BC |= views.is_end(spec, new_BC)
+        row_N = (jnp.arange(rows)[:, None] * beams + from_BC).reshape(-1)
+        own = lambda kept: kept._replace(own=jax.tree.map(lambda x: x[:, row_N], kept.own))
+        runs = {r: tuple(own(kept) for kept in run) for r, run in cache.runs.items()}
+        token = sequence_token(number, new_BC.reshape(-1) + start, i + 1)
+        x, cache = cache_lib.advance(model, token, cache._replace(runs=runs))
+        return i + 1, ids_BCL, score_BC, done_BC, x[:, 0], cache
+
+    ids_BCL = jnp.zeros((rows, beams, length), jnp.int32)
+    first_BC = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf)[None].repeat(rows, 0)
+    begin = (jnp.zeros((), jnp.int32), ids_BCL, first_BC, ids_BCL[..., 0] > 0, x_BQD[:, -1], cache)
+    return jax.lax.while_loop(goes_on, step, begin)[1][:, 0]  # the best comes first
 
 
 def grid_tokens(number: int, position_LA: Array, ids_BL: Array, shown_BL: Array) -> Tokens:

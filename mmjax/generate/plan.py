@@ -34,6 +34,8 @@ class Decoding:
         (Holtzman et al. 2020), are drawn from; 0 and 1 = all.
       guidance: logits are u + guidance (c - u), c with and u without the known streams
         (classifier-free guidance, Ho and Salimans 2022); 1 = off.
+      beams: of a sequence at temperature 0, the beginnings that are followed at once; the most
+        probable whole is kept (beam search). 1 = the most probable token each time.
     """
 
     stream: str
@@ -45,6 +47,7 @@ class Decoding:
     top_k: int = 0
     top_p: float = 1.0
     guidance: float = 1.0
+    beams: int = 1
 
     def __post_init__(self):
         choices = {
@@ -62,6 +65,11 @@ class Decoding:
                 self._refuse(name, "must be a number from 0 on")
         if not 0 < self.top_p <= 1:
             self._refuse("top_p", "must be above 0 and at most 1")
+        if self.beams < 1:
+            self._refuse("beams", "must be 1 or more")
+        if self.beams > 1 and (self.temperature or self.guidance != 1):
+            rule = f"goes with temperature=0 and guidance=1, not {self.temperature} and"
+            self._refuse("beams", f"{rule} {self.guidance}")
         self._parse_schedule()
 
     def _refuse(self, field: str, rule: str):
@@ -106,6 +114,8 @@ class Decoding:
                     " decoded token by token; leave them out."
                 )
             return dataclasses.replace(self, scheme=scheme)
+        if self.beams > 1:
+            self._refuse("beams", f"is for sequences, not kind={spec.kind!r}; leave it at 1")
         steps = self.steps or (SAMPLED_STEPS if self.temperature else 1)
         return dataclasses.replace(self, scheme=scheme, steps=min(steps, spec.max_tokens))
 

@@ -145,6 +145,7 @@ def _decode(view: view_lib.View, pieces, item: Decoding, seeds_B: np.ndarray) ->
         item.top_p,
         is_guided=item.guidance != 1,
         is_drawn=item.temperature > 0 or item.temperature_schedule.startswith("onex"),
+        beams=item.beams,
     )
     counts_S = np.ones(1, np.int32)
     if item.scheme != "autoregressive":
@@ -188,6 +189,8 @@ def _compiled(program: Program, style: decoders.Style):
         rows = tokens.ids_BL.shape[0] // mesh_lib.batch_shards(program.mesh)
         model = step_lib.bind(program.parts, params, model_state, rows, program.dtype)
         key_B = jax.vmap(jax.random.key)(seeds_B)
+        if style.beams > 1:
+            return decoders.beam_search(model, style, tokens, spec.max_tokens)
         if style.scheme == "autoregressive":
             return decoders.autoregressive(model, style, knobs, tokens, spec.max_tokens, key_B)
         position_LA = views.positions(spec)

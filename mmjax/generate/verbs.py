@@ -76,6 +76,7 @@ def write(
     temperature: float | None = None,
     steps: int = 0,
     guidance: float = 1.0,
+    beams: int = 1,
     overwrite: bool = False,
     code: str | None = None,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
@@ -108,7 +109,7 @@ def write(
     streams = resolved(experiment, list(given), want)
     if temperature is None:
         temperature = DRAWN if num > 1 else 0.0
-    items = _plan(experiment, streams, want, temperature, steps, guidance)
+    items = _plan(experiment, streams, want, temperature, steps, guidance, beams)
     plan = sampling.checked(experiment, [], _renamed(items, streams))
     values = {n: experiment.modalities[streams[n]].read(item) for n, item in given.items()}
     pieces = _encoded(experiment, streams, values, say)
@@ -217,13 +218,17 @@ def _renamed(items: Sequence[Decoding], streams: Mapping[str, str]) -> list[Deco
     return [dataclasses.replace(i, stream=streams[i.stream]) for i in items]
 
 
-def _plan(experiment, streams, want, temperature, steps, guidance) -> list[Decoding]:
-    """One item for each name; the steps are for what is decoded in parallel."""
+def _plan(experiment, streams, want, temperature, steps, guidance, beams) -> list[Decoding]:
+    """One item for each name; steps are for what is decoded in parallel, beams for the rest."""
     vocabulary = experiment.vocabulary()
     in_parallel = [n for n in want if vocabulary.spec(streams[n]).kind != "sequence"]
     if steps and not in_parallel:
         raise ConfigError(
             f"--steps {steps}: {', '.join(want)} is decoded token by token; leave --steps out."
+        )
+    if beams > 1 and len(in_parallel) == len(want):
+        raise ConfigError(
+            f"--beams {beams}: {', '.join(want)} is decoded in parallel; leave --beams out."
         )
     return [
         Decoding(
@@ -231,6 +236,7 @@ def _plan(experiment, streams, want, temperature, steps, guidance) -> list[Decod
             steps=steps if name in in_parallel else 0,
             temperature=temperature,
             guidance=guidance,
+            beams=1 if name in in_parallel else beams,
         )
         for name in want
     ]

@@ -88,6 +88,22 @@ class Slow:
             written.append(("text", best + start, i + 1, float(i + 1)))
         return [*(t[1] - start for t in written[1:length]), 0]
 
+    def beams(self, rows, count, length=7):
+        """The most probable of `count` texts that are lengthened side by side."""
+        start, alive = self.vocabulary.range("text")[0], [(0.0, [], False)]
+        for _ in range(length):
+            longer = [beam for beam in alive if beam[2]]
+            for score, text, _ in (beam for beam in alive if not beam[2]):
+                written = [("text", start + 1, 0, 0.0)]
+                written += [("text", t + start, i, float(i)) for i, t in enumerate(text, 1)]
+                logits = self.logits("text", rows, written)[-1].astype(np.float64)
+                log_prob = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+                for i, more in enumerate(log_prob):
+                    longer.append((score + more, [*text, i], i <= letters.SENTINELS))
+            alive = sorted(longer, key=lambda beam: -beam[0])[:count]
+        text = alive[0][1]
+        return [*(text[:-1] if alive[0][2] else text[: length - 1]), 0], alive[0][0]
+
     def levels(self, rows, item, emptied, seed):
         """MaskGIT and ROAR with everything in lists."""
         start = self.vocabulary.range("levels")[0]
@@ -134,6 +150,17 @@ def test_text_is_the_chain_of_whole_passes(view, slow, temperature, weight):
     for row, text in enumerate(found[:4]):  # emptied grids leave nothing
         rows = slow.rows("levels", known[row]["levels"])
         assert text == slow.text(rows, [], temperature, weight, SEEDS[row])
+
+
+@pytest.mark.parametrize("beams", [2, 5])
+def test_beams_are_what_lists_of_texts_give(view, slow, beams):
+    known = letters.pieces(view, ("levels",))
+    found = ids(sample(view, known, [Decoding(stream="text", beams=beams)], SEEDS), "text")
+    for row, text in enumerate(found[:4]):
+        rows = slow.rows("levels", known[row]["levels"])
+        expected, score = slow.beams(rows, beams)
+        assert text == expected
+        assert score >= slow.beams(rows, 1)[1] - 1e-6
 
 
 def test_a_decoder_writes_the_chain_of_whole_passes():
