@@ -25,8 +25,8 @@ OPTIONS = {
     "eval": ["--code", "--json", "--split", "PATH"],
     "embed": ["--code", "--given", "--out", "PATH"],
     "generate": [
-        *("--code", "--given", "--guidance", "--num", "--out", "--overwrite", "--seed", "--steps"),
-        *("--temperature", "--want", "PATH"),
+        *("--beams", "--code", "--given", "--guidance", "--num", "--out", "--overwrite", "--seed"),
+        *("--steps", "--temperature", "--want", "PATH"),
     ],
     "export": ["--code", "--out", "--overwrite", "--parts", "--verify", "PATH"],
     "info": ["--json", "--verify", "PATH"],
