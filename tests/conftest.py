@@ -13,7 +13,9 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     flags = os.environ.get("XLA_FLAGS", "")
     # Level 0 compiles in half the time; tests look at values, never at speed.
     quick = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    os.environ["XLA_FLAGS"] = f"{flags} {quick}".strip()
+    # Eight devices share two cores: one may wait long for the others, and XLA aborts after 40 s.
+    patient = "--xla_cpu_collective_call_terminate_timeout_seconds=280"
+    os.environ["XLA_FLAGS"] = f"{flags} {quick} {patient}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
