@@ -36,6 +36,10 @@ TABLE = {
     ),
     "aligned": (layouts.Aligned(), Streams(NAMES, ())),
     "aligned_short": (layouts.Aligned(max_tokens={"words": 3}), Streams(("words", "patches"), ())),
+    "aligned_drop": (
+        layouts.Aligned(max_tokens={"codes": 7}, drop={"patches": 0.5, "codes": 0.3}),
+        Streams(("patches", "codes", "words"), ()),
+    ),
     "spans": (layouts.Spans(), Streams(("patches", "words"), ("words",))),
     "prefix": (prefix.Prefix(), Streams(("patches",), ("words", "codes"))),
     "prefix_two_views": (

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import jax
 import numpy as np
 import pytest
@@ -263,6 +265,31 @@ def test_aligned_may_be_shorter():
         )
 
 
+def test_aligned_drops_tokens_of_grids_at_random():
+    samples = make(400, names=("text", "image"))
+    layout = layouts.Aligned(drop={"image": 0.75})
+    batch, counts = layout.build(samples, Streams(("text", "image"), ()), VOCABULARY)
+    view = batch.views["image"]
+    assert view.position_BLA.shape[:2] == (400, 4)  # of 16
+    assert counts["cut/image"] == 0  # nothing was too long
+    places = Counter()
+    for row, sample in enumerate(samples):
+        left = {tuple(place) for place in view.position_BLA[row].tolist()}
+        whole = sample.pieces["image"].position_LA
+        where = [i for i, place in enumerate(whole.tolist()) if tuple(place) in left]
+        assert len(where) == len(left) == 4
+        order = [whole.tolist().index(place) for place in view.position_BLA[row].tolist()]
+        np.testing.assert_array_equal(
+            view.values["image"].value_BJP[row], sample.pieces["image"].values_LP[order]
+        )
+        places.update(where)
+    assert set(places) == set(range(16))
+    assert all(60 < n < 140 for n in places.values())  # 100 each, 5 deviations
+
+    with pytest.raises(ValueError, match="drop names 'text', which is a sequence"):
+        layouts.Aligned(drop={"text": 0.5}).build(samples, Streams(("text",), ()), VOCABULARY)
+
+
 def test_spans_merge_to_the_original_and_leave_context_whole():
     samples = make(50, names=("text", "codes"))
     layout = layouts.Spans(rate=0.4, mean_length=2.0)
@@ -392,6 +419,7 @@ def test_wrong_pieces_are_refused(layout):
         (lambda: layouts.Masked(policies=()), "policies"),
         (lambda: layouts.Masked(room=0.5), "room=0.5"),
         (lambda: layouts.Aligned(max_tokens={"text": 0}), "max_tokens=0 of 'text'"),
+        (lambda: layouts.Aligned(drop={"image": 1.0}), "drop=1.0 of 'image'"),
         (lambda: layouts.Spans(rate=0.0), "rate=0.0"),
         (lambda: layouts.Spans(mean_length=0.5), "mean_length=0.5"),
         (lambda: prefix.Prefix(prefix_fraction=(0.6, 0.4)), "prefix_fraction="),
