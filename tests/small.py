@@ -16,7 +16,9 @@ from mmjax.typing import Batch, Targets, Tokens, TokenSpec, Values, Vocabulary
 
 TEXT = TokenSpec(name="text", kind="sequence", max_tokens=8, vocab_size=200, text=True)
 IMAGE = TokenSpec(name="image", kind="grid", max_tokens=8, width=6, grid=(1, 2, 4))
-CODES = TokenSpec(name="codes", kind="grid", max_tokens=8, vocab_size=100, grid=(1, 2, 4))
+CODES = TokenSpec(
+    name="codes", kind="grid", max_tokens=8, vocab_size=100, grid=(1, 2, 4), levels=(5, 5, 4)
+)
 SPECS = (TEXT, IMAGE, CODES)
 VOCABULARY = Vocabulary(SPECS)
 ROWS, GROUP = 16, 2
