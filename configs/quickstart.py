@@ -94,7 +94,7 @@ def get_config(batch_size: int = 64) -> Experiment:
             base=dataclasses.replace(AUDIO, field="audio"), path=f"{TOKENIZERS}/audio"
         ),
         "tok_mask": Codes(base=dataclasses.replace(IMAGE, field="mask"), path=f"{TOKENIZERS}/mask"),
-        "boxes": Boxes(max_boxes=2),
+        "boxes": Boxes(max_boxes=2, bins=129),  # eighths of a pixel
         "metadata": Metadata(
             schema={
                 "value": Bins(num=100),
