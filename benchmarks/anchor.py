@@ -73,6 +73,7 @@ def case(name: str):
     kind, rows = name.split("_")[0], int(name.split("_")[1])
     rng = np.random.default_rng(0)
     size = {"width": 256, "num_heads": 8, "mlp_width": 682, "moe": None, "encoder_layers": 4}
+    size |= {"qk_norm": False}  # neither peer has it
     ids = {"kind": "sequence", "vocab_size": 4096}
     if kind == "fourm":
         specs = tuple(TokenSpec(name=n, max_tokens=128, **ids) for n in ("a", "b", "c"))
@@ -171,15 +172,9 @@ def run_fourm(rows: int, checkout: str):
         sys.modules[name].__path__ = [str(Path(checkout, *name.split(".")))]
     sys.modules["fourm.data.modality_info"].MODALITY_INFO = {}  # type: ignore[attr-defined]
     import torch
-    from fourm.models import (  # type: ignore
-        decoder_embeddings as decoders,
-    )
-    from fourm.models import (
-        encoder_embeddings as encoders,
-    )
-    from fourm.models import (
-        fm,
-    )
+    import fourm.models.decoder_embeddings as decoders  # type: ignore
+    import fourm.models.encoder_embeddings as encoders  # type: ignore
+    from fourm.models import fm  # type: ignore
 
     fm.random = types.SimpleNamespace(sample=lambda items, n: list(items))  # it wants a sequence
     grids, inside, outside = ("rgb", "depth"), {}, {}

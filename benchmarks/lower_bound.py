@@ -11,7 +11,7 @@ import optax
 def row_sum(x):  # as a product: XLA:CPU adds up rows without vectors
     return x @ jnp.ones((x.shape[-1], 1))
 def norm(x, p):
-    return x * jax.lax.rsqrt(row_sum(x * x) / x.shape[-1] + 1e-6) * p["scale"]
+    return x if p is None else x * jax.lax.rsqrt(row_sum(x * x) / x.shape[-1] + 1e-6) * p["scale"]
 
 @jax.custom_vjp
 def move(x, to, back):  # a permutation: its derivative gathers too
@@ -42,8 +42,8 @@ def mixture(x, p, bias, valid, rows=128, k=2):  # the best k experts of each tok
     return move(y.reshape(-1, x.shape[1]), slot.reshape(-1, k), choice // k), count
 
 def attend(p, x, memory, mask):
-    q = norm(jnp.einsum("bld,dhg->bhlg", x, p["query"]), p["query_norm"])
-    k = norm(jnp.einsum("bld,dhg->bhlg", memory, p["key"]), p["key_norm"])
+    q = norm(jnp.einsum("bld,dhg->bhlg", x, p["query"]), p.get("query_norm"))
+    k = norm(jnp.einsum("bld,dhg->bhlg", memory, p["key"]), p.get("key_norm"))
     logits = jnp.where(mask[:, None], q @ k.swapaxes(2, 3) * q.shape[-1] ** -0.5, -1e30)
     e = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))) * mask[:, None]
     out = e @ jnp.einsum("bld,dhg->bhlg", memory, p["value"]) / jnp.maximum(row_sum(e), 1e-30)
