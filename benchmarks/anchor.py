@@ -171,9 +171,9 @@ def run_fourm(rows: int, checkout: str):
         sys.modules[name] = types.ModuleType(name)
         sys.modules[name].__path__ = [str(Path(checkout, *name.split(".")))]
     sys.modules["fourm.data.modality_info"].MODALITY_INFO = {}  # type: ignore[attr-defined]
-    import torch
     import fourm.models.decoder_embeddings as decoders  # type: ignore
     import fourm.models.encoder_embeddings as encoders  # type: ignore
+    import torch
     from fourm.models import fm  # type: ignore
 
     fm.random = types.SimpleNamespace(sample=lambda items, n: list(items))  # it wants a sequence
