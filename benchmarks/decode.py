@@ -25,7 +25,7 @@ from mmjax import step as step_lib
 from mmjax.generate import decoders
 from mmjax.models import MoE, Transformer
 from mmjax.models.embed import VocabularyHead
-from mmjax.typing import Tokens, TokenSpec, Vocabulary
+from mmjax.typing import Tokens, TokenSpec, Vocabulary, positions
 
 SOURCE = TokenSpec(name="codes", kind="grid", max_tokens=64, vocab_size=512, grid=(1, 8, 8))
 
@@ -82,7 +82,7 @@ def main() -> None:
     rng, rows = np.random.default_rng(0), options.rows
     start, stop = vocabulary.range("codes")
     one = np.ones((rows, SOURCE.max_tokens), np.int32)
-    position = np.broadcast_to(decoders.views.positions(SOURCE)[None], (*one.shape, 3))
+    position = np.broadcast_to(positions(SOURCE.grid or SOURCE.max_tokens)[None], (*one.shape, 3))
     ids = rng.integers(start, stop, one.shape).astype(np.int32)
     known = Tokens(ids, one, one, 0 * one, position)
     style = decoders.Style("text", "autoregressive", 0, 1.0, is_guided=False, is_drawn=False)

@@ -16,6 +16,7 @@ This module needs NumPy alone: data workers and the command line import it witho
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -71,10 +72,16 @@ class TokenSpec:
             )
 
 
-def grid_position(grid: tuple[int, int, int]) -> np.ndarray:
-    """Positions float32 [L, A] of the tokens of a grid; read-only, so that pieces may share it."""
+@functools.lru_cache(maxsize=64)
+def positions(shape: int | tuple[int, int, int]) -> np.ndarray:
+    """Positions float32 [L, A] of the tokens of a grid, or (p, p, p) of so many in a sequence.
+
+    Read-only, since pieces share them.
+    """
+    grid = (shape,) if isinstance(shape, int) else shape
     axes = np.meshgrid(*map(np.arange, grid), indexing="ij")
-    position_LA = np.stack(axes, -1).reshape(-1, NUM_AXES).astype(np.float32)
+    position_LA = np.empty((axes[0].size, NUM_AXES), np.float32)
+    position_LA[:] = np.stack(axes, -1).reshape(-1, len(grid))
     position_LA.flags.writeable = False
     return position_LA
 

@@ -25,7 +25,7 @@ from mmjax import metrics
 from mmjax.data.source import BadRecord, Source
 from mmjax.modalities.modality import Modality
 from mmjax.parallel import distributed
-from mmjax.typing import Piece, TokenSpec, Vocabulary, grid_position
+from mmjax.typing import Piece, TokenSpec, Vocabulary, positions
 
 __all__ = ["TokenTable", "prepare"]
 
@@ -39,11 +39,10 @@ class TokenTable:
     """The ids of one stream of a split, by example; picklable.
 
     Fields:
-      path: the file; empty = in memory. position_LA: of every piece.
+      path: the file; empty = in memory.
     """
 
     spec: TokenSpec
-    position_LA: np.ndarray
     path: str = ""
     ids_NL: np.ndarray | None = None
 
@@ -59,7 +58,7 @@ class TokenTable:
             return None
         if ids_L[0] > self.spec.vocab_size:
             raise LookupError(f"Stream {self.spec.name!r}: example {index} could not be encoded.")
-        return Piece(self.position_LA, ids_L=ids_L.astype(np.int32))
+        return Piece(positions(self.spec.grid or len(ids_L)), ids_L=ids_L.astype(np.int32))
 
     def __getstate__(self):
         kept = None if self.path else self.ids_NL
@@ -84,11 +83,9 @@ def prepare(
         if not modalities[name].offline:
             continue
         spec = vocabulary.spec(name)
-        assert spec.grid is not None, spec
-        position_LA = grid_position(spec.grid)
         if folder is None:
             ids_NL = _Filler(modalities[name], spec, source, split).run()
-            tables[name] = TokenTable(spec, position_LA, ids_NL=ids_NL)
+            tables[name] = TokenTable(spec, ids_NL=ids_NL)
             continue
         place = f"{name}@{spec.fingerprint[:12]}", source.fingerprint()[:12]
         path = epath.Path(folder).joinpath("tokens", *place, f"{split}.npy")
@@ -97,11 +94,11 @@ def prepare(
             ids_NL = _Filler(modalities[name], spec, source, split, path).run()
         distributed.barrier(f"tokens {name} {split}")
         if path.exists():
-            tables[name] = TokenTable(spec, position_LA, str(path))
+            tables[name] = TokenTable(spec, str(path))
             continue
         if ids_NL is None:  # a host that does not share the folder
             ids_NL = _Filler(modalities[name], spec, source, split).run()
-        tables[name] = TokenTable(spec, position_LA, ids_NL=ids_NL)
+        tables[name] = TokenTable(spec, ids_NL=ids_NL)
     return tables
 
 

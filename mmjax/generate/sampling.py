@@ -16,7 +16,7 @@ from mmjax.generate.plan import Decoding
 from mmjax.objectives.generative import MaskedTokens
 from mmjax.parallel import mesh as mesh_lib
 from mmjax.program import Program
-from mmjax.typing import Piece, Tokens
+from mmjax.typing import Piece, Tokens, positions
 
 MAX_ROWS = 100  # of a device
 
@@ -193,7 +193,7 @@ def _compiled(program: Program, style: decoders.Style):
             return decoders.beam_search(model, style, tokens, spec.max_tokens)
         if style.scheme == "autoregressive":
             return decoders.autoregressive(model, style, knobs, tokens, spec.max_tokens, key_B)
-        position_LA = views.positions(spec)
+        position_LA = positions(spec.grid or spec.max_tokens)
         return decoders.parallel(model, style, knobs, tokens, position_LA, key_B)
 
     return program.compiled.setdefault(("generate", style), jax.jit(run))

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmjax.data import rows, spans
 from mmjax.data.task import Sample
-from mmjax.typing import NUM_AXES, Piece, Tokens, TokenSpec, Vocabulary
+from mmjax.typing import Piece, Tokens, TokenSpec, Vocabulary, positions
 
 Pieces = Mapping[str, Piece | None]  # of one sample, by stream
 MIN_SLOTS = 32  # of a view of known tokens
@@ -96,14 +96,6 @@ def begin_id(vocabulary: Vocabulary, name: str) -> int:
     return vocabulary.range(name)[0] + spec.first_sentinel if spec.num_sentinels else 0
 
 
-def positions(spec: TokenSpec) -> np.ndarray:
-    """Position [L, 3] of each token of a whole stream: (time, row, column), or one number."""
-    if spec.grid is not None:
-        places = np.unravel_index(np.arange(spec.max_tokens), spec.grid)
-        return np.stack(places, axis=1).astype(np.float32)
-    return np.repeat(np.arange(spec.max_tokens, dtype=np.float32)[:, None], NUM_AXES, axis=1)
-
-
 def is_end(spec: TokenSpec, ids):
     """Which local ids end a sequence: its end token, and any sentinel."""
     past = ids - spec.first_sentinel
@@ -117,4 +109,4 @@ def piece(spec: TokenSpec, ids_L: np.ndarray) -> Piece:
         ids_L = ids_L[: ends[0]] if len(ends) else ids_L
         if spec.end_id >= 0:
             ids_L = np.append(ids_L[: spec.max_tokens - 1], spec.end_id)
-    return Piece(positions(spec)[: len(ids_L)], ids_L=ids_L.astype(np.int32))
+    return Piece(positions(spec.grid or len(ids_L)), ids_L=ids_L.astype(np.int32))

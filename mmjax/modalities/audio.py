@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.modalities.modality import Modality, Unreadable
-from mmjax.typing import NUM_AXES, Piece, TokenSpec
+from mmjax.typing import Piece, TokenSpec, positions
 
 __all__ = ["Audio"]
 
@@ -100,7 +100,7 @@ class Audio(Modality):
         level = self._level(samples[: frames * self.hop])
         values[: len(level)] = level
         values_LP = values.reshape(self._num_tokens, -1)
-        return Piece(self._position_LA, values_LP=values_LP, num_cut=num_cut)
+        return Piece(positions((self._num_tokens, 1, 1)), values_LP=values_LP, num_cut=num_cut)
 
     def adapted(self, value: Any) -> str:
         """The lengths where a sound is cut."""
@@ -259,13 +259,6 @@ class Audio(Modality):
         rise, fall = (bins - low) / (centre - low), (high - bins) / (high - centre)
         bands = np.maximum(0, np.minimum(rise, fall)) * (2 / (high - low))
         return bands.astype(np.float32)
-
-    @functools.cached_property
-    def _position_LA(self) -> np.ndarray:
-        position_LA = np.zeros((self._num_tokens, NUM_AXES), np.float32)
-        position_LA[:, 0] = np.arange(self._num_tokens)
-        position_LA.flags.writeable = False  # every piece shares it
-        return position_LA
 
 
 def _mel(hertz: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +13,7 @@ from etils import epath
 from mmjax import config
 from mmjax.modalities.modality import Modality
 from mmjax.tokenizers.learned import MANIFEST, WEIGHTS, Learned, without_field
-from mmjax.typing import Piece, TokenSpec, grid_position
+from mmjax.typing import Piece, TokenSpec, positions
 
 __all__ = ["Codes"]
 
@@ -66,7 +65,8 @@ class Codes(Modality):
 
     def piece(self, ids_L: np.ndarray, num_cut: int = 0) -> Piece:
         """A piece with these ids."""
-        return Piece(self._position_LA, ids_L=np.asarray(ids_L, np.int32), num_cut=num_cut)
+        ids_L = np.asarray(ids_L, np.int32)
+        return Piece(positions(self._ready.grid), ids_L=ids_L, num_cut=num_cut)
 
     def decode(self, piece: Piece) -> Any:
         """The raw value as `base` gives it. Raises ValueError for ids of another tokenizer."""
@@ -77,7 +77,8 @@ class Codes(Modality):
     def decode_batch(self, ids_NL: np.ndarray) -> list[Any]:
         """Raw values of ids [N, L]."""
         values_NJP = self._ready.decode(ids_NL)
-        return [self.base.decode(Piece(self._position_LA, values_LP=x)) for x in values_NJP]
+        position_LA = positions(self._ready.spec.grid or values_NJP.shape[1])
+        return [self.base.decode(Piece(position_LA, values_LP=x)) for x in values_NJP]
 
     def read(self, item: str) -> Any:
         """As `base` reads it."""
@@ -134,7 +135,3 @@ class Codes(Modality):
                 f"Codes: path={self.path!r} is not loaded yet, call fit(); or {REMEDY}."
             )
         return learned
-
-    @functools.cached_property
-    def _position_LA(self) -> np.ndarray:
-        return grid_position(self._ready.grid)

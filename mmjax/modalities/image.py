@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.modalities.modality import Modality, Unreadable
-from mmjax.typing import Piece, TokenSpec
+from mmjax.typing import Piece, TokenSpec, positions
 
 __all__ = ["Image"]
 
@@ -96,7 +96,7 @@ class Image(Modality):
         (rows, columns), p = self._grid, self.patch
         values = image_HWC * scale + shift
         values = values.reshape(rows, p, columns, p, self.channels).transpose(0, 2, 1, 3, 4)
-        return Piece(self._position_LA, values_LP=values.reshape(rows * columns, -1))
+        return Piece(positions((1, rows, columns)), values_LP=values.reshape(rows * columns, -1))
 
     def adapted(self, value: np.ndarray | bytes) -> str:
         """The sizes where an image is stretched or cropped."""
@@ -158,14 +158,6 @@ class Image(Modality):
     def _affine(self) -> tuple[np.ndarray, np.ndarray]:
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         return 1 / std, -mean / std
-
-    @functools.cached_property
-    def _position_LA(self) -> np.ndarray:
-        rows, columns = self._grid
-        row, column = np.divmod(np.arange(rows * columns, dtype=np.float32), np.float32(columns))
-        position_LA = np.stack([np.zeros_like(row), row, column], axis=1)
-        position_LA.flags.writeable = False  # every piece shares it
-        return position_LA
 
     def _pixels(self, value: Any) -> Any:
         """Pixels uint8 of the bytes of an image file; arrays are given back as they are.

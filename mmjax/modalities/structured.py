@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.modalities.modality import Modality
-from mmjax.typing import NUM_AXES, Piece, TokenSpec
+from mmjax.typing import Piece, TokenSpec, positions
 
 __all__ = ["Bins", "Boxes", "Metadata"]
 
@@ -261,8 +261,7 @@ def _piece(ids: np.ndarray, num_cut: int = 0) -> Piece:
     length = len(ids) + 1
     ids_L = np.full(length, END, np.int32)
     ids_L[:-1] = ids
-    position_LA = np.arange(length, dtype=np.float32).repeat(NUM_AXES).reshape(length, NUM_AXES)
-    return Piece(position_LA, ids_L=ids_L, num_cut=num_cut)
+    return Piece(positions(length), ids_L=ids_L, num_cut=num_cut)
 
 
 def _said(piece: Piece, who: str) -> np.ndarray:

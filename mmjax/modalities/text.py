@@ -13,7 +13,7 @@ import numpy as np
 from mmjax.modalities.modality import Modality, Unreadable
 from mmjax.tokenizers.sentencepiece import SentencePiece
 from mmjax.tokenizers.tokenizer import Tokenizer
-from mmjax.typing import NUM_AXES, Piece, TokenSpec
+from mmjax.typing import Piece, TokenSpec, positions
 
 __all__ = ["Text"]
 
@@ -57,8 +57,7 @@ class Text(Modality):
         ids_L = np.empty(length, np.int32)
         ids_L[:-1] = pieces[: length - 1]
         ids_L[-1] = self.tokenizer.end_id
-        position_LA = np.arange(length, dtype=np.float32).repeat(NUM_AXES).reshape(length, NUM_AXES)
-        return Piece(position_LA, ids_L=ids_L, num_cut=len(pieces) + 1 - length)
+        return Piece(positions(length), ids_L=ids_L, num_cut=len(pieces) + 1 - length)
 
     def decode(self, piece: Piece) -> str:
         """The text before the end token."""

@@ -11,7 +11,7 @@ import pytest
 from mmjax.data.layouts import Masked, Policy, Prefix
 from mmjax.data.task import Sample, Streams
 from mmjax.generate import decoders, views
-from mmjax.typing import Tokens
+from mmjax.typing import Tokens, positions
 
 VOCABULARY = letters.get_config().vocabulary()
 FIELDS = ("ids_BL", "stream_BL", "segment_BL", "order_BL", "position_BLA")
@@ -100,7 +100,7 @@ def test_a_wanted_grid_is_mask_slots():
     spec, number = VOCABULARY.spec("levels"), VOCABULARY.number("levels")
     shown = jnp.ones((len(made), 8), bool)
     found = decoders.grid_tokens(
-        number, views.positions(spec), jnp.zeros((len(made), 8), jnp.int32), shown
+        number, positions(spec.grid), jnp.zeros((len(made), 8), jnp.int32), shown
     )
     # Training has them in random order; the model sees positions, not slots.
     order = np.lexsort((target.position_BLA[..., 2], target.position_BLA[..., 1]))
@@ -121,7 +121,7 @@ def test_a_decided_part_of_a_grid_is_known_tokens():
     shown = np.random.default_rng(0).random((len(made), 8)) < 0.5
     ids = np.stack([s.pieces["levels"].ids_L for s in made])
     own = decoders.grid_tokens(
-        number, views.positions(spec), jnp.asarray(ids) + start, jnp.asarray(shown)
+        number, positions(spec.grid), jnp.asarray(ids) + start, jnp.asarray(shown)
     )
     whole = views.known(VOCABULARY, [s.pieces for s in made], ("levels",))
     for field in ("ids_BL", "stream_BL", "segment_BL"):
