@@ -19,6 +19,7 @@ from typing import Any
 
 from etils import epath
 
+from mmjax import atomic
 from mmjax.lifecycle import NoCheckpoint, StorageError
 
 FORMAT_VERSION = 1
@@ -147,16 +148,15 @@ def hash_files(folder: epath.Path) -> dict[str, str]:
     for path in sorted(epath.Path(folder).iterdir()):
         if path.is_dir():
             out |= {f"{path.name}/{name}": d for name, d in hash_files(path).items()}
-        elif path.name not in ("manifest.json", "manifest.json.partial"):
+        elif path.name != "manifest.json" and path.suffix != ".partial":
             out[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return out
 
 
 def write_json(path: epath.Path, value: Any) -> None:
     """Writes whole or not at all, over what is there."""
-    partial = path.parent / (path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True))
-    partial.replace(path)  # rename refuses where the file exists
+    with atomic.replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=1, sort_keys=True))
 
 
 def steps(folder: epath.Path) -> list[int]:

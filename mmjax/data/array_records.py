@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmjax import atomic
 from mmjax.data.files import Files, Table
 from mmjax.data.source import BadRecord
 
@@ -63,13 +63,13 @@ def write_array_records(path: str | Path, examples: Iterable[Mapping[str, Any]])
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{uuid.uuid4().hex}.partial"
-    writer, count = array_record_module.ArrayRecordWriter(str(partial), "group_size:1"), 0
-    for example in examples:
-        writer.write(encode_record(example))
-        count += 1
-    writer.close()
-    partial.replace(path)
+    count = 0
+    with atomic.replacing(path) as partial:
+        writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+        for example in examples:
+            writer.write(encode_record(example))
+            count += 1
+        writer.close()
     return count
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from glob import glob
 from itertools import product
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mmjax import atomic
 
 EDGE = 1 << 16  # bytes at each end of a file that tell it from another of its size
 MAX_PATHS = 1_000_000  # of the braces of one pattern
@@ -90,13 +92,10 @@ def save(
     """Writes an index, whole or not at all; its path, or None where no place can be written."""
     content = np.frombuffer(json.dumps(notes).encode(), np.uint8)
     for place in places:
-        target, partial = place / f"{name}.npz", place / f".{uuid.uuid4().hex}.partial"
-        try:
+        target = place / f"{name}.npz"
+        with contextlib.suppress(OSError):
             place.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with atomic.replacing(target) as partial, partial.open("wb") as file:
                 np.savez(file, notes=content, **arrays)  # type: ignore[arg-type]
-            partial.replace(target)
             return target
-        except OSError:
-            partial.unlink(missing_ok=True)
     return None

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mmjax import config
+from mmjax import atomic, config
 from mmjax.typing import TokenSpec, Vocabulary
 
 __all__ = ["Learned"]
@@ -177,8 +177,10 @@ class Learned:
             "grid": self.grid,
             "parent": self.parent,
         }
-        _write(path / WEIGHTS, safetensors.save(tensors))
-        _write(path / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        with atomic.replacing(path / WEIGHTS) as partial:
+            partial.write_bytes(safetensors.save(tensors))
+        with atomic.replacing(path / MANIFEST) as partial:
+            partial.write_text(json.dumps(manifest, indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Any) -> Learned:
@@ -217,9 +219,3 @@ class Learned:
 def without_field(preprocessing: dict[str, Any]) -> dict[str, Any]:
     """Preprocessing without the name of the field that it reads, which no id depends on."""
     return {k: v for k, v in preprocessing.items() if k != "field"}
-
-
-def _write(path: epath.Path, content: bytes) -> None:
-    partial = path.parent / f"{path.name}.partial"
-    partial.write_bytes(content)
-    partial.replace(path)

@@ -12,13 +12,13 @@ import hashlib
 import io
 import json
 import re
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmjax import atomic
 from mmjax.tokenizers.tokenizer import Tokenizer
 
 __all__ = ["SentencePiece"]
@@ -132,8 +132,10 @@ class SentencePiece(Tokenizer):
             "fingerprint": self._digest(model),
         }
         path.mkdir(parents=True, exist_ok=True)
-        _write(path / MODEL_FILE, model)
-        _write(path / "tokenizer.json", (json.dumps(manifest, indent=2) + "\n").encode())
+        with atomic.replacing(path / MODEL_FILE) as partial:
+            partial.write_bytes(model)
+        with atomic.replacing(path / "tokenizer.json") as partial:
+            partial.write_text(json.dumps(manifest, indent=2) + "\n")
         return self._with(model)
 
     def _fields(self) -> dict[str, int]:
@@ -256,10 +258,3 @@ def _chunks(text: str) -> Iterator[str]:
         chunk = text[start : start + CHUNK].strip()
         if chunk:
             yield chunk
-
-
-def _write(path: Any, content: bytes) -> None:
-    """Atomic: readers and a second writer see the old file or the whole new one."""
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
-    temporary.write_bytes(content)
-    temporary.replace(path)
