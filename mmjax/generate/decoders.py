@@ -82,22 +82,10 @@ def autoregressive(model, style: Style, knobs: Knobs, known: Tokens, length: int
 
     Where no lane reads another (decoder), `known` ends with the begin token and is the prefix.
     """
-    spec = model.vocabulary.spec(style.stream)
+    spec, rows = model.vocabulary.spec(style.stream), len(key_B)
     number, (start, _) = model.vocabulary.number(style.stream), model.vocabulary.range(style.stream)
-    rows, all_rows, key_B = len(key_B), known.ids_BL.shape[0], _folded(key_B, number)
-
-    def token(ids_B, place):
-        return _twins(sequence_token(number, ids_B, place), style)
-
-    if model.config.read_lanes():
-        memory = model.encode(known)
-        begin = jnp.full((rows,), views.begin_id(model.vocabulary, style.stream), jnp.int32)
-        prefix = token(begin, jnp.zeros((), jnp.int32))
-        cache = cache_lib.start(model, rows=all_rows, length=length, memory=memory)
-    else:
-        prefix = known
-        cache = cache_lib.start(model, rows=all_rows, length=known.ids_BL.shape[1] + length)
-    x_BQD, cache = cache_lib.advance(model, prefix, cache)
+    key_B = _folded(key_B, number)
+    x_BD, cache = _begun(model, style, known, length)
 
     def goes_on(carry):
         i, _, done_B, _, _ = carry
@@ -109,11 +97,12 @@ def autoregressive(model, style: Style, knobs: Knobs, known: Tokens, length: int
         new_B1, _ = draw(logits, style, knobs.temperature_S[0], _folded(key_B, i))
         ids_BL = jax.lax.dynamic_update_slice_in_dim(ids_BL, new_B1, i, axis=1)
         done_B |= views.is_end(spec, new_B1[:, 0])
-        x, cache = cache_lib.advance(model, token(new_B1[:, 0] + start, i + 1), cache)
+        token = _twins(sequence_token(number, new_B1[:, 0] + start, i + 1), style)
+        x, cache = cache_lib.advance(model, token, cache)
         return i + 1, ids_BL, done_B, x[:, 0], cache
 
     nothing = jnp.zeros((rows, length), jnp.int32)
-    begin = (jnp.zeros((), jnp.int32), nothing, nothing[:, 0] > 0, x_BQD[:, -1], cache)
+    begin = (jnp.zeros((), jnp.int32), nothing, nothing[:, 0] > 0, x_BD, cache)
     return jax.lax.while_loop(goes_on, step, begin)[1]
 
 
@@ -123,17 +112,7 @@ def beam_search(model, style: Style, known: Tokens, length: int) -> Array:
     """
     spec, beams, rows = model.vocabulary.spec(style.stream), style.beams, known.ids_BL.shape[0]
     number, (start, _) = model.vocabulary.number(style.stream), model.vocabulary.range(style.stream)
-    copies = lambda tree: jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), tree)
-    if model.config.read_lanes():
-        memory = model.encode(known)
-        memory = memory._replace(x_BLD=copies(memory.x_BLD), tokens=copies(memory.tokens))
-        begin = jnp.full((rows * beams,), views.begin_id(model.vocabulary, style.stream), jnp.int32)
-        prefix = sequence_token(number, begin, jnp.zeros((), jnp.int32))
-        cache = cache_lib.start(model, rows=rows * beams, length=length, memory=memory)
-    else:
-        prefix, slots = copies(known), known.ids_BL.shape[1] + length
-        cache = cache_lib.start(model, rows=rows * beams, length=slots)
-    x_BQD, cache = cache_lib.advance(model, prefix, cache)
+    x_BD, cache = _begun(model, style, known, length, copies=beams)
 
     def goes_on(carry):
         i, _, _, done_BC, _, _ = carry
@@ -160,8 +139,30 @@ def beam_search(model, style: Style, known: Tokens, length: int) -> Array:
 
     ids_BCL = jnp.zeros((rows, beams, length), jnp.int32)
     first_BC = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf)[None].repeat(rows, 0)
-    begin = (jnp.zeros((), jnp.int32), ids_BCL, first_BC, ids_BCL[..., 0] > 0, x_BQD[:, -1], cache)
+    begin = (jnp.zeros((), jnp.int32), ids_BCL, first_BC, ids_BCL[..., 0] > 0, x_BD, cache)
     return jax.lax.while_loop(goes_on, step, begin)[1][:, 0]  # the best comes first
+
+
+def _begun(model, style: Style, known: Tokens, length: int, copies: int = 1):
+    """Features [B, D] before the first token of a sequence, and the cache with room for `length`.
+
+    Args:
+      copies: rows for each row of `known`, one after another.
+    """
+    rows = known.ids_BL.shape[0] * copies
+    repeated = lambda tree: jax.tree.map(lambda x: jnp.repeat(x, copies, axis=0), tree)
+    if model.config.read_lanes():
+        memory = model.encode(known)
+        memory = memory._replace(x_BLD=repeated(memory.x_BLD), tokens=repeated(memory.tokens))
+        begin = jnp.full((rows,), views.begin_id(model.vocabulary, style.stream), jnp.int32)
+        number = model.vocabulary.number(style.stream)
+        prefix = sequence_token(number, begin, jnp.zeros((), jnp.int32))
+        cache = cache_lib.start(model, rows=rows, length=length, memory=memory)
+    else:
+        prefix, slots = repeated(known), known.ids_BL.shape[1] + length
+        cache = cache_lib.start(model, rows=rows, length=slots)
+    x_BQD, cache = cache_lib.advance(model, prefix, cache)
+    return x_BQD[:, -1], cache
 
 
 def grid_tokens(number: int, position_LA: Array, ids_BL: Array, shown_BL: Array) -> Tokens:
