@@ -7,20 +7,18 @@ import html
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmjax import lifecycle
+from mmjax import atomic, lifecycle
 from mmjax.data import batches
 from mmjax.data.reader import NAMED, Reader
 from mmjax.data.source import BadRecord, Source, key_of
 from mmjax.experiment import Experiment
-from mmjax.modalities.modality import Modality, Unreadable
-from mmjax.report import gallery
-from mmjax.report.page import POLICY
+from mmjax.modalities.modality import Modality
+from mmjax.report import frame, gallery
 from mmjax.typing import Piece, Vocabulary
 
 __all__ = ["data_check", "text"]
@@ -59,9 +57,8 @@ def data_check(
         if out is not None:
             target = Path(out)
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.partial")
-            partial.write_text(_page(experiment.name, checked), encoding="utf-8")
-            partial.replace(target)
+            with atomic.replacing(target) as partial:
+                partial.write_text(_page(experiment.name, checked), encoding="utf-8")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     report: dict[str, Any] = {"sources": [{k: v for k, v in s.items() if k != "cards"}
@@ -241,27 +238,27 @@ def _card(
 ) -> str:
     """A record as the model gets it."""
     folder.mkdir(parents=True, exist_ok=True)
-    shown = []
+    values: dict[str, Any] = {}
+    notes = {}
     for name, piece in pieces.items():
         if piece is None:
             continue
+        modality, notes[name] = modalities[name], f"{name}, {piece.length} tokens"
         try:
-            file: Any = modalities[name].write(modalities[name].decode(piece), folder / name)
-            changed = modalities[name].adapted(example[modalities[name].field or name])
-        except Unreadable:
-            raise
+            values[name] = modality.write(modality.decode(piece), folder / name)
         except (ValueError, NotImplementedError):  # what cannot be shown is told in numbers
-            file, changed = f"{piece.length} tokens", ""
-        note = f"{name}, {piece.length} tokens" + (f"; {changed}" if changed else "")
-        shown.append(f"{gallery.show(name, file, (1, 1))}<p class='soft'>{html.escape(note)}</p>")
-    return (
-        f'<article class="sample card"><div class="given">{"".join(shown)}</div>'
-        f"<footer>{html.escape(key)}</footer></article>"
+            values[name] = f"{piece.length} tokens"
+        if changed := modality.adapted(example[modality.field or name]):
+            notes[name] += f"; {changed}"
+    shape = gallery.picture_shape(values.values())
+    shown = "".join(
+        f'{gallery.show(name, value, shape)}<p class="soft">{html.escape(notes[name])}</p>'
+        for name, value in values.items()
     )
+    return gallery.card(shown, html.escape(key))
 
 
 def _page(name: str, checked: Sequence[Found]) -> str:
-    style = resources.files("mmjax.report").joinpath("style.css").read_text()
     blocks = []
     for found in checked:
         heads = "".join(f'<th scope="col">{h}</th>' for h in HEADS)
@@ -274,20 +271,10 @@ def _page(name: str, checked: Sequence[Found]) -> str:
         title = f"{found['source']}, split {found['split']}"
         facts = f"{found['records']} records, {found['read']} read, for {', '.join(found['tasks'])}"
         blocks.append(
-            f"<section><h2>{html.escape(title)}</h2><p class='soft'>{html.escape(facts)}</p>"
-            f'<div class="blocks"><div class="scroll card"><table class="scores"><thead><tr>{heads}'
-            f"</tr></thead><tbody>{rows}</tbody></table></div><h3>Bad records</h3><ul>{bad}</ul>"
-            "<h3>As the model gets them</h3>"
-            f'<div class="gallery"><div class="cards">{"".join(found["cards"])}</div></div>'
-            "</div></section>"
+            f'<section><h2>{html.escape(title)}</h2><p class="soft">{html.escape(facts)}</p>'
+            '<div class="blocks"><div class="scroll card"><table class="scores">'
+            f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+            f'<div class="card"><h3>Bad records</h3><ul>{bad}</ul></div><div class="gallery">'
+            f"{gallery.cell('As the model gets them', found['cards'])}</div></div></section>"
         )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f"<title>{html.escape(name)} &middot; mmjax data check</title>"
-        f'<link rel="icon" href="data:,"><style>\n{style}</style></head>'
-        '<body><header><p class="kind">mmjax &middot; data check</p>'
-        f"<h1>{html.escape(name)}</h1></header><main>{''.join(blocks)}</main></body></html>\n"
-    )
+    return frame.page("data check", name, "".join(blocks))

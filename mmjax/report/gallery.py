@@ -1,4 +1,4 @@
-"""Given and generated samples: pictures, players, texts, boxes, named numbers."""
+"""Values on a page, in cards: pictures, players, texts, boxes, named numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import json
 import struct
 import wave
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,14 @@ MEDIA = {  # suffix -> type of a data address
     ".jpeg": "image/jpeg",
     ".gif": "image/gif",
     ".webp": "image/webp",
+    ".bmp": "image/bmp",
+    ".avif": "image/avif",
     ".wav": "audio/wav",
     ".mp3": "audio/mpeg",
     ".flac": "audio/flac",
     ".ogg": "audio/ogg",
 }
+MAX_BYTES = 5_000_000  # of a file that is put into the page
 BARS = 64  # of the picture of a sound
 OPEN = 6  # pairs that are not folded away
 
@@ -34,14 +37,12 @@ def gallery(entries: Sequence[dict[str, Any]]) -> str:
     for entry in entries:
         pair = (" + ".join(entry["given"]) or "nothing", " + ".join(entry["wanted"]))
         cells.setdefault(pair, []).append(entry)
-    shape = next((s for e in entries if (s := picture_shape(e)) is not None), (1, 1))
+    shape = picture_shape(value for entry in entries for value in _values(entry))
     blocks = []
     for (given, wanted), some in cells.items():
-        cards = "".join(_card(e, picture_shape(e) or shape) for e in some)
-        blocks.append(
-            f'<section class="cell"><h3>{html.escape(given)} <span aria-label="to">&rarr;</span>'
-            f' {html.escape(wanted)}</h3><div class="cards">{cards}</div></section>'
-        )
+        arrow = '<span aria-label="to">&rarr;</span>'
+        title = f"{html.escape(given)} {arrow} {html.escape(wanted)}"
+        blocks.append(cell(title, [_sample(e, picture_shape(_values(e), shape)) for e in some]))
     first, more = "".join(blocks[:OPEN]), blocks[OPEN:]
     if more:
         count = f"{len(more)} more pair{'s' if len(more) > 1 else ''}"
@@ -49,16 +50,29 @@ def gallery(entries: Sequence[dict[str, Any]]) -> str:
     return f'<div class="gallery">{first}</div>'
 
 
-def _card(entry: dict[str, Any], shape: tuple[int, int]) -> str:
+def cell(title: str, cards: Iterable[str]) -> str:
+    """Cards side by side under a title; all HTML."""
+    shown = f'<div class="cards">{"".join(cards)}</div>'
+    return f'<section class="cell"><h3>{title}</h3>{shown}</section>'
+
+
+def card(content: str, foot: str) -> str:
+    """What is shown, and what is said about it; both HTML."""
+    shown = f'<div class="content">{content}</div><footer>{foot}</footer>'
+    return f'<article class="sample card">{shown}</article>'
+
+
+def _values(entry: dict[str, Any]) -> list[Any]:
+    return [*entry["given"].values(), *entry["wanted"].values()]
+
+
+def _sample(entry: dict[str, Any], shape: tuple[int, int]) -> str:
     given = "".join(show(name, v, shape) for name, v in entry["given"].items())
     wanted = "".join(show(name, v, shape) for name, v in entry["wanted"].items())
     foot = [_mark(v) for v in entry.get("score", {}).values() if isinstance(v, (int, float))]
     foot += [html.escape(str(entry["note"]))] if entry.get("note") else []
-    return (
-        f'<article class="sample card"><div class="given">{given}</div>'
-        f'<div class="arrow" aria-hidden="true">&darr;</div><div class="wanted">{wanted}</div>'
-        f"<footer>{' &middot; '.join(foot)}</footer></article>"
-    )
+    arrow = '<div class="arrow" aria-hidden="true">&darr;</div>'
+    return card(f"{given}{arrow}{wanted}", " &middot; ".join(foot))
 
 
 def _mark(score: float) -> str:
@@ -77,9 +91,9 @@ def show(name: str, value: Any, shape: tuple[int, int]) -> str:
         return show(name, value.read_text(), shape)
     if suffix == ".json":
         return _json(name, json.loads(value.read_text()), shape)
-    if suffix not in MEDIA:
-        return f'<p class="said">{html.escape(value.name)}</p>'
-    content = value.read_bytes()
+    content = value.read_bytes() if suffix in MEDIA else b""
+    if not 0 < len(content) <= MAX_BYTES:
+        return f'<p class="soft">{html.escape(value.name)} is not shown</p>'
     address = f"data:{MEDIA[suffix]};base64,{base64.b64encode(content).decode()}"
     if MEDIA[suffix].startswith("image/"):
         return f'<img src="{address}" alt="{label}">'
@@ -138,10 +152,12 @@ def waveform(content: bytes) -> str:
     )
 
 
-def picture_shape(entry: dict[str, Any]) -> tuple[int, int] | None:
-    """(height, width) of the first PNG of a sample."""
-    for value in (*entry["given"].values(), *entry["wanted"].values()):
+def picture_shape(values: Iterable[Any], other: tuple[int, int] = (1, 1)) -> tuple[int, int]:
+    """(height, width) of the first PNG file among values; `other` where there is none."""
+    for value in values:
         if not isinstance(value, str) and value.suffix.lower() == ".png":
-            width, height = struct.unpack(">II", value.read_bytes()[16:24])
-            return height, width
-    return None
+            head = value.read_bytes()[:24]
+            if head.startswith(b"\x89PNG") and len(head) == 24:
+                width, height = struct.unpack(">II", head[16:])
+                return height, width
+    return other

@@ -5,14 +5,11 @@ from __future__ import annotations
 import html as html_lib
 import json
 from collections.abc import Iterator
-from importlib import resources
 
-from mmjax.report import gallery, sections
+from mmjax.report import frame, gallery, sections
 from mmjax.report.charts import number
 from mmjax.report.run import Run
 
-# What a page may load: what it holds itself.
-POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 SECTIONS = {  # title -> (what a run without it lacks, what it is made of)
     "Samples": ("no samples/: the run has not generated anything yet", lambda r: _samples(r)),
     "From everything to everything": ("no evaluation between modalities", sections.matrix),
@@ -27,7 +24,6 @@ SECTIONS = {  # title -> (what a run without it lacks, what it is made of)
 def html(run: Run) -> str:
     """The whole page."""
     escape = html_lib.escape
-    style = resources.files("mmjax.report").joinpath("style.css").read_text()
     made = {title: make(run) for title, (_, make) in SECTIONS.items()}
     links = "".join(f'<a href="#{_anchor(t)}">{escape(t)}</a>' for t, text in made.items() if text)
     blocks = "".join(
@@ -38,31 +34,12 @@ def html(run: Run) -> str:
     lacking = [SECTIONS[t][0] for t, text in made.items() if not text]
     missing = "".join(f"<li>{escape(f'{text}.')}</li>" for text in lacking)
     lines = "".join(f"<dt>{escape(a)}</dt><dd>{escape(b)}</dd>" for a, b in summary(run))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{escape(run.name)} &middot; mmjax report</title>
-<link rel="icon" href="data:,">
-<style>
-{style}</style>
-</head>
-<body>
-<header><p class="kind">mmjax &middot; run report</p><h1>{escape(run.name)}</h1>
-<p class="facts">{"".join(f"<span>{escape(f)}</span>" for f in _facts(run))}</p></header>
-<nav aria-label="Sections">{links}</nav>
-<main>
-<section id="summary"><h2>In short</h2><dl class="summary card">{lines}</dl></section>
+    main = f"""<section id="summary"><h2>In short</h2>
+<dl class="summary card">{lines}</dl></section>
 {blocks}
 {f'<section><h2>Not here</h2><ul class="soft">{missing}</ul></section>' if missing else ""}
-{_about(run)}
-</main>
-</body>
-</html>
-"""
+{_about(run)}"""
+    return frame.page("run report", run.name, main, facts=_facts(run), nav=links)
 
 
 def _anchor(title: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import json
 import os
@@ -19,6 +20,7 @@ import mmjax
 from mmjax import cli
 from mmjax.config import ConfigError
 from mmjax.generate import Decoding, sampling, sheet, verbs
+from mmjax.report import gallery
 
 CODE = ["--code", letters.__file__]
 
@@ -113,24 +115,28 @@ def test_files_and_the_page(loaded, tmp_path):
     page = Page(out / "index.html")
     assert page.tags.count("img") == 3
     assert page.tags.count("audio") == 1
-    assert all(s.startswith(("data:image/png;base64,", "data:audio/")) for s in page.sources)
+    assert all(s.startswith("data:") for s in page.sources)
     assert (out / "text_1.txt").read_text() in page.text
     assert "levels: maskgit in 8 steps, temperature 0.7" in page.text
 
 
 def test_a_page_says_what_it_was_given_as_text(tmp_path):
-    (tmp_path / "boxes_0.json").write_text('[{"x": 1}]')
+    (tmp_path / "boxes_0.json").write_text("[[0, 0.25, 0.5, 1]]")
     (tmp_path / "odd.xyz").write_text("?")
-    request = {"plan": [], "run": "<run>", "step": 1, "seed": 0}
-    given = {"text": "<b> & 'c'", "odd": tmp_path / "odd.xyz"}
+    (tmp_path / "big.png").write_bytes(bytes(gallery.MAX_BYTES + 1))
+    item = dataclasses.asdict(Decoding(stream="boxes", scheme="autoregressive", beams=4))
+    request = {"plan": [item], "run": "<run>", "step": 1, "seed": 0}
+    given = {"text": "<b> & 'c'", "odd": tmp_path / "odd.xyz", "image": tmp_path / "big.png"}
     samples = [{"index": 0, "files": {"boxes": "boxes_0.json"}}]
     sheet.write(tmp_path, given, ["boxes"], samples, request)
     page = Page(tmp_path / "index.html")
     assert "b" not in page.tags
     assert "<b> & 'c'" in page.text
-    assert '[{"x": 1}]' in page.text
+    assert "rect" in page.tags
+    assert "boxes: autoregressive, 4 beams, temperature 0" in page.text
     assert "odd: odd.xyz" in page.text
-    assert not page.sources
+    assert "big.png is not shown" in page.text
+    assert page.sources == ["data:,"]  # the icon
 
 
 # ------------------------------------------------------------------- a folder, many calls

@@ -1,0 +1,40 @@
+"""The frame of every page that mmjax writes: it holds all it shows and asks no network."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from importlib import resources
+
+# What a page may load: what it holds itself.
+POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
+
+
+def page(kind: str, title: str, main: str, *, facts: Iterable[str] = (), nav: str = "") -> str:
+    """A whole page, in light and dark. `main` and `nav` are HTML, the others are plain text."""
+    kind, title = html.escape(kind), html.escape(title)
+    style = resources.files("mmjax.report").joinpath("style.css").read_text()
+    said = "".join(f"<span>{html.escape(fact)}</span>" for fact in facts)
+    said = f'<p class="facts">{said}</p>' if said else ""
+    links = f'<nav aria-label="Sections">{nav}</nav>' if nav else ""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<title>{title} &middot; mmjax {kind}</title>
+<link rel="icon" href="data:,">
+<style>
+{style}</style>
+</head>
+<body>
+<header><p class="kind">mmjax &middot; {kind}</p><h1>{title}</h1>{said}</header>
+{links}
+<main>
+{main}
+</main>
+</body>
+</html>
+"""
