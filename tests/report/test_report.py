@@ -256,6 +256,7 @@ def test_a_waveform_is_drawn_of_16_bit_sound_alone(tmp_path):
 
 def browse(file, folder, *options: str) -> tuple[str, str]:
     """What headless Chromium prints, and what it logs."""
+    assert CHROMIUM, "no Chromium to show the page: apt-get install chromium"
     done = subprocess.run(
         [
             CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
@@ -275,7 +276,6 @@ def pixels(path) -> np.ndarray:
 
 
 @pytest.mark.ci
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def test_a_browser_shows_pictures_and_players_without_a_complaint(workdir, tmp_path_factory):
     mmjax.report(str(workdir))
     file, folder = workdir / "report.html", tmp_path_factory.mktemp("chromium")
