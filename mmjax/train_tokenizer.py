@@ -5,12 +5,15 @@ WORKDIR/tokenizer/{tokenizer.json, weights.safetensors, report.json}   reconstru
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from mmjax import checkpoint, config, metrics, train
+from mmjax.data.reader import Reader
+from mmjax.data.source import BadRecord
 from mmjax.evaluate.view import to_host
 from mmjax.experiment import Experiment
 from mmjax.lifecycle import BadDataError
@@ -19,6 +22,7 @@ from mmjax.models import names
 from mmjax.models.autoencoder import Autoencoder
 from mmjax.parallel import distributed
 from mmjax.tokenizers.learned import Learned
+from mmjax.typing import Piece
 
 COLLAPSED = 0.5  # usage below which the codes count as collapsed
 SHOWN = 12  # originals over reconstructions
@@ -76,23 +80,20 @@ def train_tokenizer(
 def evaluate(
     experiment: Experiment, codes: Codes, learned: Learned, folder: epath.Path
 ) -> dict[str, Any]:
-    """The report on the first examples of the eval split; draws `reconstructions.png`."""
-    split, task = experiment.data.eval_split, next(iter(experiment.tasks.values()))
-    records, key = task.source.open(split), codes.field or task.inputs[0]
-    found = (records[i].get(key) for i in range(min(len(records), MAX_EXAMPLES)))
-    values = [value for value in found if value is not None]
-    if not values:
-        raise BadDataError(f"Source {type(task.source).__name__}: split {split!r} has no {key!r}.")
-    pieces = [codes.base.encode(value) for value in values]
-    ids_NL = learned.encode(np.stack([piece.values_LP for piece in pieces]))  # type: ignore[union-attr]
-    originals = np.stack([codes.base.decode(piece) for piece in pieces])  # type: ignore[arg-type]
+    """The report on the first examples of the eval split; draws `reconstructions.png`.
+
+    Raises BadDataError when the split has no value, or more bad records than the guards allow.
+    """
+    pieces = _pieces(experiment)
+    ids_NL = learned.encode(np.stack([piece.values_LP for piece in pieces]))  # type: ignore[arg-type]
+    originals = np.stack([codes.base.decode(piece) for piece in pieces])
     decoded = np.stack(codes.decode_batch(ids_NL))
     count_K = np.bincount(ids_NL.ravel(), minlength=learned.vocab_size)
     share_K = count_K[count_K > 0] / count_K.sum()
     _draw(originals[:SHOWN], decoded[:SHOWN], folder / "reconstructions.png")
     return {
-        "split": split,
-        "examples": len(values),
+        "split": experiment.data.eval_split,
+        "examples": len(pieces),
         "codes": learned.vocab_size,
         "tokens": ids_NL.shape[1],
         "usage": float(np.mean(count_K > 0)),
@@ -102,6 +103,27 @@ def evaluate(
         "variance": float(np.var(originals)),
         "fingerprints": learned.fingerprints,
     }
+
+
+def _pieces(experiment: Experiment) -> list[Piece]:
+    """Of the first examples of the eval split, without those that cannot be read."""
+    split, task = experiment.data.eval_split, next(iter(experiment.tasks.values()))
+    reader = Reader(
+        source=task.source,
+        split=split,
+        modalities=experiment.modalities,
+        vocabulary=experiment.vocabulary(),
+        max_bad_fraction=experiment.guards.allowed_bad,
+    )
+    (stream,), pieces = experiment.modalities, []
+    for i in range(min(len(reader), MAX_EXAMPLES)):
+        with contextlib.suppress(BadRecord):
+            pieces.append(reader.read(i, (stream,)).pieces[stream])
+    pieces = [piece for piece in pieces if piece is not None]
+    if not pieces:
+        name = type(task.source).__name__
+        raise BadDataError(f"Source {name}: split {split!r} has no {stream!r}.")
+    return pieces
 
 
 def text(report: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from mmjax import Experiment, checkpoint, config
+from mmjax.data.source import BadRecord
 from mmjax.data.toyworld import Numbers
 from mmjax.evaluate import Evaluator, Losses, Retrieval
 from mmjax.models import MoE
@@ -52,6 +53,26 @@ def with_source(source: Numbers, **fields) -> Experiment:
     base = get_config()
     tasks = {n: dataclasses.replace(t, source=source) for n, t in base.tasks.items()}
     return get_config(tasks=tasks, **fields)
+
+
+class Damaged(Numbers):
+    """Some records cannot be read, or hold no image."""
+
+    def open(self, split):
+        return Records(super().open(split))
+
+
+@dataclasses.dataclass
+class Records:
+    all: Any
+
+    def __len__(self):
+        return len(self.all)
+
+    def __getitem__(self, index):
+        if index == 3:
+            raise BadRecord("lost", "the file is gone")
+        return self.all[index] | ({"image": b"no image"} if index == 5 else {})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

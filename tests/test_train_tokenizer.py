@@ -11,14 +11,18 @@ import mini
 import numpy as np
 import pytest
 import test_cli
+from etils import epath
 
 import mmjax
 from mmjax import config, train_tokenizer
 from mmjax.data.layouts import Masked
 from mmjax.data.toyworld import Numbers
+from mmjax.experiment import Guards
+from mmjax.lifecycle import BadDataError
 from mmjax.modalities.codes import Codes
 from mmjax.models import VQ
 from mmjax.objectives import InfoNCE
+from mmjax.tokenizers.learned import Learned
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "quickstart_tokenizers.py"
 ONE = jax.devices()[:1]
@@ -82,6 +86,19 @@ def test_codebooks_go_on_where_a_run_stopped(tmp_path):
     assert again.state is not whole.state
     mini.assert_same(again.state.model_state, whole.state.model_state)
     mini.assert_same(again.state.params, whole.state.params)
+
+
+def test_bad_records_are_left_out_of_the_report(trained, tmp_path):
+    experiment, learned = tokenizer(), Learned.read(trained / "tokenizer")
+    task = dataclasses.replace(experiment.tasks["reconstruct"], source=mini.Damaged(train_size=64))
+    base = experiment.modalities["image"]
+    codes = Codes(base=base, path=str(trained)).fit(lambda: iter(()), tmp_path / "tokenizer")
+    damaged = dataclasses.replace(experiment, tasks={"reconstruct": task})
+    report = train_tokenizer.evaluate(damaged, codes, learned, epath.Path(tmp_path))
+    assert report["examples"] == 998
+    strict = dataclasses.replace(damaged, guards=Guards(strict=True))
+    with pytest.raises(BadDataError, match=r"lost in records 3 \(the file is gone\)"):
+        train_tokenizer.evaluate(strict, codes, learned, epath.Path(tmp_path))
 
 
 def test_a_collapse_is_said(tmp_path, capfd):
