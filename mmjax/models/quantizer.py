@@ -75,7 +75,10 @@ class Quantizer:
     def statistics(
         self, latent_ND: Array, ids_N: Array, weight_N: Array, key: Array
     ) -> dict[str, Array]:
-        """What `update` needs of a batch; weight 0 = not there. Sums, so that calls add up."""
+        """What `update` needs of the latents of a step; weight 0 = not there.
+
+        Asked once a step: counts and sums add up over calls, the candidates of `VQ` do not.
+        """
         del latent_ND, key
         return {"count": jnp.zeros((self.num_codes,)).at[ids_N].add(weight_N)}
 
