@@ -40,8 +40,12 @@ class Retrieval(Evaluator):
             raise ValueError(f"Retrieval: gallery={self.gallery} must be 2 or more.")
 
     def chance(self, view):
-        del view
-        return {f"R@{k}": k / self.gallery for k in self.ks}
+        levels: dict[str, float] = {}
+        for suffix, split in self.splits.items():
+            size = len(view.examples(split.format(split=view.split), self.gallery))
+            end = f"_{suffix}" if suffix else ""
+            levels |= {f"R@{k}{end}": min(k / max(size, 1), 1.0) for k in self.ks}
+        return levels
 
     def run(self, view):
         metrics: dict[str, float] = {}

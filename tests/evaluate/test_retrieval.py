@@ -76,6 +76,15 @@ def test_a_collapsed_model_scores_chance():
     assert verbs.chance(levels, "other") is None
 
 
+def test_chance_in_a_split_that_is_smaller_than_a_gallery():
+    view = Fake({"a": [np.ones(4)] * 4, "b": [np.ones(4)] * 4}, range(4))
+    evaluator = Retrieval(modalities=("a", "b"), splits={"": "{split}", "far": "{split}_far"})
+    found, levels = evaluator.run(view), evaluator.chance(view)
+    assert levels == {"R@1": 0.25, "R@5": 1.0, "R@1_far": 0.25, "R@5_far": 1.0}
+    for metric, value in found.items():  # the model knows nothing
+        assert verbs.chance(levels, metric) == pytest.approx(value)
+
+
 def test_galleries_slices_and_absent_members():
     eye = list(np.eye(4, dtype=np.float32))
     a, b = eye + eye, eye + eye[::-1]
