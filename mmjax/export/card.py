@@ -88,7 +88,8 @@ def _say(modality: Modality) -> str:
     if isinstance(modality, Image):
         height, width = modality.size
         colour = {1: "gray", 3: "RGB"}.get(modality.channels, f"{modality.channels} channels")
-        return f"an image file, Pillow image or array; {colour}, stretched to {height} x {width}"
+        rule = {"stretch": "stretched", "crop": "cropped and scaled"}[modality.resize]
+        return f"an image file, Pillow image or array; {colour}, {rule} to {height} x {width}"
     if isinstance(modality, Audio):
         return (
             f"a sound file, or a waveform at {modality.sample_rate} Hz; the first"

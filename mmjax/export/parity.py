@@ -16,9 +16,11 @@ import jax
 import numpy as np
 
 import mmjax
+from mmjax.data.source import BadRecord
 from mmjax.evaluate.view import View
 from mmjax.export import describe
 from mmjax.lifecycle import CheckFailed
+from mmjax.modalities.modality import Unreadable
 
 __all__ = ["unverified", "verify"]
 
@@ -78,17 +80,18 @@ def _write_examples(view: View, folder: Path) -> dict[str, list[Path]]:
     """Files of validation examples by modality."""
     experiment, files = view.program.experiment, {}
     for name, task in describe.contrastive_tasks(experiment).items():
-        records = task.source.open(view.split)
-        values = (view.value(name, records[i]) for i in range(min(len(records), LOOKED_AT)))
-        there = [value for value in values if value is not None][:EXAMPLES]
-        if not there:
+        records, write = task.source.open(view.split), experiment.modalities[name].write
+        written = files[name] = []
+        for i in range(min(len(records), LOOKED_AT)):
+            with contextlib.suppress(BadRecord, Unreadable):
+                value = view.value(name, records[i])
+                if value is not None and len(written) < EXAMPLES:
+                    written.append(write(value, folder / f"{len(files):02d}_{len(written)}"))
+        if not written:
             raise CheckFailed(
                 f"export: the first {LOOKED_AT} records of split {view.split!r} hold no {name}, so"
                 " it cannot be compared; export without --verify."
             )
-        stems = [folder / f"{len(files):02d}_{i}" for i in range(len(there))]
-        write = experiment.modalities[name].write
-        files[name] = [write(value, stem) for value, stem in zip(there, stems, strict=True)]
     return files
 
 

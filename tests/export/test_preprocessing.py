@@ -43,9 +43,11 @@ IMAGES = {
 
 @pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images(template, name, channels):
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
+def test_images(template, name, channels, resize):
     mean = (0.48, 0.45, 0.41)[:channels]
-    image = Image(size=(8, 16), patch=4, channels=channels, mean=mean, std=(0.27,))
+    size = {"size": (8, 16), "patch": 4, "resize": resize}
+    image = Image(channels=channels, mean=mean, std=(0.27,), **size)
     value = IMAGES[name](np.random.default_rng(0))
     ours = image.encode(value).values_LP
     np.testing.assert_array_equal(twin(template, image, "image")(value), ours)
@@ -58,13 +60,48 @@ def test_image_files(template, tmp_path, mode):
     exif[274] = 6  # lies on its side
     path = tmp_path / ("a.jpg" if mode in ("L", "RGB", "CMYK") else "a.png")
     PIL.Image.fromarray(pixels).convert(mode).save(path, exif=exif)
-    for channels in (1, 3):
-        image = Image(size=(8, 16), patch=4, channels=channels)
+    check_image_file(template, path)
+
+
+def check_image_file(template, path):
+    for channels, resize in ((1, "stretch"), (3, "stretch"), (1, "crop"), (3, "crop")):
+        image = Image(size=(8, 16), patch=4, channels=channels, resize=resize)
         ours = image.encode(image.read(str(path))).values_LP
         made = twin(template, image, "image")
+        np.testing.assert_array_equal(image.encode(path.read_bytes()).values_LP, ours)
         np.testing.assert_array_equal(made(str(path)), ours)
         with PIL.Image.open(path) as opened:
             np.testing.assert_array_equal(made(opened), ours)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_image_files(template, tmp_path, mode):
+    rng = np.random.default_rng(0)
+    if mode == "P":
+        made = PIL.Image.fromarray(rng.integers(0, 9, (12, 30), np.uint8), "P")
+        made.putpalette(rng.integers(0, 256, 27, np.uint8).tolist())
+        made.info["transparency"] = bytes(rng.integers(0, 256, 9, np.uint8))
+    else:
+        shape = (12, 30, len(mode))
+        made = PIL.Image.fromarray(rng.integers(0, 256, shape, np.uint8), mode)
+    made.save(tmp_path / "a.png")
+    with PIL.Image.open(tmp_path / "a.png") as opened:
+        assert opened.mode == mode
+        assert opened.has_transparency_data
+    check_image_file(template, tmp_path / "a.png")
+
+
+def test_image_files_of_16_bits(template, tmp_path):
+    wide = np.random.default_rng(0).integers(0, 1 << 16, (12, 30), np.uint16)
+    for name in ("a.png", "a.tiff"):
+        PIL.Image.fromarray(wide).save(tmp_path / name)
+        check_image_file(template, tmp_path / name)
+    path = tmp_path / "wider.tiff"
+    PIL.Image.fromarray(wide.astype(np.int32) * 2).save(path)
+    image = Image(size=(8, 16), patch=4)
+    for read in (lambda: image.read(str(path)), lambda: twin(template, image, "image")(str(path))):
+        with pytest.raises(ValueError, match="not in 16 bits"):
+            read()
 
 
 SOUNDS = {
@@ -88,13 +125,24 @@ def test_sounds(template, name):
         np.testing.assert_array_equal(twin(template, audio, "audio")(value), ours)
 
 
-def test_sound_files_at_other_rates(template, tmp_path):
-    samples = np.random.default_rng(0).normal(size=(20000, 2)) * 0.1
-    soundfile.write(tmp_path / "a.flac", samples, 44100)
-    audio = Audio(seconds=0.5)
-    path = str(tmp_path / "a.flac")
-    ours = audio.encode(audio.read(path)).values_LP
-    np.testing.assert_array_equal(twin(template, audio, "audio")(path), ours)
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 96000])
+@pytest.mark.parametrize("seconds", [0.4, 5.0])
+def test_sound_files_at_other_rates(template, tmp_path, rate, seconds):
+    samples = np.random.default_rng(0).normal(size=(round(seconds * rate), 2)) * 0.1
+    path, audio = tmp_path / "a.flac", Audio(seconds=0.5)
+    soundfile.write(path, samples, rate)
+    ours = audio.encode(audio.read(str(path))).values_LP
+    np.testing.assert_array_equal(twin(template, audio, "audio")(str(path)), ours)
+    # Training decodes no more than it needs.
+    np.testing.assert_array_equal(audio.encode(path.read_bytes()).values_LP, ours)
+
+
+def test_a_sound_file_that_holds_no_numbers_is_refused(template, tmp_path):
+    path, audio = str(tmp_path / "a.wav"), Audio(seconds=0.5)
+    soundfile.write(path, np.full(9000, np.nan, np.float32), 16000, subtype="FLOAT")
+    for read in (audio.read, twin(template, audio, "audio")):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            read(path)
 
 
 def test_texts(template, tmp_path):

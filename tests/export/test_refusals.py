@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import types
 
 import mini
+import numpy as np
 import pytest
 
 import mmjax
 from mmjax import cli, config
-from mmjax.export import describe
+from mmjax.evaluate.view import View
+from mmjax.export import card, describe, parity
 from mmjax.lifecycle import NoCheckpoint
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image
@@ -67,6 +70,26 @@ def test_modalities_without_a_twin(monkeypatch):
     describe.exported(changed(image=Later(size=(8, 16), patch=4, channels=1)))
     with pytest.raises(mmjax.ConfigError, match=r"Later.crop='centre'.*use its default"):
         describe.exported(changed(image=Later(size=(8, 16), patch=4, channels=1, crop="centre")))
+
+
+def test_examples_that_cannot_be_read_are_left_out_of_the_parity(tmp_path):
+    experiment = mini.with_source(mini.Damaged(train_size=64))
+    known = types.SimpleNamespace(experiment=experiment)
+    view = View(program=known, params={}, model_state={}, extra={}, step=0, split="val")
+    files = parity._write_examples(view, tmp_path)
+    read = experiment.modalities["image"].read
+    records = experiment.tasks["image_text"].source.open("val")
+    for path, i in zip(files["image"], (0, 1, 2, 4, 6, 7, 8, 9), strict=True):
+        np.testing.assert_array_equal(read(str(path)), records[i]["image"])
+    assert len(files["text"]) == parity.EXAMPLES
+
+
+@pytest.mark.parametrize(
+    ("resize", "said"), [("stretch", "stretched"), ("crop", "cropped and scaled")]
+)
+def test_the_card_says_how_images_are_resized(resize, said):
+    image = Image(size=(8, 16), patch=4, channels=1, resize=resize)
+    assert card._say(image) == f"an image file, Pillow image or array; gray, {said} to 8 x 16"
 
 
 def test_tokenizer_runs():

@@ -90,6 +90,8 @@ def _flat(image, mode):
 
     if image.mode.startswith("I"):  # Pillow would clip 16 bits to 8
         wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 0xFFFF:
+            raise ValueError("image: pixels are not in 16 bits.")
         image = PIL.Image.fromarray(((wide + 128) // 257).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("image: pixels are floating-point numbers of no known range.")
@@ -135,7 +137,7 @@ class Audio:
         from scipy import signal
 
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        samples = samples.mean(axis=1)
+        samples = _waveform(samples.mean(axis=1))
         if rate == self.sample_rate:
             return samples
         common = math.gcd(rate, self.sample_rate)
