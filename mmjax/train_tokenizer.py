@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from mmjax import checkpoint, config, metrics, train
-from mmjax.data.reader import Reader
+from mmjax.data import loader
 from mmjax.data.source import BadRecord
 from mmjax.evaluate.view import to_host
 from mmjax.experiment import Experiment
@@ -107,21 +107,16 @@ def evaluate(
 
 def _pieces(experiment: Experiment) -> list[Piece]:
     """Of the first examples of the eval split, without those that cannot be read."""
-    split, task = experiment.data.eval_split, next(iter(experiment.tasks.values()))
-    reader = Reader(
-        source=task.source,
-        split=split,
-        modalities=experiment.modalities,
-        vocabulary=experiment.vocabulary(),
-        max_bad_fraction=experiment.guards.allowed_bad,
-    )
-    (stream,), pieces = experiment.modalities, []
+    split, modalities = experiment.data.eval_split, experiment.modalities
+    vocabulary, allowed_bad = experiment.vocabulary(), experiment.guards.allowed_bad
+    readers = loader.readers(experiment.tasks, modalities, vocabulary, split, allowed_bad)
+    reader, (stream,), pieces = next(iter(readers.values())), modalities, []
     for i in range(min(len(reader), MAX_EXAMPLES)):
         with contextlib.suppress(BadRecord):
             pieces.append(reader.read(i, (stream,)).pieces[stream])
     pieces = [piece for piece in pieces if piece is not None]
     if not pieces:
-        name = type(task.source).__name__
+        name = type(reader.source).__name__
         raise BadDataError(f"Source {name}: split {split!r} has no {stream!r}.")
     return pieces
 
