@@ -88,7 +88,7 @@ def show(name: str, value: Any, shape: tuple[int, int]) -> str:
         return f'<p class="said">{html.escape(value) or "<i>nothing</i>"}</p>'
     suffix, label = value.suffix.lower(), html.escape(f"{name}: {value.name}")
     if suffix == ".txt":
-        return show(name, value.read_text(), shape)
+        return show(name, value.read_text(encoding="utf-8"), shape)
     if suffix == ".json":
         return _json(name, json.loads(value.read_text()), shape)
     content = value.read_bytes() if suffix in MEDIA else b""
