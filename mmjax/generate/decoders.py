@@ -106,12 +106,13 @@ def autoregressive(model, style: Style, knobs: Knobs, known: Tokens, length: int
     return jax.lax.while_loop(goes_on, step, begin)[1]
 
 
-def beam_search(model, style: Style, known: Tokens, length: int) -> Array:
+def beam_search(model, style: Style, knobs: Knobs, known: Tokens, length: int) -> Array:
     """Left to right, following the `beams` most probable beginnings of each row: local ids [B, L]
     of the most probable whole, arbitrary behind its end. Letters: C beams.
     """
-    spec, beams, rows = model.vocabulary.spec(style.stream), style.beams, known.ids_BL.shape[0]
+    spec, beams, sides = model.vocabulary.spec(style.stream), style.beams, 1 + style.is_guided
     number, (start, _) = model.vocabulary.number(style.stream), model.vocabulary.range(style.stream)
+    rows = known.ids_BL.shape[0] // sides
     x_BD, cache = _begun(model, style, known, length, copies=beams)
 
     def goes_on(carry):
@@ -120,8 +121,8 @@ def beam_search(model, style: Style, known: Tokens, length: int) -> Array:
 
     def step(carry):
         i, ids_BCL, score_BC, done_BC, x_BD, cache = carry
-        log_prob = jax.nn.log_softmax(logits_of(model, x_BD[:, None], style)[:, 0], axis=-1)
-        log_prob = log_prob.reshape(rows, beams, -1)
+        logits = _guided(logits_of(model, x_BD[:, None], style), style, knobs)
+        log_prob = jax.nn.log_softmax(logits, axis=-1).reshape(rows, beams, -1)
         vocab = log_prob.shape[-1]
         stays_V = jnp.where(jnp.arange(vocab) == 0, 0.0, -jnp.inf)  # an ended text has one future
         total = score_BC[..., None] + jnp.where(done_BC[..., None], stays_V[None, None], log_prob)
@@ -131,9 +132,10 @@ def beam_search(model, style: Style, known: Tokens, length: int) -> Array:
         done_BC = jnp.take_along_axis(done_BC, from_BC, axis=1)
         done_BC |= views.is_end(spec, new_BC)
         row_N = (jnp.arange(rows)[:, None] * beams + from_BC).reshape(-1)
+        row_N = (row_N[:, None] * sides + jnp.arange(sides)[None]).reshape(-1)
         own = lambda kept: kept._replace(own=jax.tree.map(lambda x: x[:, row_N], kept.own))
         runs = {r: tuple(own(kept) for kept in run) for r, run in cache.runs.items()}
-        token = sequence_token(number, new_BC.reshape(-1) + start, i + 1)
+        token = _twins(sequence_token(number, new_BC.reshape(-1) + start, i + 1), style)
         x, cache = cache_lib.advance(model, token, cache._replace(runs=runs))
         return i + 1, ids_BCL, score_BC, done_BC, x[:, 0], cache
 
@@ -147,10 +149,14 @@ def _begun(model, style: Style, known: Tokens, length: int, copies: int = 1):
     """Features [B, D] before the first token of a sequence, and the cache with room for `length`.
 
     Args:
-      copies: rows for each row of `known`, one after another.
+      copies: of each row of `known`, one after another; with guidance a twin follows each copy.
     """
-    rows = known.ids_BL.shape[0] * copies
-    repeated = lambda tree: jax.tree.map(lambda x: jnp.repeat(x, copies, axis=0), tree)
+    rows, sides = known.ids_BL.shape[0] * copies, 1 + style.is_guided
+
+    def repeated(tree):
+        split = lambda x: jnp.repeat(x.reshape(-1, sides, *x.shape[1:]), copies, axis=0)
+        return jax.tree.map(lambda x: split(x).reshape(-1, *x.shape[1:]), tree)
+
     if model.config.read_lanes():
         memory = model.encode(known)
         memory = memory._replace(x_BLD=repeated(memory.x_BLD), tokens=repeated(memory.tokens))

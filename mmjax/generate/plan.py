@@ -67,9 +67,8 @@ class Decoding:
             self._refuse("top_p", "must be above 0 and at most 1")
         if self.beams < 1:
             self._refuse("beams", "must be 1 or more")
-        if self.beams > 1 and (self.temperature or self.guidance != 1):
-            rule = f"goes with temperature=0 and guidance=1, not {self.temperature} and"
-            self._refuse("beams", f"{rule} {self.guidance}")
+        if self.beams > 1 and self.temperature:
+            self._refuse("beams", f"goes with temperature=0, not {self.temperature}")
         self._parse_schedule()
 
     def _refuse(self, field: str, rule: str):

@@ -190,7 +190,7 @@ def _compiled(program: Program, style: decoders.Style):
         model = step_lib.bind(program.parts, params, model_state, rows, program.dtype)
         key_B = jax.vmap(jax.random.key)(seeds_B)
         if style.beams > 1:
-            return decoders.beam_search(model, style, tokens, spec.max_tokens)
+            return decoders.beam_search(model, style, knobs, tokens, spec.max_tokens)
         if style.scheme == "autoregressive":
             return decoders.autoregressive(model, style, knobs, tokens, spec.max_tokens, key_B)
         position_LA = positions(spec.grid or spec.max_tokens)

@@ -88,7 +88,7 @@ class Slow:
             written.append(("text", best + start, i + 1, float(i + 1)))
         return [*(t[1] - start for t in written[1:length]), 0]
 
-    def beams(self, rows, count, length=7):
+    def beams(self, rows, count, weight, length=7):
         """The most probable of `count` texts that are lengthened side by side."""
         start, alive = self.vocabulary.range("text")[0], [(0.0, [], False)]
         for _ in range(length):
@@ -96,7 +96,7 @@ class Slow:
             for score, text, _ in (beam for beam in alive if not beam[2]):
                 written = [("text", start + 1, 0, 0.0)]
                 written += [("text", t + start, i, float(i)) for i, t in enumerate(text, 1)]
-                logits = self.logits("text", rows, written)[-1].astype(np.float64)
+                logits = self.guided("text", rows, [], written, weight)[-1].astype(np.float64)
                 log_prob = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
                 for i, more in enumerate(log_prob):
                     longer.append((score + more, [*text, i], i <= letters.SENTINELS))
@@ -152,15 +152,16 @@ def test_text_is_the_chain_of_whole_passes(view, slow, temperature, weight):
         assert text == slow.text(rows, [], temperature, weight, SEEDS[row])
 
 
-@pytest.mark.parametrize("beams", [2, 5])
-def test_beams_are_what_lists_of_texts_give(view, slow, beams):
+@pytest.mark.parametrize(("beams", "weight"), [(2, 1.0), (5, 1.0), (3, 2.0)])
+def test_beams_are_what_lists_of_texts_give(view, slow, beams, weight):
     known = letters.pieces(view, ("levels",))
-    found = ids(sample(view, known, [Decoding(stream="text", beams=beams)], SEEDS), "text")
+    item = Decoding(stream="text", beams=beams, guidance=weight)
+    found = ids(sample(view, known, [item], SEEDS), "text")
     for row, text in enumerate(found[:4]):
         rows = slow.rows("levels", known[row]["levels"])
-        expected, score = slow.beams(rows, beams)
+        expected, score = slow.beams(rows, beams, weight)
         assert text == expected
-        assert score >= slow.beams(rows, 1)[1] - 1e-6
+        assert score >= slow.beams(rows, 1, weight)[1] - 1e-6
 
 
 def test_a_decoder_writes_the_chain_of_whole_passes():
