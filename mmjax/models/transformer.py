@@ -94,7 +94,7 @@ class Model(nnx.Module):
     def _table(self) -> Array:
         """Vectors of all ids [V, D]. Ids with digits add a vector of each digit to their own, so
         that what is learned of one code holds for those like it."""
-        table = self.table[...]
+        table = jnp.asarray(self.table[...])  # parameters that were loaded are NumPy's
         for spec in embed.level_streams(self.vocabulary):
             start, digits = self.vocabulary.range(spec.name)[0], embed.digits(spec.levels)
             shared = jnp.matmul(
