@@ -240,11 +240,13 @@ def get_config() -> Experiment:
         identity="caption",  # pictures with equal captions are positives of one another
         shares={"train": 0.8, "val": 0.2},
     )
+    modalities = {name: base.modalities[name] for name in BOTH}
+    room = {name: m.spec(name).max_tokens for name, m in modalities.items()}
     batch = {"batch_size": 64, "group_rows": 8}
     return Experiment(
         name="own_pictures",
         init=BASE,
-        modalities={name: base.modalities[name] for name in BOTH},
+        modalities=modalities,
         model=base.model,
         tasks={
             "match": Task(
@@ -252,10 +254,11 @@ def get_config() -> Experiment:
             ),
             "write": Task(
                 source=pairs,
-                inputs=BOTH,
+                inputs=("image",),
                 targets=("text",),
-                layout=Masked(input_tokens=20, target_tokens=12),
+                layout=Masked(input_tokens=room["image"], target_tokens=room["text"] + 1),
                 objective=MaskedTokens(),
+                weight=2.0,
                 **batch,
             ),
         },
@@ -264,7 +267,7 @@ def get_config() -> Experiment:
             "own": Retrieval(modalities=BOTH, gallery=50),
             "demo": ZeroShot(modalities=("image",), source=Numbers()),
         },
-        total_steps=150,
+        total_steps=200,
     )
 
 
@@ -281,7 +284,7 @@ display({"text/html": page}, raw=True)
 # %% [markdown]
 # ## 5. Fine-tune
 #
-# The evaluators run before the first step and after the last. 150 steps took two minutes of
+# The evaluators run before the first step and after the last. 200 steps took two minutes of
 # processor time.
 
 # %%
@@ -303,13 +306,14 @@ display(Markdown("\n".join(lines)))
 # is still told from its names in four languages; guessing gives 0.01. If it falls too far, lower the
 # learning rate, or add a task on the old data.
 #
-# A whole run on these pictures, measured once: caption of a picture 0.14 before and 0.96 after,
-# picture of a caption 0.10 and 1.00 (at 1), the demo's pictures 0.97 and 0.96.
+# A whole run on these pictures, measured once, before and after: caption of a picture 0.14 and 0.98,
+# picture of a caption 0.10 and 1.00 (both at 1), the demo's pictures 0.97 and 0.93.
 
 # %% [markdown]
 # ## 6. Write a caption
 #
-# For any file. (`index.html` in the folder shows what was given and what was made.)
+# For any file. (`index.html` in the folder shows what was given and what was made.) In the run above
+# 34 of 40 validation pictures got their caption to the letter.
 
 # %%
 picture = list(captions)[3]
