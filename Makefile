@@ -29,7 +29,8 @@ TEST_ENV := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511
 PYTEST = $(TEST_ENV) $(BIN)/python -m pytest -n 2
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: demo test test-ci test-slow-tenth test-nightly test-hf bench docs lint setup constraints clean
+.PHONY: demo test test-ci test-slow-tenth test-nightly test-hf bench docs notebooks lint setup \
+	constraints clean
 
 demo: setup $(TOKENIZERS:%=runs/demo_tokenizers/%/tokenizer/report.json)
 	$(BIN)/mmjax train $(CONFIG) --workdir $(WORKDIR) $(ARGS)
@@ -61,6 +62,10 @@ bench: setup
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict $(ARGS)
+
+# notebooks/*.py are the sources; Colab opens what is made of them.
+notebooks: setup
+	$(BIN)/jupytext --update --to ipynb notebooks/*.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epy
 
 from mmjax import atomic, lifecycle
 from mmjax.data import batches
@@ -20,6 +21,9 @@ from mmjax.experiment import Experiment
 from mmjax.modalities.modality import Modality
 from mmjax.report import frame, gallery
 from mmjax.typing import Piece, Vocabulary
+
+with epy.lazy_imports():
+    from mmjax import rundir  # brings jax, which few checks need
 
 __all__ = ["data_check", "text"]
 
@@ -33,8 +37,8 @@ def data_check(
 ) -> dict[str, Any]:
     """Reads a sample of the train split of every source.
 
-    Text tokenizers that are not trained yet are trained on the sample, so token counts of text are
-    near those of the run, not equal.
+    Tokenizers come from the run that `init` names. Text tokenizers that are not trained yet are
+    trained on the sample, so token counts of text are near those of the run, not equal.
 
     Args:
       out: HTML file to write: pictures, sounds and texts after encoding and decoding.
@@ -100,8 +104,14 @@ def _check(
             examples[row] = there[row]
         except BadRecord:
             examples[row] = {}  # the reader counts it
+    learned = rundir.learned(experiment.init) if experiment.init else {}
     modalities = {
-        name: _ready(name, experiment.modalities[name], list(examples.values()), folder / name)
+        name: _ready(
+            name,
+            experiment.modalities[name],
+            list(examples.values()),
+            learned.get(name, folder / name),
+        )
         for name in streams
     }
     reader = Reader(
@@ -139,7 +149,7 @@ def _check(
     }  # fmt: skip
 
 
-def _ready(name: str, modality: Modality, examples: Sequence[Any], folder: Path) -> Modality:
+def _ready(name: str, modality: Modality, examples: Sequence[Any], folder: Any) -> Modality:
     values = [e.get(modality.field or name) for e in examples]
     return modality.fit(lambda: iter([v for v in values if v is not None]), folder)
 

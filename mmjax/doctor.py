@@ -17,7 +17,7 @@ __all__ = ["EXTRAS", "doctor", "text"]
 # Extra -> what installing it enables. Those marked "later" are reserved: nothing reads them yet.
 EXTRAS = {
     "test": "the test suite",
-    "hf": "later: Hugging Face export and import",
+    "hf": "checking exports in Hugging Face transformers",
     "media": "later: reading video files",
     "eval": "later: word error rate, BLEU and chrF of generated text",
     "obs": "profiles in xprof, runs in trackio",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections import defaultdict
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+
+NOTEBOOK = "JPY_PARENT_PID"  # in the environment of Jupyter kernels and of what they start
 
 
 class Window:
@@ -77,11 +80,14 @@ class Writer:
 
 
 class Progress:
-    """A bar on a terminal, a line a log elsewhere."""
+    """A bar on a terminal, a line a log elsewhere.
+
+    Commands in a notebook (`!mmjax train`) see a terminal too, but every drawing of the bar stays.
+    """
 
     def __init__(self, total: int, start: int, active: bool, name: str = "train"):
         self._active, self._bar, self._total = active, None, total
-        if active and sys.stderr.isatty():
+        if active and sys.stderr.isatty() and NOTEBOOK not in os.environ:
             from rich import console, progress
 
             self._bar = progress.Progress(

@@ -109,21 +109,29 @@ def ready_modalities(experiment: Experiment, folder: epath.Path, main: bool) -> 
     return dataclasses.replace(experiment, modalities=ready)
 
 
+def learned(init: str) -> dict[str, epath.Path]:
+    """Folders of the tokenizers, by stream, of the run that parameters start from.
+
+    Raises:
+      NoCheckpoint: there is no such run.
+    """
+    source, _ = checkpoint.choose_step(init)
+    folder = source / "tokenizers"
+    return {p.name.partition("@")[0]: p for p in folder.iterdir()} if folder.exists() else {}
+
+
 def _copy_learned(experiment: Experiment, target: epath.Path) -> None:
     """Copies `tokenizers/<stream>@<fingerprint>` of the run that `init` names."""
-    source, _ = checkpoint.choose_step(experiment.init)
-    there = (source / "tokenizers").iterdir() if (source / "tokenizers").exists() else ()
-    for learned in there:
-        name = learned.name.partition("@")[0]
-        if name not in experiment.modalities or (target / learned.name).exists():
+    for name, folder in learned(experiment.init).items():
+        if name not in experiment.modalities or (target / folder.name).exists():
             continue
         partial = target / f"{name}.partial"
         if partial.exists():
             partial.rmtree()
         partial.mkdir(parents=True)
-        for file in learned.iterdir():
+        for file in folder.iterdir():
             (partial / file.name).write_bytes(file.read_bytes())
-        partial.rename(target / learned.name)
+        partial.rename(target / folder.name)
 
 
 def _fit(experiment: Experiment, name: str, folder: Any):

@@ -141,6 +141,7 @@ class _Loop:
                     self.experiment.init, self.program, self.state.params
                 )
                 self.state = self.state._replace(params=params)
+                self._evaluate_all(0)  # what later scores of these evaluators are compared to
             return
         _, step = checkpoint.choose_step(str(self.folder))
         distributed.barrier("checkpoint chosen")
@@ -257,6 +258,10 @@ class _Loop:
             if evaluator.every and step % evaluator.every == 0 and step < total:
                 self._evaluate(name, step)
 
+    def _evaluate_all(self, step: int) -> None:
+        for name in self.experiment.evaluators:
+            self._evaluate(name, step)
+
     def _evaluate(self, name: str, step: int) -> None:
         began = time.perf_counter()
         view = View(
@@ -275,8 +280,7 @@ class _Loop:
         self.progress.close()
         total = int(self.state.step)
         self._save(total)
-        for name in self.experiment.evaluators:
-            self._evaluate(name, total)
+        self._evaluate_all(total)
         self.saver.wait()
         rundir.write_seconds(self.folder, self.seconds, self.main)
         return self.scores

@@ -106,3 +106,22 @@ def test_the_command(root, tmp_path):
     assert "broken_image in data/" in done.stderr
     command[4] = "chekc"
     assert subprocess.run(command, capture_output=True, cwd=root, timeout=60).returncode == 2
+
+
+def test_tokens_are_those_of_the_run_that_it_starts_from(root, tmp_path):
+    rows = [{**row, "text": "\u00e9" * 9} for row in ROWS]
+    source = own.write(tmp_path / "data", "array_records", rows)
+    experiment = test_own_data.shrunk(root, source=source)
+    tokenizer = experiment.modalities["text"].tokenizer
+    texts = iter(["abc", "abd"])  # without accents, so they are two bytes each
+    base = tokenizer.fit(lambda: texts, tmp_path / "base" / "tokenizers" / "text@1")
+    with pytest.raises(lifecycle.NoCheckpoint, match="base"):
+        mmjax.data_check(dataclasses.replace(experiment, init=str(tmp_path / "base")))
+    step = tmp_path / "base" / "checkpoints" / "1"
+    step.mkdir(parents=True)
+    (step / "manifest.json").write_text('{"files": {}}')
+    report = mmjax.data_check(dataclasses.replace(experiment, init=str(tmp_path / "base")))
+    (found,) = report["sources"]
+    assert found["streams"]["text"]["tokens"]["max"] == len(base.encode("\u00e9" * 9)) + 1 >= 19
+    (alone,) = mmjax.data_check(experiment)["sources"]
+    assert alone["streams"]["text"]["tokens"]["max"] < 19

@@ -16,6 +16,7 @@ from etils import epath
 import mmjax
 from mmjax import checkpoint, config, lifecycle, program, rundir
 from mmjax import step as step_lib
+from mmjax.evaluate import Retrieval
 from mmjax.models import names
 from mmjax.models.plan import Block, Run
 
@@ -218,12 +219,29 @@ def test_parameters_and_tokenizers_come_from_another_run(trained, tmp_path):
 
 
 def test_a_run_starts_from_another_one(trained, tmp_path):
-    result = mmjax.train(mini.get_config(init=str(trained[0])), tmp_path, devices=ONE)
+    scores = {"retrieval": Retrieval(modalities=("image", "text"), num_galleries=1)}
+    experiment = mini.get_config(init=str(trained[0]), evaluators=scores)
+    result = mmjax.train(experiment, tmp_path, devices=ONE)
     assert json.loads((tmp_path / "run.json").read_text())["lineage"] == str(trained[0])
     first, before = mini.rows(tmp_path)[1], mini.rows(trained[0])
     assert first["train/text/loss"] < before[1]["train/text/loss"] - 0.3
     assert first["train/text/loss"] == pytest.approx(before[12]["train/text/loss"], abs=0.5)
     assert result.step == 12
+    # Evaluated before its first step: the parameters of the other run, routers without a history.
+    view = mmjax.load(str(trained[0]), devices=ONE)
+    view = dataclasses.replace(view, model_state=view.program.init_state().model_state)
+    at_start = json.loads((tmp_path / "evals" / "retrieval" / "0.json").read_text())
+    assert at_start == pytest.approx(scores["retrieval"].run(view))
+    assert (tmp_path / "evals" / "retrieval" / "12.json").exists()
+
+
+def test_evaluators_look_at_other_data_than_the_first_task(trained):
+    view = mmjax.load(str(trained[0]), devices=ONE)
+    other = mini.Spoilt(every=1, text="sixty-three")
+    names = {"modalities": ("image", "text"), "num_galleries": 1, "splits": {"": "train"}}
+    found = Retrieval(**names, source=other).run(view)
+    assert found["image_to_text_R@1"] != Retrieval(**names).run(view)["image_to_text_R@1"]
+    assert found == Retrieval(**names).run(view.on(other))
 
 
 def test_a_run_starts_from_nothing_that_is_absent(tmp_path, capfd):

@@ -7,6 +7,7 @@ import itertools
 
 import numpy as np
 
+from mmjax.data.source import Source
 from mmjax.evaluate.evaluator import Evaluator
 
 
@@ -23,6 +24,7 @@ class Retrieval(Evaluator):
       modalities: at least two. gallery: candidates of a query; a smaller split is one gallery.
       num_galleries: 0 = all.
       splits: suffix -> split, where `{split}` stands for the evaluated one.
+      source: of the examples; None = that of the first task.
     """
 
     modalities: tuple[str, ...]
@@ -30,6 +32,7 @@ class Retrieval(Evaluator):
     num_galleries: int = 0
     ks: tuple[int, ...] = (1, 5)
     splits: dict[str, str] = dataclasses.field(default_factory=lambda: {"": "{split}"})
+    source: Source | None = None
 
     def __post_init__(self):
         if len(self.modalities) < 2:
@@ -48,7 +51,7 @@ class Retrieval(Evaluator):
         return levels
 
     def run(self, view):
-        metrics: dict[str, float] = {}
+        view, metrics = view.on(self.source), {}
         for suffix, split in self.splits.items():
             limit = self.num_galleries * self.gallery or None
             examples = view.examples(split.format(split=view.split), limit)
@@ -108,20 +111,24 @@ class ZeroShot(Evaluator):
     Fields:
       modalities: what is classified. text: the modality of the prompts.
       prompts: class identity -> texts; empty = `class_prompts()` of the evaluated source.
+      limit: examples; 0 = all.
+      source: of the examples; None = that of the first task.
     """
 
     modalities: tuple[str, ...]
     text: str = "text"
     prompts: dict[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     limit: int = 0
+    source: Source | None = None
 
     def _prompts(self, view) -> dict[int, tuple[str, ...]]:
         return self.prompts or view.source.class_prompts()
 
     def chance(self, view):
-        return {"top1": 1.0 / len(self._prompts(view))}
+        return {"top1": 1.0 / len(self._prompts(view.on(self.source)))}
 
     def run(self, view):
+        view = view.on(self.source)
         prompts = self._prompts(view)
         classes = sorted(prompts)
         flat = [view.example(self.text, text) for c in classes for text in prompts[c]]

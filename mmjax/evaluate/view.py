@@ -27,8 +27,8 @@ from mmjax.typing import PyTree
 class View:
     """Parameters on a mesh, with the way from raw values to embeddings and losses.
 
-    `split` is the split under evaluation, `source` the one of the first task, `folder` the workdir
-    (None = there is none).
+    `split` is the split under evaluation, `folder` the workdir (None = there is none), `data` the
+    source in place of that of the first task.
     """
 
     program: Program
@@ -38,11 +38,16 @@ class View:
     step: int
     split: str
     folder: epath.Path | None = None
+    data: Source | None = None
 
     @property
     def source(self) -> Source:
-        """The source of the first task."""
-        return next(iter(self.program.experiment.tasks.values())).source
+        """`data`, or the source of the first task."""
+        return self.data or next(iter(self.program.experiment.tasks.values())).source
+
+    def on(self, data: Source | None) -> View:
+        """The same model before other data; None = the same."""
+        return dataclasses.replace(self, data=data) if data else self
 
     def examples(self, split: str, limit: int | None = None) -> list[dict[str, Any]]:
         """Raw examples of a split, in order, without those that cannot be read."""

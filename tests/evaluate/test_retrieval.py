@@ -43,6 +43,9 @@ class Fake:
         ]
         self.source = types.SimpleNamespace(class_prompts=lambda: {0: ("a",), 1: ("b", "c")})
 
+    def on(self, source):
+        return source or self  # here a source is the view that it gives
+
     def examples(self, split, limit=None):
         self.asked = split
         return self.all[:limit]
@@ -112,6 +115,17 @@ def test_zero_shot_takes_the_mean_of_the_prompts():
     evaluator = ZeroShot(modalities=("a",))
     assert evaluator.run(view) == {"a_top1": 1.0}
     assert evaluator.chance(view) == {"top1": 0.5}
+
+
+def test_a_source_of_its_own_is_what_is_evaluated():
+    eye = list(np.eye(4, dtype=np.float32))
+    view, other = Fake({"a": eye, "b": eye[::-1]}, range(4)), Fake({"a": eye, "b": eye}, range(4))
+    found = {s: Retrieval(modalities=("a", "b"), source=s).run(view) for s in (None, other)}
+    assert (found[None]["a_to_b_R@1"], found[other]["a_to_b_R@1"]) == (0.0, 1.0)
+    other.source = types.SimpleNamespace(class_prompts=lambda: dict.fromkeys(range(4), ("a",)))
+    evaluator = ZeroShot(modalities=("a",), source=other)
+    assert evaluator.chance(view) == {"top1": 0.25}
+    assert evaluator.run(view) == {"a_top1": 0.25}
 
 
 def test_bad_settings_are_told():
