@@ -28,15 +28,23 @@ from mmjax.models import MoE, Transformer
 from mmjax.objectives import InfoNCE, MaskedTokens
 from mmjax.tokenizers.sentencepiece import SentencePiece
 
-# All-to-all of several widths, and from one raw modality to the rest, which is how it is asked.
+# All-to-all of several widths; from one raw modality to the rest, which is how it is asked; and to
+# whole texts, of which the rest would see pieces only.
 POLICIES = (
     Policy(weight=0.1, input_alpha=0.1, target_alpha=0.1),
     Policy(weight=0.1, input_alpha=1.0, target_alpha=1.0),
     Policy(weight=0.1, input_alpha=10.0, target_alpha=10.0),
     Policy(
-        weight=0.7,
+        weight=0.4,
         input_alpha={"text": 1.0, "image": 1.0, "audio": 1.0},
         target_alpha=0.5,
+        keep="all",
+        one_input=True,
+    ),
+    Policy(
+        weight=0.3,
+        input_alpha={"image": 1.0, "audio": 1.0},
+        target_alpha={"text": 1.0},
         keep="all",
         one_input=True,
     ),
@@ -55,7 +63,7 @@ def contrast(batch_size: int) -> dict[str, Task]:
         f"{a}_{b}": Task(
             source=Numbers(),
             inputs=(a, b),
-            layout=Aligned(),
+            layout=Aligned(drop={"audio": 0.25}),
             objective=InfoNCE(),
             batch_size=batch_size,
             group_rows=batch_size // 8,
@@ -127,7 +135,9 @@ def get_config(batch_size: int = 64) -> Experiment:
                 modalities=RAW, splits={"": "{split}", "new_voice": "{split}_new_voice"}
             ),
             "zero_shot": ZeroShot(modalities=("image", "audio")),
-            "generation": Generation(decodings={"text": Decoding(stream="text", beams=8)}),
+            "generation": Generation(
+                decodings={"text": Decoding(stream="text", beams=8, guidance=1.5)}
+            ),
         },
         total_steps=1000,
     )

@@ -43,7 +43,7 @@ class Retrieval(Evaluator):
             raise ValueError(f"Retrieval: gallery={self.gallery} must be 2 or more.")
 
     def chance(self, view):
-        levels: dict[str, float] = {}
+        view, levels = view.on(self.source), {}
         for suffix, split in self.splits.items():
             size = len(view.examples(split.format(split=view.split), self.gallery))
             end = f"_{suffix}" if suffix else ""

@@ -192,7 +192,7 @@ def test_sizes_and_errors():
     assert [len(Numbers().open(s)) for s in Numbers().splits()] == [8000, 1000, 1000, 1000, 1000]
     with pytest.raises(ValueError, match="split='dev' does not exist"):
         Numbers().open("dev")
-    with pytest.raises(ValueError, match="speed=1.0"):
+    with pytest.raises(ValueError, match=r"speed=1\.0"):
         Numbers(speed=1.0)
     with pytest.raises(ValueError, match="train_size=0"):
         Numbers(train_size=0)

@@ -122,6 +122,8 @@ def test_a_source_of_its_own_is_what_is_evaluated():
     view, other = Fake({"a": eye, "b": eye[::-1]}, range(4)), Fake({"a": eye, "b": eye}, range(4))
     found = {s: Retrieval(modalities=("a", "b"), source=s).run(view) for s in (None, other)}
     assert (found[None]["a_to_b_R@1"], found[other]["a_to_b_R@1"]) == (0.0, 1.0)
+    two = Fake({"a": eye[:2], "b": eye[:2]}, range(2))
+    assert Retrieval(modalities=("a", "b"), ks=(1,), source=two).chance(view) == {"R@1": 0.5}
     other.source = types.SimpleNamespace(class_prompts=lambda: dict.fromkeys(range(4), ("a",)))
     evaluator = ZeroShot(modalities=("a",), source=other)
     assert evaluator.chance(view) == {"top1": 0.25}
