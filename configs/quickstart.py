@@ -35,14 +35,14 @@ POLICIES = (
     Policy(weight=0.1, input_alpha=1.0, target_alpha=1.0),
     Policy(weight=0.1, input_alpha=10.0, target_alpha=10.0),
     Policy(
-        weight=0.4,
+        weight=0.5,
         input_alpha={"text": 1.0, "image": 1.0, "audio": 1.0},
         target_alpha=0.5,
         keep="all",
         one_input=True,
     ),
     Policy(
-        weight=0.3,
+        weight=0.2,
         input_alpha={"image": 1.0, "audio": 1.0},
         target_alpha={"text": 1.0},
         keep="all",
