@@ -93,13 +93,9 @@ class Batches:
         seeds = shuffle.seeds(key, epochs, records).tolist()
         ids = zip(records.tolist(), epochs.tolist(), strict=True)
         return [
-            Sample(encoded.pieces, encoded.identity, sample, generator(seed))
+            Sample(encoded.pieces, encoded.identity, sample, seed)
             for encoded, sample, seed in zip(found, ids, seeds, strict=True)
         ], counts
-
-
-def generator(seed: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(seed))  # half the time of default_rng([...])
 
 
 def task_key(seed: int, name: str) -> int:

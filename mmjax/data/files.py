@@ -250,7 +250,7 @@ class FileRecords:
         everything = dict.fromkeys(name for table in tables for name in table.names)
         self._everything: list[str] = [name for name in everything if name != "__key__"]
         names += [source.identity] if source.identity else []
-        self._names: list[str] = list(dict.fromkeys(names))
+        self._names: list[str] = list(dict.fromkeys(names)) if self._fields else self._everything
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -271,13 +271,15 @@ class FileRecords:
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, row = self._find(index)
         table, source = self._tables[number], self._source
-        raw = table.read(row, self._names if self._fields else self._everything)
-        there = {n: v for n, v in raw.items() if v is not None and n != "__key__"}
+        raw = table.read(row, self._names)
         example = {}
-        for key, names in (self._fields or {name: [name] for name in there}).items():
-            name = next((n for n in names if n in there), None)
-            if name is not None:
-                example[key] = _decoded(name, there[name])
+        fields = self._fields or {name: [name] for name in raw if name != "__key__"}
+        for key, names in fields.items():
+            for name in names:
+                value = raw.get(name)
+                if value is not None:
+                    example[key] = _decoded(name, value)
+                    break
         missing = [key for key in source.required if key not in example]
         if missing or not example:
             names = source.fields[missing[0]] if missing else "of fields"
@@ -288,9 +290,9 @@ class FileRecords:
                 "no_field", f"it has no {names.replace(';', ' or ')}; it has {has or 'nothing'}"
             )
         if source.identity:
-            if source.identity not in there:
+            if raw.get(source.identity) is None:
                 raise BadRecord("no_identity", f"it has no {source.identity}")
-            example["identity"] = _number(_plain(there[source.identity]))
+            example["identity"] = _number(_plain(raw[source.identity]))
         return example
 
 

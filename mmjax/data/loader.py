@@ -220,7 +220,7 @@ def example_batch(
 def _nothing(task: Task) -> Sample:
     """A sample without pieces, of weight 0."""
     pieces = dict.fromkeys(batches_lib.used_streams(task))
-    return Sample(pieces, 0, (0, 0), np.random.default_rng(0), weight=0.0)
+    return Sample(pieces, 0, (0, 0), seed=0, weight=0.0)
 
 
 def eval_batches(
@@ -260,5 +260,5 @@ def _eval_sample(reader: Reader, task: Task, record: int, seed: int) -> Sample:
         encoded = reader.read(record, batches_lib.used_streams(task))
     except BadRecord:
         return _nothing(task)
-    rng = batches_lib.generator(int(shuffle.seeds(seed, np.zeros(1), np.asarray([record]))[0]))
-    return Sample(encoded.pieces, encoded.identity, (record, 0), rng)
+    draws = int(shuffle.seeds(seed, np.zeros(1), np.asarray([record]))[0])
+    return Sample(encoded.pieces, encoded.identity, (record, 0), draws)

@@ -49,11 +49,11 @@ def encode_sample(
 def _checked(piece: Piece, name: str, vocabulary: Vocabulary) -> Piece:
     spec = vocabulary.spec(name)
     for part in (piece.position_LA, piece.values_LP):
-        if part is not None and not np.isfinite(part).all():
+        if part is not None and not np.logical_and.reduce(np.isfinite(part), axis=None):
             raise BadRecord("not_finite", f"stream {name!r} has a value that is NaN or infinite")
     if piece.ids_L is not None:
         try:
-            vocabulary.to_global(name, piece.ids_L)
+            vocabulary.check(name, piece.ids_L)
         except ValueError as error:
             raise BadRecord("id_out_of_range", str(error)) from error
     if piece.length <= spec.max_tokens:
@@ -146,11 +146,11 @@ class Reader:
         lacking = [name for name in streams if name not in known]
         if lacking or index not in self._identity:
             example = self.records[index]
-            new = self._looked_up(index, lacking)
+            new = self._looked_up(index, lacking) if self.tokens else {}
             lacking = [name for name in lacking if name not in new]
             new |= encode_sample(example, self.modalities, lacking, self.vocabulary)
             identity = int(example.get("identity", index)) & 0x7FFFFFFF
-            known = {**known, **new}
+            known = known | new
             if self._cached_bytes < self.cache_bytes:
                 self._cached_bytes += sum(_size(piece) for piece in new.values())
                 self._cache[index], self._identity[index] = known, identity

@@ -57,7 +57,7 @@ def pieces(samples: Sequence[Sample], name: str, vocabulary: Vocabulary) -> tupl
         parts = [p.ids_L for p in there]
         _check(name, all(p is not None for p in parts), "ids_L", spec)
         ids = np.concatenate(parts, dtype=np.int32) if parts else np.zeros(0, np.int32)  # type: ignore[arg-type]
-        vocabulary.to_global(name, ids)
+        vocabulary.check(name, ids)
     else:
         parts = [p.values_LP for p in there]
         good = all(p is not None and p.shape[1:] == (spec.width,) for p in parts)
@@ -120,12 +120,14 @@ class View:
 
     def write(self, places: Places, stream: int, ids_N, position, order_N=None) -> None:
         """Fills slots. `ids_N` are vocabulary ids (0 = mask slot or continuous piece)."""
-        at = (places.row_N, places.slot_N)
-        self.ids[at] = ids_N
-        self.stream[at] = stream
-        self.position[at] = position
+        at: Any = slice(None)  # of all slots, one after another
+        if len(places.row_N) < self.ids.size:
+            at = places.row_N * self.length + places.slot_N
+        self.ids.reshape(-1)[at] = ids_N
+        self.stream.reshape(-1)[at] = stream
+        self.position.reshape(-1, NUM_AXES)[at] = position
         if order_N is not None:
-            self.order[at] = order_N
+            self.order.reshape(-1)[at] = order_N
 
     def declare_values(self, spec: TokenSpec) -> None:
         """Makes room for the pieces of a continuous stream; every slot unused."""
@@ -136,11 +138,14 @@ class View:
         )
 
     def write_values(self, places: Places, name: str, value_NP, rank_N=None) -> None:
-        """Gives continuous pieces to slots; `rank_N` places them among the row's pieces."""
+        """Gives continuous pieces to slots; `rank_N` places them among the row's pieces.
+
+        `value_NP` may become part of the batch, without a copy.
+        """
         values = self.values[name]
         if rank_N is None and len(value_NP) == values.slot_BJ.size:  # all pieces of all rows
-            values.value_BJP.reshape(value_NP.shape)[:] = value_NP
-            values.slot_BJ[:] = places.slot_N.reshape(values.slot_BJ.shape)
+            slot_BJ = places.slot_N.reshape(values.slot_BJ.shape).astype(np.int32)
+            self.values[name] = Values(value_NP.reshape(values.value_BJP.shape), slot_BJ)
             return
         at = (places.row_N, places.within_N if rank_N is None else rank_N)
         values.value_BJP[at] = value_NP

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from mmjax.data.source import BadRecord
 __all__ = ["WebDataset"]
 
 BLOCK = 512
+MAX_OPEN = 64  # files; neighbours in an epoch lie in few of them
 MAX_NAME = 1 << 16  # bytes of an extended header
 KINDS = {b"1": "a link", b"2": "a link", b"3": "a device", b"4": "a device", b"6": "a pipe"}
 
@@ -63,7 +65,6 @@ class _Tar:
 
     def __init__(self, path: Path, notes: dict[str, Any], arrays: dict[str, np.ndarray]):
         self.path, self.names = path, [*notes["fields"], "__key__"]
-        self._number = {name: i for i, name in enumerate(notes["fields"])}
         self._starts, self._fields = arrays["starts"], arrays["fields"]
         self._offsets, self._sizes = arrays["offsets"], arrays["sizes"]
         self._keys, self._key_ends = arrays["keys"], arrays["key_ends"]
@@ -76,18 +77,34 @@ class _Tar:
         return self._keys[first : self._key_ends[row]].tobytes().decode("utf-8", "backslashreplace")
 
     def read(self, row: int, names: Sequence[str]) -> dict[str, Any]:
-        found: dict[str, Any] = {"__key__": self.key(row)}
-        wanted = {self._number[name]: name for name in names if name in self._number}
-        with self.path.open("rb", buffering=0) as file:
-            for i in range(self._starts[row], self._starts[row + 1]):
-                name = wanted.get(int(self._fields[i]))
-                if name is None:
-                    continue
-                size = int(self._sizes[i])
-                found[name] = os.pread(file.fileno(), size, int(self._offsets[i]))
-                if len(found[name]) < size:
-                    raise BadRecord("cut", f"{self.path} ends inside field {name}")
+        found: dict[str, Any] = {"__key__": self.key(row)} if "__key__" in names else {}
+        here = slice(*self._starts[row : row + 2].tolist())
+        columns = (column[here].tolist() for column in (self._fields, self._offsets, self._sizes))
+        file = _opened(self)
+        for number, offset, size in zip(*columns, strict=True):
+            name = self.names[number]
+            if name not in names:
+                continue
+            found[name] = os.pread(file.number, size, offset)
+            if len(found[name]) < size:
+                raise BadRecord("cut", f"{self.path} ends inside field {name}")
         return found
+
+
+class _OpenFile:
+    """The descriptor of a file, closed with this object."""
+
+    def __init__(self, path: Path):
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self):
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+@functools.lru_cache(maxsize=MAX_OPEN)
+def _opened(tar: _Tar) -> _OpenFile:
+    return _OpenFile(tar.path)
 
 
 class Member(NamedTuple):

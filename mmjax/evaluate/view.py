@@ -136,7 +136,7 @@ def _tokens(program: Program, modality: str, values: Sequence[Any]):
     config = program.experiment
     encode = config.modalities[modality].encode
     samples = [
-        Sample({modality: None if v is None else encode(v)}, 0, (i, 0), np.random.default_rng(0))
+        Sample({modality: None if v is None else encode(v)}, 0, (i, 0), seed=0)
         for i, v in enumerate(values)
     ]
     streams = Streams(inputs=(modality,), targets=())

@@ -36,7 +36,7 @@ def known(
       begun: streams that start with their begin token, as target streams of `Prefix` do.
       continuous: streams that get room for values even if they are not known.
     """
-    samples = [Sample(dict(p), 0, (i, 0), np.random.default_rng(0)) for i, p in enumerate(pieces)]
+    samples = [Sample(dict(p), 0, (i, 0), seed=0) for i, p in enumerate(pieces)]
     sizes = [vocabulary.spec(n).max_tokens + (n in begun) for n in streams]
     slots = max(sum(sizes) + room, MIN_SLOTS)
     view = rows.View(len(pieces), 1 << (slots - 1).bit_length())

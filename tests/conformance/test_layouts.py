@@ -69,7 +69,7 @@ def samples(streams, seed, absent=0.25, rows=ROWS):
             n: None if rng.random() < absent else piece(VOCABULARY.spec(n), rng) for n in used
         }
         weight = float(i != 2)
-        made.append(Sample(pieces, i, (i, 0), np.random.default_rng([seed, i, 9]), weight))
+        made.append(Sample(pieces, i, (i, 0), 1000 * seed + i, weight))
     return made
 
 

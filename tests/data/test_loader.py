@@ -281,7 +281,7 @@ def test_empty_and_overlong_text():
     wide = {"text": Words(max_tokens=99)}
     longer = loader.encode_sample({"text": [5] * 20}, wide, ("text",), VOCABULARY)
     assert (longer["text"].length, longer["text"].num_cut) == (10, 11)
-    sample = task.Sample(long, 0, (0, 0), np.random.default_rng(0))
+    sample = task.Sample(long, 0, (0, 0), seed=0)
     for layout in (layouts.Aligned(), layouts.Masked(input_tokens=4, target_tokens=4)):
         streams = task.Streams(("text",), ("text",))
         assert layout.build([sample], streams, VOCABULARY)[1]["cut/text"] == 11

@@ -177,7 +177,7 @@ def test_a_decoder_writes_the_chain_of_whole_passes():
             # What training makes of image and text so far; the next token is never looked at.
             position = np.arange(i + 1, dtype=np.float32)[:, None].repeat(3, 1)
             piece = views.Piece(position, ids_L=np.int32([*text, 0]))
-            made = Sample({**known[row], "text": piece}, 0, (0, 0), np.random.default_rng(0))
+            made = Sample({**known[row], "text": piece}, 0, (0, 0), seed=0)
             batch, _ = layout.build([made], streams, vocabulary)
             logits = np.asarray(slow.whole(batch.views["input"], None, "text"))[0, 8 + i] / 2
             noise = slow.noise(SEEDS[row], "text", i, (1, len(logits)))[0]

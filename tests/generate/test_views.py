@@ -28,7 +28,7 @@ def samples(names=("text", "image", "levels"), without=()):
         }
         if i in without:
             pieces["image"] = None
-        made.append(Sample(pieces, i, (i, 0), np.random.default_rng(i)))
+        made.append(Sample(pieces, i, (i, 0), seed=i))
     return made
 
 

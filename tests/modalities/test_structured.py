@@ -89,7 +89,7 @@ def test_masked_spans_of_real_examples_merge_to_the_original():
     samples = [
         Sample(
             {n: m.encode(records[i][n]) for n, m in modalities.items()},
-            i, (i, 0), np.random.default_rng(i),
+            i, (i, 0), i,
         )
         for i in range(32)
     ]  # fmt: skip
