@@ -57,8 +57,10 @@ test-nightly: setup
 test-hf: $(VENV)/.installed-hf
 	$(PYTEST) -m hf $(ARGS)
 
-bench: setup
-	$(TEST_ENV) $(BIN)/python benchmarks/step.py $(ARGS)
+bench: bench-step bench-data
+
+bench-%: setup
+	$(TEST_ENV) $(BIN)/python benchmarks/$*.py $(ARGS)
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict $(ARGS)

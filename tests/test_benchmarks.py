@@ -1,0 +1,24 @@
+"""The benchmarks run, and what they compare is comparable."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.ci
+def test_all_loaders_hold_the_same_epoch(root, tmp_path):
+    out = tmp_path / "found.json"
+    command = [sys.executable, "benchmarks/data.py", "--samples", "128", "--rounds", "1"]
+    done = subprocess.run(
+        [*command, "--folder", str(tmp_path), "--out", str(out)],
+        cwd=root, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode in (0, 3), done.stderr  # 3 = too slow, which so few samples do not tell
+    found = json.loads(out.read_text())
+    assert set(found["contents"].values()) == {found["contents"]["memory"]}
+    assert len(found["contents"]) == 6
+    assert min(found["cpu_ms"].values()) > 0
