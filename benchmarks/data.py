@@ -10,9 +10,10 @@ record, any sample by number) is its own cost. The others stack arrays and no mo
 write by hand. Contents are compared over all samples before anything is timed.
 
 Contenders are child processes that take turns. A turn is an epoch: reading starts and ends inside
-it, with four batches ahead at most, so nothing that was read before is served from a buffer, and
-mmjax's memory of encoded samples is off. Files are in the page cache. Ratios are taken inside a
-round; the median over rounds, of CPU time, is the result. Exit code 3: a bar is missed.
+it, so nothing that was read before is served from a buffer, and mmjax's memory of encoded samples
+is off. Over ArrayRecord both read at most four batches ahead in a thread; over tar shards neither
+has one. Files are in the page cache. Ratios are taken inside a round; the median over rounds, of
+CPU time, is the result. Exit code 3: a bar is missed.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def modalities(folder: Path, texts: list[str] | None = None) -> dict[str, Any]:
 # ---- contenders: each opens its files and gives a function of the seed that reads an epoch
 
 
-def of_mmjax(folder: Path, source: Any) -> Epoch:
+def of_mmjax(folder: Path, source: Any, ahead: int) -> Epoch:
     from mmjax.data import loader, mixture
     from mmjax.data.layouts import Aligned
     from mmjax.data.reader import Reader
@@ -128,7 +129,7 @@ def of_mmjax(folder: Path, source: Any) -> Epoch:
     def epoch(seed: int) -> Iterator[Contents]:
         schedule = mixture.Mixture().bind({"pairs": task}, seed)
         batches = OneEpoch(schedule, mixture.Journal(), {"pairs": reader}, vocabulary, seed)
-        stream = loader.Stream(batches, 0, prefetch=AHEAD)
+        stream = loader.Stream(batches, 0, prefetch=ahead)
         for _, batch, _ in stream:
             image, text = batch.views["image"], batch.views["text"]
             ids = np.where(text.stream_BL > 0, text.ids_BL - start, 0)
@@ -142,14 +143,14 @@ def of_mmjax_array_record(folder: Path) -> Epoch:
     from mmjax.data.array_records import ArrayRecords
 
     fields, path = {"image": "image", "text": "text"}, f"{folder}/*.array_record"
-    return of_mmjax(folder, ArrayRecords(path=path, fields=fields, shares={"train": 1.0}))
+    return of_mmjax(folder, ArrayRecords(path=path, fields=fields, shares={"train": 1.0}), AHEAD)
 
 
 def of_mmjax_tar(folder: Path) -> Epoch:
     from mmjax.data.webdataset import WebDataset
 
     fields, path = {"image": "jpg", "text": "txt"}, f"{folder}/*.tar"
-    return of_mmjax(folder, WebDataset(path=path, fields=fields, shares={"train": 1.0}))
+    return of_mmjax(folder, WebDataset(path=path, fields=fields, shares={"train": 1.0}), 0)
 
 
 def decoder(folder: Path) -> Callable[[int, bytes, bytes | str], Contents]:

@@ -51,7 +51,7 @@ class Stream:
 
     Args:
       batches, start: what to read, from which step on.
-      num_workers: processes; 0 = a thread. prefetch: batches made ahead.
+      num_workers: processes; 0 = a thread. prefetch: batches made ahead; 0 = each when asked for.
       sharding: of axis 0; with it the batches are global arrays, put on devices ahead by a thread.
     """
 
@@ -67,7 +67,9 @@ class Stream:
         import grain
 
         data = grain.MapDataset.source(batches)[start:]  # type: ignore[arg-type]
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=max(prefetch, 1))
+        options = grain.ReadOptions(
+            num_threads=min(prefetch, 1), prefetch_buffer_size=max(prefetch, 1)
+        )
         data = data.to_iter_dataset(options)
         if num_workers:
             from absl import flags

@@ -40,17 +40,23 @@ def encode_sample(
     """
     pieces: dict[str, Piece | None] = {}
     for name in streams:
-        value = example.get(modalities[name].field or name)
-        piece = None if value is None else modalities[name].encode(value)
+        modality = modalities[name]
+        value = example.get(modality.field or name)
+        piece = None if value is None else modality.encode(value)
+        if piece is not None and not modality.is_finite:
+            _check_finite(piece, name)
         pieces[name] = None if piece is None else _checked(piece, name, vocabulary)
     return pieces
 
 
+def _check_finite(piece: Piece, name: str) -> None:
+    for part in (piece.position_LA, piece.values_LP):
+        if part is not None and not np.isfinite(part).all():
+            raise BadRecord("not_finite", f"stream {name!r} has a value that is NaN or infinite")
+
+
 def _checked(piece: Piece, name: str, vocabulary: Vocabulary) -> Piece:
     spec = vocabulary.spec(name)
-    for part in (piece.position_LA, piece.values_LP):
-        if part is not None and not np.logical_and.reduce(np.isfinite(part), axis=None):
-            raise BadRecord("not_finite", f"stream {name!r} has a value that is NaN or infinite")
     if piece.ids_L is not None:
         try:
             vocabulary.check(name, piece.ids_L)

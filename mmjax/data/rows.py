@@ -105,6 +105,7 @@ class View:
         self.order = np.zeros((num_rows, length), np.int32)
         self.position = np.zeros((num_rows, length, NUM_AXES), np.float32)
         self.values: dict[str, Values] = {}
+        self.rooms: dict[str, tuple[int, int]] = {}  # pieces of a row and their width
 
     def room(self) -> np.ndarray:
         """Free slots of each row."""
@@ -131,30 +132,33 @@ class View:
 
     def declare_values(self, spec: TokenSpec) -> None:
         """Makes room for the pieces of a continuous stream; every slot unused."""
-        rows, room = len(self.filled_B), min(spec.max_tokens, self.length)
-        self.values[spec.name] = Values(
-            np.zeros((rows, room, spec.width), np.float32),
-            np.full((rows, room), self.length, np.int32),
-        )
+        self.rooms[spec.name] = (min(spec.max_tokens, self.length), spec.width)
 
     def write_values(self, places: Places, name: str, value_NP, rank_N=None) -> None:
         """Gives continuous pieces to slots; `rank_N` places them among the row's pieces.
 
         `value_NP` may become part of the batch, without a copy.
         """
-        values = self.values[name]
-        if rank_N is None and len(value_NP) == values.slot_BJ.size:  # all pieces of all rows
-            slot_BJ = places.slot_N.reshape(values.slot_BJ.shape).astype(np.int32)
-            self.values[name] = Values(value_NP.reshape(values.value_BJP.shape), slot_BJ)
+        shape = (len(self.filled_B), *self.rooms[name])
+        if rank_N is None and len(value_NP) == shape[0] * shape[1]:  # all pieces of all rows
+            slot_BJ = places.slot_N.reshape(shape[:2]).astype(np.int32)
+            self.values[name] = Values(value_NP.reshape(shape), slot_BJ)
             return
+        values = self.values.setdefault(name, self._unused(name))
         at = (places.row_N, places.within_N if rank_N is None else rank_N)
         values.value_BJP[at] = value_NP
         values.slot_BJ[at] = places.slot_N
 
+    def _unused(self, name: str) -> Values:
+        room, width = self.rooms[name]
+        shape = (len(self.filled_B), room)
+        return Values(np.zeros((*shape, width), np.float32), np.full(shape, self.length, np.int32))
+
     def tokens(self) -> Tokens:
         """The filled view; one sample a row."""
         segment = (self.stream > 0).astype(np.int32)
-        return Tokens(self.ids, self.stream, segment, self.order, self.position, self.values)
+        values = {name: self.values.get(name) or self._unused(name) for name in self.rooms}
+        return Tokens(self.ids, self.stream, segment, self.order, self.position, values)
 
 
 def write_pieces(view: View, p: Pieces, places: Places, token_N, stream: int, order_N=None):

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -47,6 +47,7 @@ class Image(Modality):
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
     resize: str = "stretch"
+    is_finite: ClassVar[bool] = True
 
     def __post_init__(self):
         height, width = self.size

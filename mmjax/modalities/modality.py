@@ -36,6 +36,8 @@ class Modality:
     field: str = ""
     # Whether ids are computed before training, by `encode_batch`, and not by data workers.
     offline: ClassVar[bool] = False
+    # Whether `encode` refuses what would give NaN or infinity; else each piece is looked through.
+    is_finite: ClassVar[bool] = False
 
     def spec(self, name: str) -> TokenSpec:
         """The stream that this modality owns under the name it has in the config."""

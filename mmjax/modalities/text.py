@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class Text(Modality):
 
     tokenizer: Tokenizer = SentencePiece()
     max_tokens: int = 256
+    is_finite: ClassVar[bool] = True
 
     def spec(self, name: str) -> TokenSpec:
         """One sequence stream; before `fit` its fingerprint is empty."""

@@ -162,6 +162,18 @@ def test_pieces_keep_the_shapes_and_types_of_the_spec(row):
             assert np.isfinite(piece.values_LP).all()
 
 
+def test_what_calls_itself_finite_refuses_nan(row):
+    if not row.modality.is_finite:
+        return  # its pieces are looked through
+    for value in row.values:
+        assert np.isfinite(row.modality.encode(value).position_LA).all()
+        if isinstance(value, np.ndarray):
+            poisoned = value.astype(np.float32)
+            poisoned.flat[0] = np.nan
+            with pytest.raises(ValueError, match="NaN"):
+                row.modality.encode(poisoned)
+
+
 def test_positions_run_over_the_grid(row):
     spec = row.modality.spec("name")
     piece = row.modality.encode(row.values[-1])
