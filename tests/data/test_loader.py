@@ -299,9 +299,10 @@ def test_skipped_rows_are_not_read():
     assert skipping[step][0] == plain[step][0]
 
 
-def test_stream_starts_anywhere_and_ends():
+@pytest.mark.parametrize("prefetch", [0, 4])
+def test_stream_starts_anywhere_and_ends(prefetch):
     batches = make(Toy())
-    stream = loader.Stream(make(Toy()), 5)
+    stream = loader.Stream(make(Toy()), 5, prefetch=prefetch)
     for step in range(5, 9):
         place, batch, counts = next(stream)
         assert place == batches[step][0]
