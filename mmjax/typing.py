@@ -72,7 +72,6 @@ class TokenSpec:
             )
 
 
-@functools.lru_cache(maxsize=64)
 @functools.lru_cache(maxsize=1024)  # data workers ask for each piece
 def positions(shape: int | tuple[int, int, int]) -> np.ndarray:
     """Positions float32 [L, A] of the tokens of a grid, or (p, p, p) of so many in a sequence.
