@@ -18,12 +18,12 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import types
 from pathlib import Path
 
-from step import KEEP_HEAP, ROOT, bound, cpu_seconds
+from step import bound
+from turns import Turns, cpu_seconds, quartiles
 
 PLAIN = {"clip_32": 823 / 745, "fourm_4": 1.47, "fourm_16": 1.30}
 SLACK = 1.1
@@ -238,29 +238,14 @@ def child(contender: str, name: str, checkout: str) -> None:
 
 def measure(name: str, checkout: str, rounds: int) -> dict:
     """Medians and ratios of a case."""
-    env = {**os.environ, **KEEP_HEAP, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    children, counts = {}, {}
-    for contender in ("peer", "bound"):
-        command = [sys.executable, __file__, "--child", contender, name, checkout]
-        children[contender] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
-        )
-        counts[contender] = json.loads(children[contender].stdout.readline())
-    rows: dict[str, list[float]] = {c: [] for c in children}
-    for r in range(rounds):
-        for contender in list(children)[:: 1 if r % 2 else -1]:
-            children[contender].stdin.write("2\n")
-            children[contender].stdin.flush()
-            rows[contender].append(float(children[contender].stdout.readline()))
-    for c in children.values():
-        c.stdin.close()
-        c.wait()
-    ratios = [a / b for a, b in zip(rows["peer"], rows["bound"], strict=True)]
+    turns = Turns(__file__, {c: (c, name, checkout) for c in ("peer", "bound")})
+    rows = turns.run(rounds, lambda r: 2)
+    spread = quartiles([a / b for a, b in zip(rows["peer"], rows["bound"], strict=True)])
     return {
-        "parameters": counts,
+        "parameters": turns.about,
         "cpu_ms": {c: statistics.median(v) for c, v in rows.items()},
-        "ratio": statistics.median(ratios),
-        "ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
+        "ratio": spread[1],
+        "ratio_quartiles": spread[::2],
         "plain": PLAIN[name],
     }
 

@@ -26,7 +26,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,9 +33,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from step import KEEP_HEAP
+from turns import ROOT, Turns, quartiles
 
-ROOT = Path(__file__).resolve().parent.parent
 BATCH, SHARDS, AHEAD, LENGTH = 64, 8, 4, 32
 WORDS = ("red", "green", "small", "large", "old", "new", "round", "square", "bird", "house", "tree")
 BARS = {  # of CPU time; 0 = none, told beside
@@ -257,34 +255,18 @@ def child(contender: str, folder: Path) -> None:
 
 def measure(folder: Path, rounds: int) -> dict[str, Any]:
     """Milliseconds a batch of each contender, round by round, and ratios of the pairs in BARS."""
-    children, held = {}, {}
-    for name in OPEN:
-        command = [sys.executable, __file__, "--child", name, str(folder)]
-        env = {**os.environ, **KEEP_HEAP, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-        children[name] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
-        )
-        held[name] = json.loads(children[name].stdout.readline())  # one starts at a time
+    turns = Turns(__file__, {name: (name, str(folder)) for name in OPEN})
+    held = turns.about
     if len(set(held.values())) > 1:
         raise SystemExit(f"The contenders differ in what an epoch holds: {held}.")
-    rows: dict[str, list[list[float]]] = {name: [] for name in children}
-    for r in range(rounds):
-        names = list(children)
-        for name in (*names[r % len(names) :], *names[: r % len(names)]):
-            children[name].stdin.write(f"{r + 1}\n")
-            children[name].stdin.flush()
-            rows[name].append(json.loads(children[name].stdout.readline()))
-    for c in children.values():
-        c.stdin.close()
-        c.wait()
+    rows = turns.run(rounds, lambda r: r + 1)
     found: dict[str, Any] = {"contents": held, "rounds": rows, "ratios": {}}
     for i, kind in enumerate(("cpu_ms", "wall_ms")):
         found[kind] = {n: statistics.median(row[i] for row in v) for n, v in rows.items()}
         for ours, theirs in BARS:
             pairs = zip(rows[ours], rows[theirs], strict=True)
-            ratios = sorted(b[i] / a[i] for a, b in pairs)  # speed is the inverse of time
-            spread = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-            found["ratios"][f"{ours}/{theirs}/{kind[:-3]}"] = spread
+            ratios = [b[i] / a[i] for a, b in pairs]  # speed is the inverse of time
+            found["ratios"][f"{ours}/{theirs}/{kind[:-3]}"] = quartiles(ratios)
     return found
 
 

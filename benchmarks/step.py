@@ -14,27 +14,15 @@ import json
 import math
 import os
 import platform
-import resource
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from turns import ROOT, Turns, cpu_seconds, quartiles
+
 TASKS = ("masked", "image_text")
 LIMIT, HOST_LIMIT_MS = 1.1, 1.0
-KEEP_HEAP = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "1099511627776",
-    "MALLOC_TOP_PAD_": "268435456",
-}
-
-
-def cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 def demo(task: str, folder: Path):
@@ -191,28 +179,14 @@ def child(contender: str, task: str, folder: Path) -> None:
 
 def measure(task: str, rounds: int, steps: int, folder: Path) -> dict:
     """Medians and ratios of a task."""
-    children, about = {}, {}
-    for name in ("mmjax", "bound"):
-        command = [sys.executable, __file__, "--child", name, task, str(folder)]
-        env = {**os.environ, **KEEP_HEAP, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-        children[name] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
-        )
-        about[name] = json.loads(children[name].stdout.readline())  # one compiles at a time
+    turns = Turns(__file__, {n: (n, task, str(folder)) for n in ("mmjax", "bound")})
+    about = turns.about
     for key, tolerance in (("parameters", 0.0), ("flops", 1e-9), ("first_loss", 1e-4)):
         ours, theirs = about["mmjax"][key], about["bound"][key]
         if abs(ours - theirs) > tolerance * abs(theirs):
             raise SystemExit(f"{task}: {key} differ: {ours} of mmjax, {theirs} of the lower bound.")
-    rows: dict[str, list] = {name: [] for name in children}
-    for r in range(rounds):
-        for name in list(children)[:: 1 if r % 2 else -1]:
-            children[name].stdin.write(f"{steps}\n")
-            children[name].stdin.flush()
-            rows[name].append(json.loads(children[name].stdout.readline()))
-    for c in children.values():
-        c.stdin.close()
-        c.wait()
-    ratios = [a[0] / b[0] for a, b in zip(rows["mmjax"], rows["bound"], strict=True)]
+    rows = turns.run(rounds, lambda r: steps)
+    spread = quartiles([a[0] / b[0] for a, b in zip(rows["mmjax"], rows["bound"], strict=True)])
     median = {
         n: [statistics.median(column) for column in zip(*v, strict=True)] for n, v in rows.items()
     }
@@ -221,8 +195,8 @@ def measure(task: str, rounds: int, steps: int, folder: Path) -> dict:
         "cpu_ms": {n: m[0] for n, m in median.items()},
         "wall_ms": {n: m[1] for n, m in median.items()},
         "host_ms": {n: m[2] for n, m in median.items()},
-        "cpu_ratio": statistics.median(ratios),
-        "cpu_ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
+        "cpu_ratio": spread[1],
+        "cpu_ratio_quartiles": spread[::2],
     }
 
 

@@ -1,0 +1,71 @@
+"""Contenders that take turns, so that the speed of the machine drops out of their ratios.
+
+Each is a child process (`--child NAME ...` of a benchmark) that prints what it is, as one line of
+JSON, once it is ready, and then answers each number on stdin with a line of what it measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+KEEP_HEAP = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "1099511627776",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+class Turns:
+    """Contenders by name; `about` is what they say of themselves.
+
+    Args:
+      arguments: of each child, after `--child`. They get ready one after another.
+    """
+
+    def __init__(self, file: str, arguments: Mapping[str, Sequence[str]]):
+        self._children, self.about = {}, {}
+        env = {**os.environ, **KEEP_HEAP, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        for name, some in arguments.items():
+            self._children[name] = subprocess.Popen(
+                [sys.executable, file, "--child", *some],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
+            )  # fmt: skip
+            self.about[name] = json.loads(self._children[name].stdout.readline())
+
+    def run(self, rounds: int, ask: Callable[[int], int]) -> dict[str, list[Any]]:
+        """Answers by contender, one a round; `ask` of the round is asked, another one is first in
+        each round. The children end."""
+        rows: dict[str, list[Any]] = {name: [] for name in self._children}
+        names = list(self._children)
+        for r in range(rounds):
+            first = r % len(names)
+            for name in (*names[first:], *names[:first]):
+                child = self._children[name]
+                child.stdin.write(f"{ask(r)}\n")
+                child.stdin.flush()
+                rows[name].append(json.loads(child.stdout.readline()))
+        for child in self._children.values():
+            child.stdin.close()
+            child.wait()
+        return rows
+
+
+def quartiles(ratios: Sequence[float]) -> list[float]:
+    """First quartile, median, third quartile."""
+    return statistics.quantiles(ratios, n=4) if len(ratios) > 1 else list(ratios) * 3
