@@ -53,7 +53,8 @@ TOKENIZERS = "runs/demo_tokenizers"  # where `make demo` trains configs/quicksta
 RAW = ("text", "image", "audio")
 IMAGE = Image(size=(8, 16), patch=4, channels=1)
 AUDIO = Audio(seconds=0.88)
-TEXT = Text(tokenizer=SentencePiece(vocab_size=512, num_sentinels=16), max_tokens=12)
+# So few pieces that each is met often: numbers that were never seen are put together of them.
+TEXT = Text(tokenizer=SentencePiece(vocab_size=380, num_sentinels=16), max_tokens=12)
 
 
 def contrast(batch_size: int) -> dict[str, Task]:

@@ -171,8 +171,9 @@ class _Loop:
         )
         for step in range(start, total):
             began = time.perf_counter()
-            place, batch, counts = next(self.stream)
+            made = next(self.stream)
             self.waited += time.perf_counter() - began
+            place, batch, counts = made  # here the batch before is freed, which takes a while
             batch = loader.to_global(batch, self.program.batch_sharding)
             executable = self.executables[place.task, place.variant]
             with jax.transfer_guard("disallow"):

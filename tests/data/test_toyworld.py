@@ -165,35 +165,10 @@ def test_examples_depend_on_split_and_index_alone():
     assert set(records[0]) == set(Numbers().keys())
 
 
-def test_clips_of_train_are_played_at_many_speeds(examples):
-    ratios = []
-    by_name = {v["name"]: v for v in toyworld._speech_index()["voices"]}
-    for split in ("train", "val_new_voice"):
-        for e in examples[split][:400]:
-            clip = toyworld._audio(by_name[e["voice"]], e["number"])
-            if split == "train":
-                ratios.append(len(clip) / len(e["audio"]))
-            else:
-                np.testing.assert_array_equal(e["audio"], clip)
-    assert 0.899 < min(ratios) < 0.91
-    assert 1.09 < max(ratios) < 1.101
-    assert abs(np.mean(ratios) - 1) < 0.02
-    as_spoken = Numbers(speed=0.0).open("train")[7]
-    np.testing.assert_array_equal(
-        as_spoken["audio"], toyworld._audio(by_name[as_spoken["voice"]], as_spoken["number"])
-    )
-    second = np.sin(2 * np.pi * 500 * np.arange(16000) / 16000).astype(np.float32)
-    spectrum = np.abs(np.fft.rfft(toyworld._played(second, 1.1)))
-    hertz = spectrum.argmax() * 16000 / (2 * (len(spectrum) - 1))
-    assert abs(hertz - 550) < 3
-
-
 def test_sizes_and_errors():
     assert [len(Numbers().open(s)) for s in Numbers().splits()] == [8000, 1000, 1000, 1000, 1000]
     with pytest.raises(ValueError, match="split='dev' does not exist"):
         Numbers().open("dev")
-    with pytest.raises(ValueError, match=r"speed=1\.0"):
-        Numbers(speed=1.0)
     with pytest.raises(ValueError, match="train_size=0"):
         Numbers(train_size=0)
     for index in (-1, 8000):
@@ -202,9 +177,7 @@ def test_sizes_and_errors():
 
 
 def test_fingerprint_follows_what_examples_depend_on():
-    same = Numbers().fingerprint()
-    assert same == Numbers().fingerprint()
-    assert len({same, Numbers(train_size=9).fingerprint(), Numbers(speed=0.0).fingerprint()}) == 3
+    assert Numbers().fingerprint() == Numbers().fingerprint() != Numbers(train_size=9).fingerprint()
 
 
 def test_pack_is_small_and_even():
