@@ -133,6 +133,11 @@ def test_masked_equals_a_numpy_oracle():
     x = x.reshape(groups, small.GROUP, 8, -1)
     start, _ = small.VOCABULARY.range("codes")
     table = np.asarray(state.params["table"])[start : start + 100]
+    shared = np.asarray(state.params["levels"][f"s{small.VOCABULARY.number('codes')}"])
+    for level, digit in zip(
+        small.CODES.levels, np.unravel_index(range(100), small.CODES.levels, "F"), strict=True
+    ):
+        table, shared = table + shared[digit], shared[level:]
     t = batch.targets["codes"]
     terms, weights = [], []
     for w, u in np.ndindex(t.weight_WU.shape):
