@@ -214,6 +214,7 @@ if not list(BASE.glob("checkpoints/*/manifest.json")):
 # %%writefile own_config.py
 """The model of BASE, fine-tuned on a folder of pictures with captions."""
 
+import dataclasses
 import os
 
 from mmjax import config
@@ -241,6 +242,8 @@ def get_config() -> Experiment:
         shares={"train": 0.8, "val": 0.2},
     )
     modalities = {name: base.modalities[name] for name in BOTH}
+    # Words of another language take more tokens; `mmjax data check` counts what is cut.
+    modalities["text"] = dataclasses.replace(modalities["text"], max_tokens=20)
     room = {name: m.spec(name).max_tokens for name, m in modalities.items()}
     batch = {"batch_size": 64, "group_rows": 8}
     return Experiment(
