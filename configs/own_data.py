@@ -12,6 +12,7 @@ metadata.csv or with 1.jpg beside 1.txt, or a TFDS directory (docs/data.md).
 `mmjax data check configs/own_data.py` shows what the model will get.
 """
 
+import dataclasses
 from pathlib import Path
 
 from mmjax.data.array_records import ArrayRecords
@@ -108,6 +109,20 @@ def get_config(
         },
         total_steps=10_000,
     )
+
+
+def small() -> Experiment:
+    """A first look: a model that two cores train in minutes."""
+    full = get_config(batch_size=32)
+    model = dataclasses.replace(
+        full.model,
+        width=128,
+        num_heads=4,
+        encoder_layers=4,
+        decoder_layers=2,
+        moe=MoE(num_experts=4),
+    )
+    return dataclasses.replace(full, model=model, total_steps=300)
 
 
 def large() -> Experiment:

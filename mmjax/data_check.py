@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import functools
 import html
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from etils import epy
 
 from mmjax import atomic, lifecycle
 from mmjax.data import batches
-from mmjax.data.reader import NAMED, Reader
+from mmjax.data.reader import NAMED, Reader, values_of
 from mmjax.data.source import BadRecord, Source, key_of
 from mmjax.experiment import Experiment
 from mmjax.modalities.modality import Modality
@@ -109,7 +110,7 @@ def _check(
         name: _ready(
             name,
             experiment.modalities[name],
-            list(examples.values()),
+            functools.partial(values_of, source, split, records=there, rows=rows.tolist()),
             learned.get(name, folder / name),
         )
         for name in streams
@@ -149,9 +150,8 @@ def _check(
     }  # fmt: skip
 
 
-def _ready(name: str, modality: Modality, examples: Sequence[Any], folder: Any) -> Modality:
-    values = [e.get(modality.field or name) for e in examples]
-    return modality.fit(lambda: iter([v for v in values if v is not None]), folder)
+def _ready(name: str, modality: Modality, values: Callable, folder: Any) -> Modality:
+    return modality.fit(lambda: values(name=modality.field or name), folder)
 
 
 def _stream(

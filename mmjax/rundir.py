@@ -19,7 +19,7 @@ from etils import epath
 
 import mmjax
 from mmjax import checkpoint, config, lifecycle
-from mmjax.data.source import BadRecord
+from mmjax.data.reader import values_of
 from mmjax.experiment import Experiment
 from mmjax.models import names as names_lib
 from mmjax.parallel import distributed
@@ -145,12 +145,11 @@ def _fit(experiment: Experiment, name: str, folder: Any):
     def values():
         for task in experiment.tasks.values():
             if name in (*task.inputs, *task.targets):
-                records = task.source.open(experiment.data.train_split)
-                for i in range(len(records)):
-                    with contextlib.suppress(BadRecord):  # counted when it is trained on
-                        value = records[i].get(modality.field or name)
-                        if value is not None:
-                            yield value
+                split = experiment.data.train_split
+                records = task.source.open(split)
+                rows = range(len(records))
+                # Bad records are counted when they are trained on.
+                yield from values_of(task.source, split, modality.field or name, records, rows)
                 return
 
     partial = parent / f"{name}.partial"

@@ -24,6 +24,8 @@ from mmjax.experiment import Experiment
 from mmjax.parallel import distributed
 from mmjax.step import TrainState
 
+SAID = 3  # scores of an evaluator that are printed at the end
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
@@ -282,6 +284,11 @@ class _Loop:
         total = int(self.state.step)
         self._save(total)
         self._evaluate_all(total)
+        for name in self.experiment.evaluators:
+            own = [f"{k} {v:.3f}" for k, v in self.scores.items() if k.startswith(f"{name}/")]
+            rest = f" and {len(own) - SAID} more" if len(own) > SAID else ""
+            metrics.say(f"{', '.join(own[:SAID])}{rest}: evals/{name}/{total}.json", self.main)
+        metrics.say(f"done; mmjax report {self.folder} makes a page of the run", self.main)
         self.saver.wait()
         rundir.write_seconds(self.folder, self.seconds, self.main)
         return self.scores

@@ -72,3 +72,13 @@ def test_it_trains_on_every_format(kind, root, tmp_path):
     assert 0 <= result.metrics["retrieval/image_to_text_R@1"] <= 1
     rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(r.get("train/loss", 1) is not None for r in rows)
+
+
+@pytest.mark.parametrize("name", ["small", "large", "with_audio"])
+def test_sizes_are_experiments(name, root, tmp_path, monkeypatch):
+    (tmp_path / "data" / "own").mkdir(parents=True)
+    (tmp_path / "data" / "own" / "metadata.csv").write_text("file_name,text\na.png,red\n")
+    monkeypatch.chdir(tmp_path)
+    experiment = config.load(f"{root / 'configs' / 'own_data.py'}:{name}")
+    assert ("audio" in experiment.modalities) == (name == "with_audio")
+    experiment.check_mesh(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from mmjax.data.tokens import TokenTable
 from mmjax.modalities.modality import Modality, Unreadable
 from mmjax.typing import Piece, Vocabulary
 
-MIN_READ = 1000  # rows before which one bad record of many is not yet a share
+MIN_READ = 1000  # records before which one bad record of many is not yet a share
 NAMED = 8  # records that an error names
 
 
@@ -68,6 +68,32 @@ def _checked(piece: Piece, name: str, vocabulary: Vocabulary) -> Piece:
     return Piece(*parts, num_cut=piece.num_cut + piece.length - spec.max_tokens)  # type: ignore[arg-type]
 
 
+def values_of(
+    source: Source, split: str, name: str, records: Records, rows: Iterable[int]
+) -> Iterator[Any]:
+    """Yields what records hold under a key; those that are bad or lack it are left out.
+
+    Raises:
+      BadDataError: none of the rows has it.
+    """
+    first, count, is_there = "", 0, False
+    for row in rows:
+        count += 1
+        try:
+            value = records[row].get(name)
+        except BadRecord as bad:
+            first = first or f"; {bad.reason} in {key_of(records, row)}: {bad.detail}"
+            continue
+        if value is not None:
+            is_there = True
+            yield value
+    if not is_there:
+        raise lifecycle.BadDataError(
+            f"Source {type(source).__name__}, split {split!r}: none of {count} records has {name!r}"
+            f" to learn a tokenizer from{first}."
+        )
+
+
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Reader:
     """Encoded examples by index, kept in memory while there is room.
@@ -76,7 +102,8 @@ class Reader:
     empty.
 
     Fields:
-      max_bad_fraction: share of bad among the rows read at which reading stops.
+      max_bad_fraction: share of bad among the records read at which reading stops; a record counts
+        once, however often it is read.
       excluded: records that count as bad without a look.
       tokens: ids by stream that were computed before; the others are encoded here.
       cache_bytes: memory for encoded examples.
@@ -99,7 +126,7 @@ class Reader:
         self._cache: dict[int, dict[str, Piece | None]] = {}
         self._identity: dict[int, int] = {}
         self._bad: dict[int, BadRecord] = {}
-        self._cached_bytes, self.num_read, self.num_bad = 0, 0, 0
+        self._cached_bytes, self.num_read = 0, 0
 
     def __getstate__(self):
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -127,7 +154,7 @@ class Reader:
         """An example with these streams. Raises BadRecord, the same for each read of a record.
 
         Raises:
-          BadDataError: more than `max_bad_fraction` of the rows read were bad.
+          BadDataError: more than `max_bad_fraction` of the records read are bad.
         """
         self.num_read += 1
         if index in self.excluded:
@@ -175,9 +202,8 @@ class Reader:
 
     def _count(self, index: int, bad: BadRecord) -> None:
         self._bad.setdefault(index, bad)
-        self.num_bad += 1
-        allowed = self.max_bad_fraction * max(self.num_read, min(len(self), MIN_READ))
-        if self.num_bad <= allowed:
+        read = min(max(self.num_read, MIN_READ), len(self))
+        if len(self._bad) <= self.max_bad_fraction * read:
             return
         reasons = collections.defaultdict(list)
         for record, found in self._bad.items():
@@ -188,8 +214,8 @@ class Reader:
             for reason, keys in reasons.items()
         )
         raise lifecycle.BadDataError(
-            f"Source {type(self.source).__name__}, split {self.split!r}: {self.num_bad} of"
-            f" {self.num_read} rows read were bad, more than max_bad_fraction="
+            f"Source {type(self.source).__name__}, split {self.split!r}: {len(self._bad)}"
+            f" of {read} records are bad, more than max_bad_fraction="
             f"{self.max_bad_fraction:g} allows: {said}. Repair or leave out these records, or raise"
             " guards.max_bad_fraction (guards.strict allows none)."
         )

@@ -263,6 +263,8 @@ def test_too_many_bad_records_stop_the_run():
     patient = make(Toy(broken=(3, 40)), max_bad_fraction=0.05)
     for step in range(20):
         patient[step]
+    once = make(Toy(broken=(3,)), max_bad_fraction=0.01)  # of 100; it is met in every epoch
+    assert sum("bad/OSError" in once[step][2] for step in range(60)) > 5
     hopeless = make(Toy(broken=tuple(range(100))))
     with pytest.raises(lifecycle.BadDataError, match="in a row were bad"):
         hopeless[0]
