@@ -19,7 +19,7 @@ from mmjax.data import index, layouts, loader, mixture
 from mmjax.data.array_records import ArrayRecords, decode_record, encode_record
 from mmjax.data.folder import Folder
 from mmjax.data.parquet import Parquet
-from mmjax.data.reader import Reader
+from mmjax.data.reader import Reader, values_of
 from mmjax.data.source import BadRecord
 from mmjax.data.task import Task
 from mmjax.data.tfds import TFDS
@@ -422,3 +422,14 @@ def test_the_quota_names_source_reason_and_keys(modalities, tmp_path):
         match=r"ArrayRecords, split 'train'.*no_image in records set.array_record/\d+ .*strict",
     ):
         reader.read(0, ["image"])
+
+
+def test_a_table_whose_pictures_are_all_absent_says_so(tmp_path):
+    rows = "file_name,caption\na.png,red\nb.png,blue\n"
+    (tmp_path / "metadata.csv").write_text(rows)
+    source = Folder(path=str(tmp_path), fields={"image": "file_name", "text": "caption"})
+    records = source.open("train")
+    with pytest.raises(lifecycle.BadDataError) as caught:
+        list(values_of(source, "train", "text", records, range(len(records))))
+    for part in ("Source Folder", "'train'", "none of 2 records", "'text'", "no_file", "a.png"):
+        assert part in str(caught.value)
