@@ -30,6 +30,15 @@ def trained(tmp_path_factory):
     return workdir, mmjax.train(mini.evaluated(), workdir, devices=ONE)
 
 
+def test_a_run_ends_with_its_first_scores(trained, tmp_path, capfd):
+    workdir = shutil.copytree(trained[0], tmp_path / "again")
+    mmjax.train(mini.evaluated(), workdir, devices=ONE)  # finished, so it only evaluates
+    scores = json.loads((workdir / "evals" / "retrieval" / "12.json").read_text())
+    first = ", ".join(f"retrieval/{name} {value:.3f}" for name, value in list(scores.items())[:3])
+    said = capfd.readouterr().err
+    assert f"{first} and {len(scores) - 3} more: evals/retrieval/12.json" in said
+
+
 # ---------------------------------------------------------------------- any number of devices
 
 

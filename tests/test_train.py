@@ -80,7 +80,9 @@ def test_a_finished_run_does_nothing_more(whole, tmp_path, capfd):
     assert result.step == 12
     assert mini.rows(workdir) == before
     mini.assert_same(states(result), states(whole[1]))
-    assert "resumed" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "resumed" in said
+    assert f"done; mmjax report {workdir} makes a page" in said
     assert len(json.loads((workdir / "run.json").read_text())["starts"]) == 2
 
 

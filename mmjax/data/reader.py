@@ -126,7 +126,7 @@ class Reader:
         self._cache: dict[int, dict[str, Piece | None]] = {}
         self._identity: dict[int, int] = {}
         self._bad: dict[int, BadRecord] = {}
-        self._cached_bytes, self.num_read = 0, 0
+        self._cached_bytes, self.num_read, self._seen = 0, 0, bytearray()
 
     def __getstate__(self):
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -156,7 +156,7 @@ class Reader:
         Raises:
           BadDataError: more than `max_bad_fraction` of the records read are bad.
         """
-        self.num_read += 1
+        self._see(index)
         if index in self.excluded:
             raise BadRecord("excluded", "the record was excluded")
         try:
@@ -200,9 +200,18 @@ class Reader:
                     found[name] = self.tokens[name][index]
         return found
 
+    def _see(self, index: int) -> None:
+        """Counts the records read, each once; a bit a record."""
+        if not self._seen:
+            self._seen = bytearray(len(self) // 8 + 1)
+        byte, bit = index >> 3, 1 << (index & 7)
+        if not self._seen[byte] & bit:
+            self._seen[byte] |= bit
+            self.num_read += 1
+
     def _count(self, index: int, bad: BadRecord) -> None:
         self._bad.setdefault(index, bad)
-        read = min(max(self.num_read, MIN_READ), len(self))
+        read = max(self.num_read, min(MIN_READ, len(self)))
         if len(self._bad) <= self.max_bad_fraction * read:
             return
         reasons = collections.defaultdict(list)

@@ -1,4 +1,5 @@
 import collections
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -10,7 +11,7 @@ import pytest
 
 from mmjax import config, lifecycle
 from mmjax.data import layouts, loader, mixture, reader, shuffle, task
-from mmjax.data.source import Source
+from mmjax.data.source import BadRecord, Source
 from mmjax.modalities.modality import Modality
 from mmjax.typing import Piece, TokenSpec, Vocabulary
 
@@ -344,7 +345,7 @@ CONFIG = """
 import dataclasses
 import numpy as np
 from mmjax.data import layouts, task
-from mmjax.data.source import Source
+from mmjax.data.source import BadRecord, Source
 from mmjax.modalities.modality import Modality
 from mmjax.typing import Piece, TokenSpec
 
@@ -395,6 +396,24 @@ def test_workers_change_nothing(tmp_path):
     with pytest.raises(lifecycle.BadDataError, match="records 11"):
         list(itertools.islice(bad, 20))
     bad.close()
+
+
+def test_records_that_are_read_again_do_not_hide_the_share_of_bad_ones():
+    bad = tuple(range(0, 4000, 80))  # 1.25 %
+    there = reader.Reader(
+        source=Toy(size=4000, broken=bad), split="train", modalities=MODALITIES,
+        vocabulary=VOCABULARY, max_bad_fraction=0.01,
+    )  # fmt: skip
+
+    def read_all():
+        for index in range(4000):
+            for _ in range(3):  # as several tasks do
+                with contextlib.suppress(BadRecord):
+                    there.read(index, ("text",))
+
+    with pytest.raises(lifecycle.BadDataError, match=r"of \d+ records are bad"):
+        read_all()
+    assert there.num_read < 1200
 
 
 def test_a_copied_reader_starts_empty():
