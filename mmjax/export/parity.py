@@ -83,9 +83,11 @@ def _write_examples(view: View, folder: Path) -> dict[str, list[Path]]:
         records, write = task.source.open(view.split), experiment.modalities[name].write
         written = files[name] = []
         for i in range(min(len(records), LOOKED_AT)):
+            if len(written) == EXAMPLES:
+                break
             with contextlib.suppress(BadRecord, Unreadable):
                 value = view.value(name, records[i])
-                if value is not None and len(written) < EXAMPLES:
+                if value is not None:
                     written.append(write(value, folder / f"{len(files):02d}_{len(written)}"))
         if not written:
             raise CheckFailed(

@@ -137,6 +137,8 @@ class Audio:
         from scipy import signal
 
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        if not len(samples):
+            raise ValueError(f"sound: {path} is a sound of no samples.")
         samples = _waveform(samples.mean(axis=1))
         if rate == self.sample_rate:
             return samples
