@@ -92,10 +92,16 @@ class Batches:
             records[i] = record
         seeds = shuffle.seeds(key, epochs, records).tolist()
         ids = zip(records.tolist(), epochs.tolist(), strict=True)
-        return [
+        samples = [
             Sample(encoded.pieces, encoded.identity, sample, seed)
             for encoded, sample, seed in zip(found, ids, seeds, strict=True)
-        ], counts
+        ]
+        for stream in streams:
+            if (modality := reader.modalities[stream]).is_augmented:
+                for sample in samples:
+                    if (piece := sample.pieces[stream]) is not None:
+                        sample.pieces[stream] = modality.augment(piece, sample.rng)
+        return samples, counts
 
 
 def task_key(seed: int, name: str) -> int:

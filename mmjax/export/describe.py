@@ -35,6 +35,7 @@ IMAGE_FIELDS = ("size", "patch", "channels", "mean", "std", "resize")
 AUDIO_FIELDS = (
     "sample_rate", "seconds", "num_mels", "window", "hop", "patch_frames", "dynamic_range",
 )  # fmt: skip
+TRAINING_FIELDS = ("speed_perturbation",)  # what is embedded is never augmented
 TEXT_FIELDS = ("tokenizer", "max_tokens")
 KNOWN: dict[type[Modality], tuple[str, ...]] = {
     Image: IMAGE_FIELDS,
@@ -100,7 +101,7 @@ def _check_modality(name: str, modality: Modality) -> None:
     for field in dataclasses.fields(modality):
         value = getattr(modality, field.name)
         # A field that this file does not know may change what encode gives; its default may not.
-        if field.name not in (*KNOWN[kind], "field") and value != field.default:
+        if field.name not in (*KNOWN[kind], *TRAINING_FIELDS, "field") and value != field.default:
             raise ConfigError(
                 f"export: modality {name!r} sets {kind.__name__}.{field.name}={value!r}, which the"
                 " exported preprocessing does not know; use its default."

@@ -44,6 +44,8 @@ class Audio(Modality):
       window, hop: length and distance of frames, in samples.
       patch_frames: frames of one token.
       dynamic_range: decibels.
+      speed_perturbation: share by which training plays clips slower or faster, at most (Ko et al.
+        2015), so that few voices become many. Codes of the same sounds keep their speed.
     """
 
     sample_rate: int = 16000
@@ -53,12 +55,18 @@ class Audio(Modality):
     hop: int = 160
     patch_frames: int = 4
     dynamic_range: float = 50.0
+    speed_perturbation: float = 0.0
 
     def __post_init__(self):
         sizes = ("sample_rate", "num_mels", "window", "hop", "patch_frames")
         for name in (*sizes, "seconds", "dynamic_range"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"Audio: {name}={getattr(self, name)} must be more than 0.")
+        if not 0 <= self.speed_perturbation < 1:
+            raise ValueError(
+                f"Audio: speed_perturbation={self.speed_perturbation} must be 0 or more and less"
+                " than 1; 0.1 plays clips up to a tenth slower or faster."
+            )
         if self.hop > self.window:
             raise ValueError(
                 f"Audio: hop={self.hop} is more than window={self.window}, so samples between"
@@ -101,6 +109,28 @@ class Audio(Modality):
         values[: len(level)] = level
         values_LP = values.reshape(self._num_tokens, -1)
         return Piece(positions((self._num_tokens, 1, 1)), values_LP=values_LP, num_cut=num_cut)
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether training plays clips at several speeds."""
+        return self.speed_perturbation > 0
+
+    def augment(self, piece: Piece, rng: np.random.Generator) -> Piece:
+        """As if played at a speed in 1 / (1 + speed_perturbation) .. 1 + speed_perturbation.
+
+        Length and pitch change together, as on a turntable. Frames and bands are interpolated
+        between those of the piece, which is cheaper than to resample the waveform; silence follows
+        the end, and what would lie above the highest band is as loud as that.
+        """
+        speed = (1 + self.speed_perturbation) ** rng.uniform(-1, 1)
+        values = np.asarray(piece.values_LP)
+        level = values.reshape(-1, self.num_mels)
+        level = np.concatenate([level, np.full((1, self.num_mels), -2, np.float32)])
+        frames = np.minimum(np.arange(len(level) - 1) * speed, len(level) - 1)
+        centres = self._edges[1:-1]
+        bands = np.interp(centres / speed, centres, np.arange(self.num_mels))
+        level = _between(_between(level, frames).T, bands).T
+        return piece._replace(values_LP=level.reshape(values.shape))
 
     def adapted(self, value: Any) -> str:
         """The lengths where a sound is cut."""
@@ -253,12 +283,25 @@ class Audio(Modality):
     def _bands(self) -> np.ndarray:
         """Triangles over FFT bins, each of area 1 in Hz: float32 (fft_size // 2 + 1, num_mels)."""
         bins = np.arange(self._fft_size // 2 + 1)[:, None] * (self.sample_rate / self._fft_size)
-        top = _mel(self.sample_rate / 2)
-        edges = np.array([_hertz(m) for m in np.linspace(0, top, self.num_mels + 2)])
+        edges = self._edges
         low, centre, high = edges[:-2], edges[1:-1], edges[2:]
         rise, fall = (bins - low) / (centre - low), (high - bins) / (high - centre)
         bands = np.maximum(0, np.minimum(rise, fall)) * (2 / (high - low))
         return bands.astype(np.float32)
+
+    @functools.cached_property
+    def _edges(self) -> np.ndarray:
+        """In Hz: where bands begin and, two further, end; their centres lie between."""
+        top = _mel(self.sample_rate / 2)
+        return np.array([_hertz(m) for m in np.linspace(0, top, self.num_mels + 2)])
+
+
+def _between(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Rows at places 0 .. len(rows) - 1, linear between neighbours."""
+    first = np.minimum(places.astype(np.intp), len(rows) - 2)
+    share = (places - first).astype(rows.dtype)[:, None]
+    low = rows[first]
+    return low + share * (rows[first + 1] - low)
 
 
 def _mel(hertz: float) -> float:

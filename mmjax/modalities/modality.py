@@ -47,6 +47,17 @@ class Modality:
         """Raw value to tokens; None when absent. Empty text is a Piece with only its end token."""
         raise NotImplementedError(f"{type(self).__name__} must define encode(value).")
 
+    @property
+    def is_augmented(self) -> bool:
+        """Whether `augment` changes anything."""
+        return False
+
+    def augment(self, piece: Piece, rng: np.random.Generator) -> Piece:
+        """Another look at what `encode` gave: training reads one at each visit, of all streams
+        that are augmented; nothing else does."""
+        del rng
+        return piece
+
     def encode_batch(self, values: Sequence[Any]) -> np.ndarray:
         """Ids int32 [N, L] of values, none of them absent; for offline modalities."""
         raise NotImplementedError(f"{type(self).__name__} must define encode_batch(values).")

@@ -96,6 +96,13 @@ ROWS = {
         same=peak_at,
         microseconds=600,
     ),
+    "audio at several speeds": Row(
+        modality=Audio(seconds=0.5, speed_perturbation=0.2),
+        values=(tone(440.0), tone(3000.0, 0.5)),
+        bad=(np.full(4, np.nan), "sound"),
+        same=peak_at,
+        microseconds=600,
+    ),
     "codes": Row(
         modality=Codes(base=toy_codes.BASE),
         values=tuple(random.random((8, 16)).astype(np.float32) for _ in range(3)),
@@ -172,6 +179,27 @@ def test_what_calls_itself_finite_refuses_nan(row):
             poisoned.flat[0] = np.nan
             with pytest.raises(ValueError, match="NaN"):
                 row.modality.encode(poisoned)
+
+
+def test_training_sees_other_looks_of_what_is_augmented_and_of_nothing_else(row):
+    for value in row.values:
+        piece = row.modality.encode(value)
+        first, again, other = (
+            row.modality.augment(piece, np.random.default_rng(seed)) for seed in (1, 1, 2)
+        )
+        if not row.modality.is_augmented:
+            for found, given in zip(first[:3], piece[:3], strict=True):
+                assert (found is None) == (given is None)
+                assert given is None or np.allclose(found, given, atol=1e-6)
+            continue
+        assert not np.array_equal(first.values_LP, other.values_LP)
+        assert not np.array_equal(first.values_LP, piece.values_LP)
+        np.testing.assert_array_equal(first.values_LP, again.values_LP)
+        np.testing.assert_array_equal(piece.values_LP, row.modality.encode(value).values_LP)
+        np.testing.assert_array_equal(first.position_LA, piece.position_LA)
+        assert first.values_LP.shape == piece.values_LP.shape
+        assert first.values_LP.dtype == np.float32
+        assert np.isfinite(first.values_LP).all()
 
 
 def test_positions_run_over_the_grid(row):

@@ -483,3 +483,38 @@ def test_evaluation_reads_each_record_once_in_order():
     same(again[1], found[1])
     example = loader.example_batch(tasks["pairs"], "default", MODALITIES, VOCABULARY)
     assert jax.tree.structure(example) == jax.tree.structure(found[0])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Looks(Values):
+    """Values of another size at each visit."""
+
+    is_augmented = True
+
+    def augment(self, piece, rng):
+        return piece._replace(values_LP=piece.values_LP * np.float32(rng.uniform(2, 3)))
+
+
+def test_training_alone_reads_augmented_pieces_and_each_visit_another():
+    plain, looks = MODALITIES, {**MODALITIES, "sound": Looks()}
+    tasks = {"pairs": make_tasks(Toy(size=16))["pairs"]}  # a batch is an epoch
+    schedule = mixture.Mixture(period=10).bind(tasks, 0)
+
+    def samples(modalities, step):
+        readers = loader.readers(tasks, modalities, VOCABULARY, "train", 1.0)
+        batches = loader.Batches(schedule, mixture.Journal(), readers, VOCABULARY, 0)
+        found, _ = batches._samples("pairs", np.arange(16) + 16 * step)
+        return {s.sample[0]: s.pieces["sound"] for s in found if s.pieces["sound"] is not None}
+
+    given = samples(plain, 0)
+    once, again, later = samples(looks, 0), samples(looks, 0), samples(looks, 1)
+    assert once.keys() == later.keys() == given.keys()
+    for record, piece in given.items():
+        np.testing.assert_array_equal(once[record].values_LP, again[record].values_LP)
+        first, second = (x[record].values_LP / piece.values_LP for x in (once, later))
+        assert 2 < np.mean(first) < 3
+        assert 2 < np.mean(second) < 3
+        assert abs(np.mean(first) - np.mean(second)) > 1e-6
+    reader = loader.readers(tasks, looks, VOCABULARY, "val", 1.0)["pairs"]
+    read = reader.read(1, ("sound",)).pieces["sound"]
+    np.testing.assert_array_equal(read.values_LP, given[1].values_LP)

@@ -166,3 +166,43 @@ def test_a_waveform_is_written_as_16_bit_sound(tmp_path):
     np.testing.assert_allclose(MODALITY.read(str(path)), samples.clip(-1, 1), atol=1e-4)
     with pytest.raises(ValueError, match="Audio: samples hold NaN"):
         MODALITY.write(np.full(3, np.nan), tmp_path / "b")
+
+
+class Speed:
+    """A generator that draws one number."""
+
+    def __init__(self, drawn: float):
+        self.drawn = drawn
+
+    def uniform(self, low, high):
+        assert (low, high) == (-1, 1)
+        return self.drawn
+
+
+@pytest.mark.parametrize("drawn", [-1.0, 0.0, 0.5, 1.0])
+@pytest.mark.parametrize("index", [3, 40])
+def test_another_speed_is_near_to_what_resampling_gives(index, drawn):
+    audio = Audio(seconds=0.88, speed_perturbation=0.1)
+    samples = Numbers().open("val")[index]["audio"]
+    piece, speed = audio.encode(samples), 1.1**drawn
+    played = np.interp(np.arange(0, len(samples) - 1, speed), np.arange(len(samples)), samples)
+    expected = audio.encode(played.astype(np.float32)).values_LP
+    found = audio.augment(piece, Speed(drawn)).values_LP
+    if drawn == 0:
+        np.testing.assert_allclose(found, piece.values_LP, atol=1e-5)
+    else:  # much nearer than the sound as it was
+        assert np.abs(found - expected).mean() < np.abs(piece.values_LP - expected).mean() / 2
+
+
+def test_faster_sounds_end_in_silence():
+    audio = Audio(seconds=0.5, speed_perturbation=0.25)
+    noise = np.random.default_rng(0).normal(size=8000)
+    found = audio.augment(audio.encode(noise), Speed(1.0)).values_LP.reshape(-1, 64)
+    assert (found[:40] > -2).any(axis=1).all()  # 0.4 s of frames of 10 ms
+    assert (found[42:] == -2).all()
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_share_of_speed_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match=r"Audio: speed_perturbation=.* 0 or more and less than 1"):
+        Audio(speed_perturbation=share)
