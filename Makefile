@@ -25,7 +25,7 @@ endif
 # Where jax runs on CPU, these keep glibc from mapping the arena of XLA anew at each step (a
 # third of its time); `mmjax` sets them for itself. The compile cache makes second runs quick.
 TEST_ENV := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511627776 \
-	MALLOC_TOP_PAD_=268435456
+	MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.tcache_count=4096
 PYTEST = $(TEST_ENV) $(BIN)/python -m pytest -n 2
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 

@@ -16,13 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmjax import heap
+
 ROOT = Path(__file__).resolve().parent.parent
-KEEP_HEAP = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "1099511627776",
-    "MALLOC_TOP_PAD_": "268435456",
-}
 
 
 def cpu_seconds() -> float:
@@ -40,7 +36,7 @@ class Turns:
 
     def __init__(self, file: str, arguments: Mapping[str, Sequence[str]]):
         self._children, self.about = {}, {}
-        env = {**os.environ, **KEEP_HEAP, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        env = {**os.environ, **heap.SETTINGS, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
         for name, some in arguments.items():
             self._children[name] = subprocess.Popen(
                 [sys.executable, file, "--child", *some],

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import mmjax
-from mmjax import lifecycle, printing
+from mmjax import heap, lifecycle, printing
 from mmjax.config.error import ConfigError, nearest
 from mmjax.export import command as export_command
 from mmjax.launch import command as launch_command
@@ -40,16 +40,6 @@ PATH_HELP = "WORKDIR, WORKDIR@STEP or WORKDIR@best:METRIC"
 DATA_USAGE = "check CONFIG [--records N] [--out FILE] [--json] [--any.field value ...]"
 CODE_HELP = "the config file of the run, when its config names classes of that file"
 
-# glibc otherwise maps and unmaps the temporary arena of XLA:CPU in each execution, which costs
-# about a third of the step; it reads these at the start of the process only.
-MALLOC = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "1099511627776",
-    "MALLOC_TOP_PAD_": "268435456",
-}
-MALLOC_MARKER = "MMJAX_MALLOC"
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (that of the process by default) and returns the exit code."""
@@ -63,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args[0] not in VERBS:
             raise ConfigError(f"no command {args[0]!r}{nearest(args[0], VERBS)}")
-        if argv is None and args[0] in COMPUTING:
-            _restart_with_malloc_settings()
+        if argv is None and args[0] in COMPUTING and not _accelerator():
+            heap.restart_with()
         VERBS[args[0]](args[1:])
         return 0
     except SystemExit as stop:  # --help of a verb
@@ -105,17 +95,6 @@ def _judge(error: BaseException, args: Sequence[str]) -> tuple[int, str]:
         if is_ours and (frame.line or "").startswith("raise "):
             return 2, str(error)
     return 0, ""
-
-
-def _restart_with_malloc_settings() -> None:
-    """Starts this process again, once, with the allocator settings, when it will run on CPU."""
-    missing = {k: v for k, v in MALLOC.items() if k not in os.environ}
-    if MALLOC_MARKER in os.environ or not missing or sys.platform != "linux" or _accelerator():
-        return
-    environment = {**os.environ, **missing, MALLOC_MARKER: "set"}
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def _keep_compiled(workdir: str) -> None:

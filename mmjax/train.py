@@ -6,10 +6,8 @@ open the workdir -> ready the modalities -> build the program -> compile every (
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import math
-import os
 import time
 from typing import Any
 
@@ -17,7 +15,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from mmjax import checkpoint, lifecycle, metrics, program, rundir
+from mmjax import checkpoint, executables, lifecycle, metrics, program, rundir
 from mmjax.data import loader, mixture
 from mmjax.evaluate.view import View
 from mmjax.experiment import Experiment
@@ -95,40 +93,10 @@ class _Loop:
     # ---- compile: running out of memory is met before step 1
 
     def compile(self) -> None:
-        """One executable per (task, variant), all ahead and in parallel."""
+        """One executable per (task, variant), all ahead."""
         began = time.perf_counter()
-        state = self.program.abstract_state()
-        pairs = [
-            (task, variant)
-            for task, t in self.experiment.tasks.items()
-            for variant in t.variant_weights()
-        ]
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            jobs = {pool.submit(self._compile_one, pair, state): pair for pair in pairs}
-            for job in concurrent.futures.as_completed(jobs):
-                pair, (compiled, seconds) = jobs[job], job.result()
-                self.executables[pair] = compiled
-                memory = compiled.memory_analysis()
-                size = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20
-                metrics.say(
-                    f"compiled {pair[0]}/{pair[1]}: {seconds:.1f} s, {size:.0f} MiB a device",
-                    self.main,
-                )
+        self.executables = executables.compile_all(self.program, self.main)
         self.seconds["compile"] = time.perf_counter() - began
-
-    def _compile_one(self, pair: tuple[str, str], state: TrainState):
-        began = time.perf_counter()
-        batch = loader.example_batch(
-            self.experiment.tasks[pair[0]], pair[1], self.experiment.modalities,
-            self.program.vocabulary,
-        )  # fmt: skip
-        sharding = self.program.batch_sharding
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch
-        )
-        with jax.set_mesh(self.program.mesh):
-            lowered = self.program.train_step(*pair).lower(state, {}, shapes)
-            return lowered.compile(), time.perf_counter() - began
 
     # ---- restore
 

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from mmjax import cli, config, doctor, lifecycle, printing
+from mmjax import cli, config, doctor, heap, lifecycle, printing
 
 # The whole command line. A new option is a decision: change this with it.
 OPTIONS = {
@@ -339,7 +339,7 @@ def test_tables_show_values_with_chance():
 @pytest.mark.parametrize(
     ("environment", "arena"),
     [
-        ({}, "1"),
+        ({}, heap.SETTINGS["MALLOC_ARENA_MAX"]),
         ({"MALLOC_ARENA_MAX": "3"}, "3"),  # the user's own setting stays
         ({"JAX_PLATFORMS": "tpu"}, None),
         ({"MMJAX_MALLOC": "off"}, None),
@@ -350,7 +350,7 @@ def test_computing_commands_start_with_malloc_settings(environment, arena, tmp_p
     file.write_text(
         "import os\nraise ValueError('arena=%s' % os.environ.get('MALLOC_ARENA_MAX'))\n"
     )
-    clean = (*cli.MALLOC, cli.MALLOC_MARKER)
+    clean = (*heap.SETTINGS, heap.MARKER)
     env = {**{k: v for k, v in os.environ.items() if k not in clean}, "JAX_PLATFORMS": "cpu"}
     env |= {"PYTHONPATH": os.path.dirname(os.path.dirname(cli.__file__)), **environment}
     command = [sys.executable, "-m", "mmjax", "train", str(file), "--workdir", "x"]

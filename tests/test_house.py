@@ -53,7 +53,9 @@ ALLOWED = {
     "load": RUN,
     "evaluate": RUN | {"generate"},
     "generate": RUN | {"report.frame", "report.gallery"},
-    "train": RUN,
+    "heap": set(),
+    "executables": RUN | {"heap"},
+    "train": RUN | {"executables"},
     "testing": RUN,
     "report": RUN,
     "data_check": RUN | {"report.frame", "report.gallery"},
@@ -63,7 +65,7 @@ ALLOWED = {
     "train_tokenizer": RUN | {"train"},
     "cli": RUN
     | {"data_check", "printing", "doctor", "listing", "train", "train_tokenizer", "generate"}
-    | {"report", "export", "launch"},
+    | {"report", "export", "launch", "heap"},
     "launch": {"", "config", "lifecycle"},
     "__main__": {"cli"},
 }

@@ -1,0 +1,144 @@
+"""Executables: one for each (task, variant), compiled ahead of the first step and in parallel.
+
+A compiler leaves the heap of its process in a million pieces, which XLA:CPU then searches for the
+buffers of each operation: steps of the demo took 1.5 times as long. So for a long run on CPU
+another process compiles them into jax's compile cache, and this one reads them from there.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import mmjax
+from mmjax import config, heap, metrics, program
+from mmjax.data import loader
+
+LONG = 500  # steps from which a process of its own is worth its start
+CHILD = "from mmjax import executables; executables.answer()"
+Pair = tuple[str, str]  # task and variant
+
+
+def compile_all(built: program.Program, say: bool) -> dict[Pair, Any]:
+    """The jitted steps of all tasks and variants, compiled; `say` prints a line for each."""
+    told = _compile_apart(built, say) if _is_worth_it(built) else False
+    found = {}
+    for pair, executable, seconds in _compiled(built):
+        found[pair] = executable
+        metrics.say(_line(pair, executable, seconds), say and not told)
+    return found
+
+
+def _compiled(built: program.Program) -> Iterator[tuple[Pair, Any, float]]:
+    """Pairs, executables and seconds, as they are ready."""
+    state = built.abstract_state()
+    pairs = [
+        (task, variant)
+        for task, t in built.experiment.tasks.items()
+        for variant in t.variant_weights()
+    ]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = {pool.submit(_compile_one, built, pair, state): pair for pair in pairs}
+        for job in concurrent.futures.as_completed(jobs):
+            yield jobs[job], *job.result()
+
+
+def _compile_one(built: program.Program, pair: Pair, state: Any) -> tuple[Any, float]:
+    began = time.perf_counter()
+    experiment = built.experiment
+    batch = loader.example_batch(
+        experiment.tasks[pair[0]], pair[1], experiment.modalities, built.vocabulary
+    )
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=built.batch_sharding), batch
+    )
+    with jax.set_mesh(built.mesh):
+        lowered = built.train_step(*pair).lower(state, {}, shapes)
+        return lowered.compile(), time.perf_counter() - began
+
+
+def _line(pair: Pair, executable: Any, seconds: float) -> str:
+    memory = executable.memory_analysis()
+    size = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20
+    return f"compiled {pair[0]}/{pair[1]}: {seconds:.1f} s, {size:.0f} MiB a device"
+
+
+# --------------------------------------------------------------------- another process
+
+
+def _is_worth_it(built: program.Program) -> bool:
+    return (
+        jax.default_backend() == "cpu"
+        and jax.process_count() == 1
+        and built.mesh.size == jax.device_count()
+        and built.experiment.total_steps >= LONG
+        and bool(_cache())
+        and not _mark(built).exists()
+    )
+
+
+def _mark(built: program.Program) -> Path:
+    """A file in the compile cache that says that it holds what this program needs."""
+    told = [config.fingerprint(built.experiment), mmjax.__version__, jax.__version__]
+    digest = config.fingerprint([*told, jax.device_count(), os.environ.get("XLA_FLAGS", "")])
+    return Path(_cache(), f"mmjax-{digest[:16]}")
+
+
+def _cache() -> str:
+    return jax.config.jax_compilation_cache_dir or ""  # type: ignore[attr-defined]
+
+
+def _compile_apart(built: program.Program, say: bool) -> bool:
+    """Fills the compile cache, with a line for each executable; False where that failed.
+
+    A failure costs time only: this process then compiles what the cache lacks.
+    """
+    import cloudpickle
+
+    environment = heap.environment_without()
+    environment["JAX_COMPILATION_CACHE_DIR"] = _cache()
+    last = ""
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,  # Ctrl-C is for this process, which ends the other
+    ) as process:
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with contextlib.suppress(BrokenPipeError):  # it ended before it had read all
+                process.stdin.write(cloudpickle.dumps(built.experiment))
+                process.stdin.close()
+            for line in process.stdout:
+                last = line.decode(errors="replace").rstrip() or last
+                metrics.say(last, say and last.startswith("compiled "))
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        why = f"code {process.returncode}: {last}"
+        metrics.say(f"a process that was to compile ended with {why}; compiling here", say)
+        return False
+    _mark(built).touch()
+    return True
+
+
+def answer() -> None:
+    """What the other process does: compiles the experiment that it is given on standard input."""
+    import cloudpickle
+
+    built = program.build(cloudpickle.load(sys.stdin.buffer))
+    for pair, executable, seconds in _compiled(built):
+        print(_line(pair, executable, seconds), flush=True)

@@ -1,0 +1,37 @@
+"""Settings of glibc's allocator with which XLA computes faster on CPU."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+__all__ = ["MARKER", "SETTINGS", "environment_without", "restart_with"]
+
+# glibc otherwise maps and unmaps the temporary arena of XLA:CPU in each execution, which costs
+# about a third of the step; it reads these at the start of the process only. One heap holds what
+# is large; what is small comes from caches of the threads, so that those that compile do not queue
+# for the heap: compiling the demo took 1.4 times as long with caches of the usual size.
+SETTINGS = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "1099511627776",
+    "MALLOC_TOP_PAD_": "268435456",
+    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=4096",
+}
+MARKER = "MMJAX_MALLOC"  # in the environment: leave the allocator as it is
+
+
+def restart_with() -> None:
+    """Starts this process again, once, with the settings; those of the user stay."""
+    missing = {k: v for k, v in SETTINGS.items() if k not in os.environ}
+    if MARKER in os.environ or not missing or sys.platform != "linux":
+        return
+    environment = {**os.environ, **missing, MARKER: "set"}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def environment_without() -> dict[str, str]:
+    """The environment of a process that compiles and does not compute: a heap for each thread."""
+    return {k: v for k, v in os.environ.items() if SETTINGS.get(k) != v}

@@ -1,0 +1,112 @@
+"""The process that compiles for another one: what it leaves, and what happens when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mini
+import pytest
+
+from mmjax import executables, program
+
+SLEEP = "import time; time.sleep(600)"
+WHOLE = """
+import json, sys
+import jax
+from jax import monitoring
+import mini
+from etils import epath
+from mmjax import executables, program, rundir
+
+events = []
+monitoring.register_event_listener(lambda name, **_: events.append(name.rsplit("/", 1)[-1]))
+executables.LONG = 12
+experiment = rundir.ready_modalities(mini.get_config(), epath.Path(sys.argv[1]), main=True)
+built = program.build(experiment)
+counts = []
+for _ in range(2):
+    events.clear()
+    found = executables.compile_all(built, True)
+    assert sorted(found) == [("image_text", "default"), ("text", "default")]
+    counts.append([events.count("cache_hits"), events.count("cache_misses")])
+    jax.clear_caches()
+print(json.dumps(counts))
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    from etils import epath
+
+    from mmjax import rundir
+
+    folder = epath.Path(tmp_path_factory.mktemp("modalities"))
+    return program.build(rundir.ready_modalities(mini.get_config(), folder, main=True))
+
+
+def test_a_long_run_reads_what_another_process_compiled(tmp_path):
+    tests, cache = Path(__file__).parent, tmp_path / "cache"
+    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "MALLOC_ARENA_MAX")}
+    env |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
+    }
+    command = [sys.executable, "-c", WHOLE, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (hits, misses), (hits_again, misses_again) = json.loads(done.stdout.splitlines()[-1])
+    assert (hits, misses) == (2, 0)
+    assert (hits_again, misses_again) == (2, 0)
+    said = [line.split(":")[0] for line in done.stderr.splitlines() if line.startswith("compiled")]
+    both = ["compiled image_text/default", "compiled text/default"]
+    assert sorted(said[:2]) == both  # told by the other process, and not again by this one
+    assert sorted(said[2:]) == both  # the second time this one reads the cache by itself
+    assert len(list(cache.glob("mmjax-*"))) == 1
+    assert len(list(cache.glob("jit_step-*-cache"))) == 2
+
+
+def test_a_process_that_fails_leaves_the_work_to_this_one(built, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(executables, "_cache", lambda: str(tmp_path))
+    monkeypatch.setattr(executables, "CHILD", "raise SystemExit('no room')")
+    assert not executables._compile_apart(built, say=True)
+    assert not list(tmp_path.iterdir())
+    said = capfd.readouterr().err
+    assert "ended with code 1: no room; compiling here" in said
+
+
+def test_an_interrupt_ends_the_other_process_too(built, tmp_path, monkeypatch):
+    started = tmp_path / "started"
+    program_text = f"import sys; sys.stdin.buffer.read(); open({str(started)!r}, 'w').close()"
+    monkeypatch.setattr(executables, "_cache", lambda: str(tmp_path))
+    monkeypatch.setattr(
+        executables, "CHILD", f"{program_text}; print('compiled', flush=True); {SLEEP}"
+    )
+
+    def interrupt(text, active):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(executables.metrics, "say", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        executables._compile_apart(built, say=True)  # waits for the process, which was killed
+    assert started.exists()
+
+
+def test_only_long_runs_on_all_cpus_compile_apart(built, tmp_path, monkeypatch):
+    monkeypatch.setattr(executables, "_cache", lambda: str(tmp_path))
+    assert not executables._is_worth_it(built)  # 12 steps
+    monkeypatch.setattr(executables, "LONG", 12)
+    assert executables._is_worth_it(built)
+    executables._mark(built).touch()
+    assert not executables._is_worth_it(built)  # done before
+    executables._mark(built).unlink()
+    monkeypatch.setattr(executables.jax, "process_count", lambda: 2)
+    assert not executables._is_worth_it(built)
+    monkeypatch.setattr(executables.jax, "process_count", lambda: 1)
+    monkeypatch.setattr(executables, "_cache", str)
+    assert not executables._is_worth_it(built)  # nowhere to leave them
