@@ -53,9 +53,7 @@ TOKENIZERS = "runs/demo_tokenizers"  # where `make demo` trains configs/quicksta
 RAW = ("text", "image", "audio")
 IMAGE = Image(size=(8, 16), patch=4, channels=1)
 AUDIO = Audio(seconds=0.88)
-VOICES = dataclasses.replace(
-    AUDIO, speed_perturbation=0.1
-)  # nine are few, so each is played as many
+VOICES = dataclasses.replace(AUDIO, speed_perturbation=0.1)  # of few voices it makes many
 # So few pieces that each is met often: numbers that were never seen are put together of them.
 TEXT = Text(tokenizer=SentencePiece(vocab_size=380, num_sentinels=16), max_tokens=12)
 

@@ -120,13 +120,13 @@ def test_images_show_the_number():
 
 def test_voices(examples):
     voices = {split: {e["voice"] for e in records} for split, records in examples.items()}
-    assert len(voices["train"]) == 9
+    assert len(voices["train"]) == 13
     assert voices["val"] == voices["test"] == voices["train"]
     assert (len(voices["val_new_voice"]), len(voices["test_new_voice"])) == (1, 2)
-    assert len(set().union(*voices.values())) == 12
+    assert len(set().union(*voices.values())) == 16
     for gallery in range(10):
         records = examples["test"][100 * gallery : 100 * gallery + 100]
-        assert len({e["voice"] for e in records}) == 9
+        assert len({e["voice"] for e in records}) == 13
     spoken = {e["voice"] for e in examples["test"] if e["number"] == 42}
     assert len(spoken) == 9
 

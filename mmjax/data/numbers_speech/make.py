@@ -26,7 +26,7 @@ PEAK = 0.98
 FRAME = 80  # samples of 5 ms, over which loudness is measured for trimming
 SILENCE = 0.02  # of the loudest frame: what is quieter at either end is cut
 GAP = 800  # samples between clips: Opus frames (20 ms) of one clip must not touch the next
-COMPRESSION = 0.965  # of libsndfile's 0..1; about 14 kbit/s, the bandwidth stays 8 kHz
+COMPRESSION = 0.98  # of libsndfile's 0..1; about 11 kbit/s, the bandwidth stays 8 kHz
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Voice:
     speed: int
 
 
-# Voices of val and test are new speakers of accents that other voices speak in train.
+# Voices of val and test are new speakers of accents that women and men speak in train.
 VOICES = (
     Voice(name="adam", part="train", code="en-us+m3", pitch=40, speed=200),
     Voice(name="bella", part="train", code="en-gb-x-rp+f3", pitch=55, speed=190),
@@ -51,6 +51,10 @@ VOICES = (
     Voice(name="jack", part="train", code="en-gb+m2", pitch=42, speed=190),
     Voice(name="kate", part="train", code="en-gb-x-gbclan+f3", pitch=52, speed=205),
     Voice(name="leo", part="train", code="en-us+m6", pitch=38, speed=210),
+    Voice(name="mona", part="train", code="en-us+f2", pitch=50, speed=195),
+    Voice(name="nils", part="train", code="en-gb-x-rp+m4", pitch=46, speed=200),
+    Voice(name="olga", part="train", code="en-gb-scotland+f4", pitch=56, speed=200),
+    Voice(name="quinn", part="train", code="en-gb-x-gbclan+m1", pitch=40, speed=195),
     Voice(name="grace", part="val", code="en-gb+f1", pitch=50, speed=205),
     Voice(name="hugh", part="test", code="en-gb-x-gbclan+m5", pitch=45, speed=200),
     Voice(name="iris", part="test", code="en-us+f5", pitch=58, speed=205),
