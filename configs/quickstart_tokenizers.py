@@ -35,7 +35,7 @@ def audio() -> Experiment:
         piece=(4, 1, 64), code_grid=(22, 1), width=96, expansion=1,
         quantizer=FSQ(levels=(8, 8, 4)),
     )  # fmt: skip
-    return _experiment("audio", Audio(seconds=0.88), model, batch_size=32, total_steps=1800)
+    return _experiment("audio", Audio(seconds=0.88), model, batch_size=32, total_steps=1500)
 
 
 def mask() -> Experiment:
@@ -44,7 +44,7 @@ def mask() -> Experiment:
         piece=(4, 4, 1), code_grid=(2, 4), quantizer=FSQ(levels=(4, 4, 4, 4)), **SMALL
     )
     modality = Image(field="mask", size=(8, 16), patch=4, channels=1)
-    return _experiment("mask", modality, model, Reconstruction(error="bce"))
+    return _experiment("mask", modality, model, Reconstruction(error="bce"), total_steps=700)
 
 
 def _experiment(
