@@ -14,10 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 import mmjax
 from mmjax import config, heap, metrics, program
@@ -86,11 +86,11 @@ def _is_worth_it(built: program.Program) -> bool:
     )
 
 
-def _mark(built: program.Program) -> Path:
+def _mark(built: program.Program) -> epath.Path:
     """A file in the compile cache that says that it holds what this program needs."""
     told = [config.fingerprint(built.experiment), mmjax.__version__, jax.__version__]
     digest = config.fingerprint([*told, jax.device_count(), os.environ.get("XLA_FLAGS", "")])
-    return Path(_cache(), f"mmjax-{digest[:16]}")
+    return epath.Path(_cache()) / f"mmjax-{digest[:16]}"
 
 
 def _cache() -> str:
@@ -106,6 +106,7 @@ def _compile_apart(built: program.Program, say: bool) -> bool:
 
     environment = heap.environment_without()
     environment["JAX_COMPILATION_CACHE_DIR"] = _cache()
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)  # where the config's classes are found
     last = ""
     with subprocess.Popen(
         [sys.executable, "-c", CHILD],
@@ -131,7 +132,9 @@ def _compile_apart(built: program.Program, say: bool) -> bool:
         why = f"code {process.returncode}: {last}"
         metrics.say(f"a process that was to compile ended with {why}; compiling here", say)
         return False
-    _mark(built).touch()
+    with contextlib.suppress(OSError):  # without the mark a later start does the same again
+        _mark(built).parent.mkdir(parents=True, exist_ok=True)
+        _mark(built).touch()
     return True
 
 

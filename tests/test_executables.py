@@ -80,6 +80,24 @@ def test_a_process_that_fails_leaves_the_work_to_this_one(built, tmp_path, monke
     assert "ended with code 1: no room; compiling here" in said
 
 
+def test_a_cache_that_takes_no_mark_does_not_end_the_run(built, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(executables, "_cache", lambda: str(tmp_path / "file" / "cache"))
+    text = "import sys; sys.stdin.buffer.read(); print('compiled')"
+    monkeypatch.setattr(executables, "CHILD", text)
+    assert executables._compile_apart(built, say=True)
+
+
+def test_the_other_process_finds_the_modules_of_this_one(built, tmp_path, monkeypatch):
+    (tmp_path / "only_here.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(executables, "_cache", lambda: str(tmp_path / "cache"))
+    text = "import sys, only_here; sys.stdin.buffer.read()"
+    monkeypatch.setattr(executables, "CHILD", text)
+    assert executables._compile_apart(built, say=True)
+    assert len(list((tmp_path / "cache").glob("mmjax-*"))) == 1
+
+
 def test_an_interrupt_ends_the_other_process_too(built, tmp_path, monkeypatch):
     started = tmp_path / "started"
     program_text = f"import sys; sys.stdin.buffer.read(); open({str(started)!r}, 'w').close()"

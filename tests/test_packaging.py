@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import mmjax
-from mmjax import doctor
+from mmjax import doctor, heap
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -41,6 +41,13 @@ def test_everything_that_is_asked_for_is_pinned():
     compiled = re.search(r"^PINNED := (.*)$", makefile, re.M)
     assert compiled
     assert {*compiled[1].split(), "beam"} == set(PROJECT["optional-dependencies"])
+
+
+def test_tests_run_with_the_allocator_settings_of_the_commands():
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    settings = re.search(r"^TEST_ENV := (.*)$", makefile, re.M)
+    assert settings
+    assert settings[1].split() == [f"{k}={v}" for k, v in heap.SETTINGS.items()]
 
 
 def test_doctor_knows_every_extra():

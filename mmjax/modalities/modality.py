@@ -53,8 +53,7 @@ class Modality:
         return False
 
     def augment(self, piece: Piece, rng: np.random.Generator) -> Piece:
-        """Another look at what `encode` gave: training reads one at each visit, of all streams
-        that are augmented; nothing else does."""
+        """Another look at what `encode` gave. Training alone reads such, at each visit another."""
         del rng
         return piece
 

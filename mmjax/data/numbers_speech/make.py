@@ -40,7 +40,7 @@ class Voice:
     speed: int
 
 
-# Voices of val and test are new speakers of accents that women and men speak in train.
+# Voices of val and test are new speakers of accents that other voices speak in train.
 VOICES = (
     Voice(name="adam", part="train", code="en-us+m3", pitch=40, speed=200),
     Voice(name="bella", part="train", code="en-gb-x-rp+f3", pitch=55, speed=190),
