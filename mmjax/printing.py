@@ -36,11 +36,14 @@ def table(scores: dict[str, Any]) -> str:
 
 
 def tree(value: Any, indent: str = "") -> str:
-    """Nested dicts as indented lines."""
+    """Nested dicts as indented lines, items of a list of dicts by number."""
     lines = []
     for key, inner in value.items():
         if isinstance(inner, dict) and inner:
             lines += [f"{indent}{key}", tree(inner, f"{indent}  ")]
+        elif isinstance(inner, list) and inner and all(isinstance(i, dict) for i in inner):
+            numbered = {str(i): item for i, item in enumerate(inner, 1)}
+            lines += [f"{indent}{key}", tree(numbered, f"{indent}  ")]
         else:
             shown = ", ".join(map(str, inner)) if isinstance(inner, (list, tuple)) else inner
             shown = f"{shown:,}" if type(shown) is int else shown

@@ -63,7 +63,9 @@ def open_run(folder: epath.Path, experiment: Experiment, code: str | None, main:
         changed = [kind for kind in REFUSED if run["identity"].get(kind) != identity[kind]]
         if changed:
             old = json.loads((folder / "config.json").read_text())["config"]
+            free = config.identity(experiment, "none")  # may change, so is not told
             lines = config.diff(old, experiment)
+            lines = [line for line in lines if line.partition(":")[0] not in free] or lines
             raise config.ConfigError(
                 f"Workdir {folder}: belongs to another experiment"
                 f" ({', '.join(changed)} differ):\n  "

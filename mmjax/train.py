@@ -132,6 +132,9 @@ class _Loop:
     def run(self) -> None:
         """Steps until `total_steps`; metrics of step n are read while n + 1 runs."""
         total, start = self.experiment.total_steps, int(self.state.step)
+        if 0 < total <= start:
+            more = f"at step {start} already, and total_steps={total}: nothing to train"
+            metrics.say(f"{self.folder}: {more}; a larger total_steps goes on", self.main)
         self.progress = metrics.Progress(total, start, self.main)
         self.mark = (time.perf_counter(), start)
         self.waited, self.tokens, previous = 0.0, 0.0, None

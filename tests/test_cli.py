@@ -331,6 +331,13 @@ def test_tables_show_values_with_chance():
         "mesh",
         "  data" + " " * 19 + "2",
     ]
+    assert printing.tree({"starts": [{"cpu": 2}, {"cpu": 4}]}).splitlines() == [
+        "starts",
+        "  1",
+        "    cpu" + " " * 18 + "2",
+        "  2",
+        "    cpu" + " " * 18 + "4",
+    ]
 
 
 # ------------------------------------------------------------------- allocator settings

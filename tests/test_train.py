@@ -84,6 +84,7 @@ def test_a_finished_run_does_nothing_more(whole, tmp_path, capfd):
     assert "resumed" in said
     assert f"done; mmjax report {workdir} makes a page" in said
     assert len(json.loads((workdir / "run.json").read_text())["starts"]) == 2
+    assert f"{workdir}: at step 12 already, and total_steps=12: nothing to train" in said
 
 
 # -------------------------------------------------------------------------- stop and go on
@@ -166,6 +167,15 @@ def test_the_workdir_of_another_experiment_exits_2_and_shows_the_difference(whol
     assert "seed" in said
     assert "use another --workdir" in said
     assert (whole[0] / "config.json").read_text() == before
+
+
+def test_a_refusal_lists_only_what_may_not_change(whole, capsys):
+    changed = ("--optimizer.learning-rate", "0.5", "--logging.log-every", "7", "--total-steps", "9")
+    assert mmjax_train(whole[0], *changed) == 2
+    said = capsys.readouterr().err
+    assert "optimizer.learning_rate" in said
+    assert "log_every" not in said
+    assert "total_steps" not in said
 
 
 def test_a_workdir_that_cannot_be_written_exits_74(tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@ A field says what it decides by `dataclasses.field(metadata={"identity": "model"
     model     shapes and meaning of parameters      a resume refuses a change
     tokens    meaning of ids and pieces             a resume refuses a change
     numerics  values of the updates                 a resume refuses a change
-    data      which samples come in which order     a resume journals a change
+    data      which samples come in which order     a resume refuses a change
     none      nothing that is computed              a resume ignores a change
 
 The word holds for everything below the field until a deeper field says another; at the root it

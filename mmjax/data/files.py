@@ -23,7 +23,10 @@ SHOWN = 20  # fields that an error names
 
 
 class Table(Protocol):
-    """One opened file: its records by number."""
+    """One opened file: its records by number.
+
+    An optional method `label(row)` says more of a record than its key, for a person to find it.
+    """
 
     names: list[str]  # fields that its records have
     numbered: bool  # whether its keys are row numbers, which an edit of the file changes
@@ -266,7 +269,8 @@ class FileRecords:
     def key(self, index: int) -> str:
         """File and name of a record."""
         number, row = self._find(index)
-        return f"{self._paths[number].name}/{self._tables[number].key(row)}"
+        table = self._tables[number]
+        return f"{self._paths[number].name}/{getattr(table, 'label', table.key)(row)}"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, row = self._find(index)

@@ -64,6 +64,8 @@ class Folder(Files):
             tables = [path / name for name in TABLES if (path / name).exists()]
             if len(tables) > 1:
                 raise ValueError(f"Folder: {str(path)!r} has {TABLES}; keep one, or name it.")
+            if path.is_dir() and not tables:
+                _refuse_lone_table(path)
             found.append(tables[0] if tables else path)
         return found
 
@@ -83,6 +85,11 @@ class _Rows:
 
     def key(self, row: int) -> str:
         return str(row)
+
+    def label(self, row: int) -> str:
+        cells = self._rows[row]
+        files = [cells.get(n) for n in sorted(self._files)] if isinstance(cells, dict) else []
+        return " ".join([str(row), *(f"({name})" for name in files if name)])
 
     def read(self, row: int, names: Sequence[str]) -> dict[str, Any]:
         cells = self._rows[row]
@@ -105,6 +112,17 @@ def read_file(root: Path, name: Any) -> bytes:
         raise BadRecord("no_file", f"{root / name}: {error}") from error
 
 
+def _refuse_lone_table(folder: Path) -> None:
+    """Raises ValueError for a table of another name, which would else be a record by itself."""
+    names = [p.name for p in folder.iterdir() if p.name[0] != "."]
+    for name in sorted(n for n in names if Path(n).suffix in (".csv", ".jsonl")):
+        if sum(n.startswith(f"{Path(name).stem}.") for n in names) == 1 < len(names):
+            raise ValueError(
+                f"Folder: {str(folder)!r} has no {' or '.join(TABLES)}, but {name}: give"
+                f" path={str(folder / name)!r}, or rename the table."
+            )
+
+
 def _csv(path: Path) -> list[dict[str, Any] | str]:
     """Cells by column; what is wrong, where a row has another number of them."""
     text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
@@ -116,6 +134,12 @@ def _csv(path: Path) -> list[dict[str, Any] | str]:
     finally:
         csv.field_size_limit(before)
     head, *rows = lines or [[]]
+    other = next((mark for mark in (";", "\t") if len(head) == 1 and mark in head[0]), "")
+    if other:
+        raise ValueError(
+            f"Folder: {str(path)!r} has one column, {head[0]!r}: its cells seem to be separated by"
+            f" {other!r}; save it with commas."
+        )
     if not head or len(set(head)) < len(head):
         raise ValueError(f"Folder: {str(path)!r} needs a first line of different column names.")
     return [

@@ -433,3 +433,26 @@ def test_a_table_whose_pictures_are_all_absent_says_so(tmp_path):
         list(values_of(source, "train", "text", records, range(len(records))))
     for part in ("Source Folder", "'train'", "none of 2 records", "'text'", "no_file", "a.png"):
         assert part in str(caught.value)
+
+
+def test_records_of_a_table_are_named_with_their_files(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,caption\na.png,red\n,blue\n")
+    records = Folder(path=str(tmp_path)).open("train")
+    assert [records.key(i) for i in (0, 1)] == ["metadata.csv/0 (a.png)", "metadata.csv/1"]
+
+
+def test_a_table_with_other_separators_says_so(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name;caption\na.png;red\n")
+    with pytest.raises(ValueError, match=r"one column, 'file_name;caption'.*';'.*commas"):
+        Folder(path=str(tmp_path)).open("train")
+
+
+@pytest.mark.parametrize("beside", ["a.png", "pictures/a.png"])
+def test_a_table_of_another_name_is_no_record(beside, tmp_path):
+    (tmp_path / beside).parent.mkdir(exist_ok=True)
+    (tmp_path / beside).write_bytes(b"x")
+    (tmp_path / "captions.csv").write_text("file_name,caption\na.png,red\n")
+    with pytest.raises(ValueError, match=r"no metadata.csv .*captions.csv.*rename"):
+        Folder(path=str(tmp_path)).open("train")
+    (tmp_path / "captions.png").write_bytes(b"x")  # now it is a field of a record
+    assert len(Folder(path=str(tmp_path)).open("train")) == 2
