@@ -25,7 +25,7 @@ endif
 # Where jax runs on CPU, these keep glibc from mapping the arena of XLA anew at each step (a
 # third of its time); `mmjax` sets them for itself. The compile cache makes second runs quick.
 TEST_ENV := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511627776 \
-	MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.tcache_count=4096
+	MALLOC_TOP_PAD_=268435456
 PYTEST = $(TEST_ENV) $(BIN)/python -m pytest -n 2
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
@@ -39,7 +39,7 @@ demo: setup $(TOKENIZERS:%=runs/demo_tokenizers/%/tokenizer/report.json)
 
 runs/demo_tokenizers/%/tokenizer/report.json: | setup
 	$(BIN)/mmjax train-tokenizer configs/quickstart_tokenizers.py:$* \
-		--workdir runs/demo_tokenizers/$*
+		--workdir runs/demo_tokenizers/$* $(TOKENIZER_ARGS)
 
 test: setup
 	$(PYTEST) -m "not slow and not ci and not nightly and not hf" $(ARGS)

@@ -113,7 +113,7 @@ def get_config(batch_size: int = 64) -> Experiment:
             }
         ),
     }
-    layout = Masked(input_tokens=36, target_tokens=24, policies=POLICIES)
+    layout = Masked(input_tokens=36, target_tokens=24, policies=POLICIES, drop={"text": 0.3})
     return Experiment(
         name="quickstart",
         modalities={"text": TEXT, "image": IMAGE, "audio": VOICES, **made},
@@ -138,7 +138,8 @@ def get_config(batch_size: int = 64) -> Experiment:
             ),
             "zero_shot": ZeroShot(modalities=("image", "audio")),
             "generation": Generation(
-                decodings={"text": Decoding(stream="text", beams=8, guidance=1.5)}
+                num_examples={"*": 100, "image_to_text": 400, "audio_to_text": 200},
+                decodings={"text": Decoding(stream="text", beams=4, guidance=1.5)},
             ),
         },
         total_steps=1000,
@@ -147,7 +148,12 @@ def get_config(batch_size: int = 64) -> Experiment:
 
 def short() -> Experiment:
     """Twenty steps of the demo: a first look, and CI."""
-    return dataclasses.replace(get_config(), total_steps=20)
+    full = get_config()
+    few = {
+        "retrieval": dataclasses.replace(full.evaluators["retrieval"], num_galleries=1),
+        "generation": dataclasses.replace(full.evaluators["generation"], num_examples={"*": 10}),
+    }
+    return dataclasses.replace(full, evaluators=full.evaluators | few, total_steps=20)
 
 
 def raw(batch_size: int = 64) -> Experiment:

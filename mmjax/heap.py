@@ -8,15 +8,12 @@ import sys
 __all__ = ["MARKER", "SETTINGS", "environment_without", "restart_with"]
 
 # glibc otherwise maps and unmaps the temporary arena of XLA:CPU in each execution, which costs
-# about a third of the step; it reads these at the start of the process only. One heap holds what
-# is large; what is small comes from caches of the threads, so that those that compile do not queue
-# for the heap: compiling the demo took 1.4 times as long with caches of the usual size.
+# about a third of the step; it reads these at the start of the process only.
 SETTINGS = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "1099511627776",
     "MALLOC_TOP_PAD_": "268435456",
-    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=4096",
 }
 MARKER = "MMJAX_MALLOC"  # in the environment: leave the allocator as it is
 

@@ -39,6 +39,9 @@ class Masked(Layout):
     Fields:
       input_tokens, target_tokens: budgets of a sample, divided over its streams by `policies`.
       room: room for the targets of a stream, times their mean; more is trimmed and counted.
+      drop: share of the tokens of a sequence, by stream, that those behind them do not see in
+        `target`, where a mask slot stands for them: word dropout (Bowman et al. 2016), so that what
+        is said leans on what is given more than on the words before.
       single_view: one `input` view with mask slots at the places to predict (for encoders);
         sequences are then masked token by token.
     """
@@ -47,6 +50,7 @@ class Masked(Layout):
     target_tokens: int = 128
     policies: tuple[Policy, ...] = ANY_TO_ANY
     room: float = 1.5
+    drop: dict[str, float] = dataclasses.field(default_factory=dict)
     single_view: bool = False
 
     def __post_init__(self):
@@ -59,6 +63,7 @@ class Masked(Layout):
             raise ValueError("Masked: policies have no weight in all; give one a weight above 0.")
         if not self.room >= 1:
             raise ValueError(f"Masked: room={self.room} must be 1 or more.")
+        _check_drop("Masked", self.drop)
 
     def build(self, samples, streams, vocabulary):
         return self.build_groups(samples, streams, vocabulary, 1)
@@ -72,6 +77,8 @@ class Masked(Layout):
         draws = masking.draw(plan, [s.rng for s in samples])
         lengths = np.stack([found[n][0].length_B for n in plan.names], axis=1)
         filling = _MaskedFilling(plan, draws, masking.mask(plan, draws, lengths), found)
+        for name, share in self.drop.items():
+            filling.drop(name, share, [s.rng for s in samples])
         counts = {f"cut/{n}": float(cut) for n, (_, cut) in found.items()}
         rooms = self._rooms(plan, groups.num_rows)
         for spec in targets:
@@ -123,7 +130,7 @@ class _MaskedFilling:
     def __init__(self, plan, draws, masks, found):
         self.plan, self.draws, self.masks = plan, draws, masks
         self.pieces = {n: p for n, (p, _) in found.items()}
-        self.scattered, self.splits = {}, {}
+        self.scattered, self.splits, self.dropped = {}, {}, {}
         for m, name in enumerate(plan.names):
             p, shown_B = self.pieces[name], masks.input_BM[:, m]
             if name in masks.keep:
@@ -133,6 +140,17 @@ class _MaskedFilling:
             else:
                 uniform_BL = masking.token_draws(plan, draws, m)
                 self.scattered[name] = _random_order(uniform_BL, p.length_B)
+
+    def drop(self, name: str, share: float, rngs) -> None:
+        """Chooses the tokens of a sequence that later ones do not see; sentinels stay."""
+        if name not in self.splits:
+            raise ValueError(
+                f"Masked: drop names {name!r}, which is not masked in spans; name sequences of this"
+                f" task, such as {', '.join(self.splits) or 'none'}."
+            )
+        split = self.splits[name]
+        uniform_BT = np.stack([rng.random(split.target_BT.shape[1]) for rng in rngs])
+        self.dropped[name] = (uniform_BT < share) & ~split.sentinel_BT
 
     def write_input(self, view: rows.View, spec: TokenSpec, number: int) -> None:
         """Visible tokens: a prefix of the random order, or the sequence with sentinels."""
@@ -157,7 +175,10 @@ class _MaskedFilling:
             split = self.splits[spec.name]
             uniform_B = self.draws.uniform_BI[:, 2 + len(self.plan.names) + m]
             start_B = spans.start_spans(split, count_B, uniform_B)
-            return _write_spans(view, p, places, split.target_BT, start_B, number, room, groups)
+            dropped_BT = self.dropped.get(spec.name)
+            return _write_spans(
+                view, p, places, split.target_BT, start_B, number, room, groups, dropped_BT
+            )
         shown_B = self.masks.input_BM[:, m]
         token_N = self._tokens(spec.name, places.row_N, places.within_N + shown_B[places.row_N])
         view.write(places, number, 0, p.position_NA[token_N])
@@ -173,12 +194,22 @@ def _random_order(uniform_BL: np.ndarray, length_B: np.ndarray) -> np.ndarray:
     return np.argsort(np.where(hidden_BL, 2.0, uniform_BL), axis=1)
 
 
-def _write_spans(view, p: rows.Pieces, places, target_BT, start_B, number, room, groups):
+def _write_spans(
+    view, p: rows.Pieces, places, target_BT, start_B, number, room, groups, dropped_BT=None
+):
     """Teacher-forced targets: tokens from `start_B` on, each predicts the next."""
     at = start_B[places.row_N] + places.within_N
     ids = target_BT[places.row_N, at] + p.offset
+    if dropped_BT is not None:
+        ids = np.where(dropped_BT[places.row_N, at], 0, ids)
     view.write(places, number, ids, places.within_N[:, None], places.within_N)
     return rows.targets(p, room, places, groups, label_N=target_BT[places.row_N, at + 1])
+
+
+def _check_drop(who: str, drop: dict[str, float]) -> None:
+    for name, share in drop.items():
+        if not 0 <= share < 1:
+            raise ValueError(f"{who}: drop={share} of {name!r} must be from 0 to below 1.")
 
 
 def _check_sentinels(who: str, spec: TokenSpec) -> None:
@@ -208,9 +239,7 @@ class Aligned(Layout):
         for name, length in self.max_tokens.items():
             if length < 1:
                 raise ValueError(f"Aligned: max_tokens={length} of {name!r} must be 1 or more.")
-        for name, share in self.drop.items():
-            if not 0 <= share < 1:
-                raise ValueError(f"Aligned: drop={share} of {name!r} must be from 0 to below 1.")
+        _check_drop("Aligned", self.drop)
 
     def build(self, samples, streams, vocabulary):
         return self.build_groups(samples, streams, vocabulary, 1)

@@ -28,6 +28,10 @@ TABLE = {
     "masked": (layouts.Masked(input_tokens=16, target_tokens=12), EVERYTHING),
     "masked_defaults": (layouts.Masked(), EVERYTHING),
     "masked_tight": (layouts.Masked(input_tokens=5, target_tokens=3, room=1.0), EVERYTHING),
+    "masked_drop": (
+        layouts.Masked(input_tokens=16, target_tokens=12, drop={"words": 0.3}),
+        EVERYTHING,
+    ),
     "masked_text": (layouts.Masked(policies=WIDTHS), Streams(("words",), ("words",))),
     "masked_caption": (layouts.Masked(), Streams(("patches", "vector"), ("words",))),
     "masked_single_view": (

@@ -147,6 +147,34 @@ def test_masked_sequences_are_teacher_forced_and_merge_to_the_original(target_to
     assert (late > 20) == (target_tokens == 4)
 
 
+def test_dropped_words_are_not_seen_but_are_predicted():
+    policies = (Policy(keep="all", input_alpha={"image": 1.0}, target_alpha={"text": 1.0}),)
+    plain = layouts.Masked(input_tokens=9, target_tokens=14, policies=policies, room=9.0)
+    batch, whole = (
+        layout.build(make(300), Streams(("image",), ("text",)), VOCABULARY)[0]
+        for layout in (dataclasses.replace(plain, drop={"text": 0.25}), plain)
+    )
+    same(batch.targets, whole.targets)
+    same(batch.views["input"], whole.views["input"])
+    ids, all_ids = (b.views["target"].ids_BL for b in (batch, whole))
+    first = VOCABULARY.range("text")[0]
+    assert (ids[:, 0] == first + 80).all()  # the sentinel stays
+    seen = ids[:, 1:][all_ids[:, 1:] > 0]
+    np.testing.assert_array_equal(seen[seen > 0], all_ids[:, 1:][ids[:, 1:] > 0])
+    assert 0.2 < (seen == 0).mean() < 0.3
+    places = np.stack([ids[:, i] == 0 for i in (1, 2)], axis=1)[all_ids[:, 2] > 0]
+    assert abs(np.corrcoef(places.T)[0, 1]) < 0.2
+    np.testing.assert_array_equal(
+        batch.views["target"].stream_BL, whole.views["target"].stream_BL
+    )  # it is a mask slot, no padding
+
+
+def test_only_words_of_sequences_can_be_dropped():
+    layout = layouts.Masked(input_tokens=14, target_tokens=10, drop={"image": 0.5})
+    with pytest.raises(ValueError, match=r"'image', which is not masked in spans.*text"):
+        layout.build(make(4), ALL, VOCABULARY)
+
+
 def merge(inputs, target):
     runs, name = {}, None
     for token in target:
@@ -174,6 +202,7 @@ def test_a_sample_does_not_depend_on_its_neighbours():
     "layout",
     [
         layouts.Masked(input_tokens=14, target_tokens=10),
+        layouts.Masked(input_tokens=14, target_tokens=10, drop={"text": 0.5}),
         layouts.Masked(input_tokens=14, target_tokens=10, room=1.0, single_view=True),
         layouts.Aligned(),
         prefix.Prefix(),
@@ -423,6 +452,7 @@ def test_wrong_pieces_are_refused(layout):
         (lambda: layouts.Masked(input_tokens=0), "input_tokens=0"),
         (lambda: layouts.Masked(policies=()), "policies"),
         (lambda: layouts.Masked(room=0.5), "room=0.5"),
+        (lambda: layouts.Masked(drop={"text": 1.0}), "Masked: drop=1.0 of 'text'"),
         (lambda: layouts.Aligned(max_tokens={"text": 0}), "max_tokens=0 of 'text'"),
         (lambda: layouts.Aligned(drop={"image": 1.0}), "drop=1.0 of 'image'"),
         (lambda: layouts.Spans(rate=0.0), "rate=0.0"),
