@@ -44,7 +44,7 @@ class Turns:
 
     def __init__(self, file: str, arguments: Mapping[str, Sequence[str]]):
         self._children, self.about = {}, {}
-        env = {**os.environ, **heap.SETTINGS, **CACHE}
+        env = {**os.environ, **heap.SETTINGS, **heap.COMPILER, **CACHE}
         env |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
         for name, some in arguments.items():
             command = [sys.executable, file, "--child", *some]

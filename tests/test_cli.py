@@ -343,27 +343,32 @@ def test_tables_show_values_with_chance():
 # ------------------------------------------------------------------- allocator settings
 
 
+ARENA, FLAGS = heap.SETTINGS["MALLOC_ARENA_MAX"], heap.COMPILER["XLA_FLAGS"]
+
+
 @pytest.mark.parametrize(
-    ("environment", "arena"),
+    ("environment", "arena", "flags"),
     [
-        ({}, heap.SETTINGS["MALLOC_ARENA_MAX"]),
-        ({"MALLOC_ARENA_MAX": "3"}, "3"),  # the user's own setting stays
-        ({"JAX_PLATFORMS": "tpu"}, None),
-        ({"MMJAX_MALLOC": "off"}, None),
+        ({}, ARENA, FLAGS),
+        ({"MALLOC_ARENA_MAX": "3"}, "3", FLAGS),  # the user's own setting stays
+        ({"XLA_FLAGS": "--xla_cpu_max_isa=AVX2"}, ARENA, "--xla_cpu_max_isa=AVX2"),
+        ({"JAX_PLATFORMS": "tpu"}, None, None),
+        ({"MMJAX_MALLOC": "off"}, None, None),
     ],
 )
-def test_computing_commands_start_with_malloc_settings(environment, arena, tmp_path):
+def test_computing_commands_start_with_settings_for_cpu(environment, arena, flags, tmp_path):
     file = tmp_path / "show.py"
     file.write_text(
-        "import os\nraise ValueError('arena=%s' % os.environ.get('MALLOC_ARENA_MAX'))\n"
+        "import os\nnames = ('MALLOC_ARENA_MAX', 'XLA_FLAGS')\n"
+        "raise ValueError('found %s %s' % tuple(map(os.environ.get, names)))\n"
     )
-    clean = (*heap.SETTINGS, heap.MARKER)
+    clean = (*heap.SETTINGS, *heap.COMPILER, heap.MARKER)
     env = {**{k: v for k, v in os.environ.items() if k not in clean}, "JAX_PLATFORMS": "cpu"}
     env |= {"PYTHONPATH": os.path.dirname(os.path.dirname(cli.__file__)), **environment}
     command = [sys.executable, "-m", "mmjax", "train", str(file), "--workdir", "x"]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 2
-    assert f"arena={arena}" in done.stderr
+    assert f"found {arena} {flags}" in done.stderr
     assert done.stderr.count("\n") == 1  # the second start says nothing
 
 
