@@ -23,7 +23,7 @@ import mmjax
 from mmjax import config, heap, metrics, program
 from mmjax.data import loader
 
-LONG = 500  # steps from which a process of its own is worth its start
+LONG, LARGE = 500, 1_000_000  # steps and parameters from which a process of its own pays
 CHILD = "from mmjax import executables; executables.answer()"
 Pair = tuple[str, str]  # task and variant
 
@@ -81,6 +81,7 @@ def _is_worth_it(built: program.Program) -> bool:
         and jax.process_count() == 1
         and built.mesh.size == jax.device_count()
         and built.experiment.total_steps >= LONG
+        and sum(x.size for x in jax.tree.leaves(built.parts.params)) >= LARGE
         and bool(_cache())
         and not _mark(built).exists()
     )

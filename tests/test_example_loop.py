@@ -49,6 +49,7 @@ def compare(page, experiment, num_steps, tmp_path):
     mini.assert_same(state, result.state)
 
 
+@pytest.mark.ci
 def test_it_equals_a_run(page, tmp_path):
     compare(page, mini.get_config(), 12, tmp_path)
 

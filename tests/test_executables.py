@@ -24,7 +24,7 @@ from mmjax import executables, program, rundir
 
 events = []
 monitoring.register_event_listener(lambda name, **_: events.append(name.rsplit("/", 1)[-1]))
-executables.LONG = 12
+executables.LONG, executables.LARGE = 12, 1000
 experiment = rundir.ready_modalities(mini.get_config(), epath.Path(sys.argv[1]), main=True)
 built = program.build(experiment)
 counts = []
@@ -48,6 +48,7 @@ def built(tmp_path_factory):
     return program.build(rundir.ready_modalities(mini.get_config(), folder, main=True))
 
 
+@pytest.mark.ci
 def test_a_long_run_reads_what_another_process_compiled(tmp_path):
     tests, cache = Path(__file__).parent, tmp_path / "cache"
     env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "MALLOC_ARENA_MAX")}
@@ -115,10 +116,12 @@ def test_an_interrupt_ends_the_other_process_too(built, tmp_path, monkeypatch):
     assert started.exists()
 
 
-def test_only_long_runs_on_all_cpus_compile_apart(built, tmp_path, monkeypatch):
+def test_only_long_runs_of_large_models_on_all_cpus_compile_apart(built, tmp_path, monkeypatch):
     monkeypatch.setattr(executables, "_cache", lambda: str(tmp_path))
     assert not executables._is_worth_it(built)  # 12 steps
     monkeypatch.setattr(executables, "LONG", 12)
+    assert not executables._is_worth_it(built)  # some thousand parameters
+    monkeypatch.setattr(executables, "LARGE", 1000)
     assert executables._is_worth_it(built)
     executables._mark(built).touch()
     assert not executables._is_worth_it(built)  # done before

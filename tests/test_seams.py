@@ -159,6 +159,7 @@ class Classification(Objective):
         return {self.name: Loss(value_BS, weight_BS)}, {}, encoded.record
 
 
+@pytest.mark.ci
 def test_imp(tmp_path):
     router = ExpertChoice(allow_unmixed=True)
     model = small(shape="encoder", moe=MoE(num_experts=4, every=1, router=router))
@@ -388,6 +389,7 @@ OWN = """
 """
 
 
+@pytest.mark.ci
 def test_parts_of_a_file_work_through_the_command_line(tmp_path, capsys):
     file, workdir = tmp_path / "own.py", tmp_path / "run"
     file.write_text(textwrap.dedent(OWN))

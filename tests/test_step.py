@@ -56,6 +56,7 @@ def test_no_full_copy_of_a_parameter_exists_in_the_compiled_initialisation():
     assert whole not in text.replace("{", "").replace(" ", ""), f"{whole} is materialised"
 
 
+@pytest.mark.slow
 def test_ten_alternating_steps_use_one_executable_a_task():
     mesh, model = MESH.make(), small.config()
     objectives = {
@@ -78,7 +79,13 @@ def test_ten_alternating_steps_use_one_executable_a_task():
     assert int(state.step) == 10
 
 
-@pytest.mark.parametrize("optimizer", [AdamW(learning_rate=3e-3), Muon()], ids=["adamw", "muon"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param(AdamW(learning_rate=3e-3), id="adamw", marks=pytest.mark.slow),
+        pytest.param(Muon(), id="muon"),
+    ],
+)
 def test_the_loss_falls(optimizer):
     model = small.config()
     parts, tx, shardings, state = small.setup(model, [MaskedTokens()], optimizer=optimizer)
@@ -164,6 +171,7 @@ def test_a_rule_over_two_losses_equal_to_the_sum_is_the_plain_step():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.params, two.params)
 
 
+@pytest.mark.slow
 def test_extras_are_carried_and_updated_by_their_clock():
     import dataclasses
 

@@ -106,6 +106,7 @@ def test_a_collapse_is_said(tmp_path, capfd):
     assert ("have collapsed" in capfd.readouterr().err) == (report["usage"] < 0.5)
 
 
+@pytest.mark.slow
 def test_codes_are_a_stream_like_any_other(trained, tmp_path):
     base = mini.get_config()
     codes = Codes(base=base.modalities["image"], path=str(trained), field="image")

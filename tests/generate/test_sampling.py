@@ -239,7 +239,7 @@ def test_a_sample_depends_on_its_seed_alone(view):
     assert len(set(map(tuple, ids(many, "levels")))) > 60
 
 
-@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_sharded_is_unsharded(view, workdir, count):
     other = mmjax.load(str(workdir), code=letters.__file__, devices=jax.devices()[:count])
     assert other.program.mesh.size == count

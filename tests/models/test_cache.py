@@ -52,7 +52,7 @@ PLANS = {
 
 
 @pytest.mark.parametrize("name", list(PLANS))
-@pytest.mark.parametrize("cuts", [list(range(8)), [0, 3, 4]])
+@pytest.mark.parametrize("cuts", [list(range(8)), pytest.param([0, 3, 4], marks=pytest.mark.slow)])
 def test_the_cache_changes_nothing(name, cuts):
     bind, state = bound(small.config(**PLANS[name]))
 
