@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import dataclasses
 import hashlib
@@ -115,8 +116,9 @@ def read_file(root: Path, name: Any) -> bytes:
 def _refuse_lone_table(folder: Path) -> None:
     """Raises ValueError for a table of another name, which would else be a record by itself."""
     names = [p.name for p in folder.iterdir() if p.name[0] != "."]
+    count = collections.Counter(name.partition(".")[0] for name in names)
     for name in sorted(n for n in names if Path(n).suffix in (".csv", ".jsonl")):
-        if sum(n.startswith(f"{Path(name).stem}.") for n in names) == 1 < len(names):
+        if count[name.partition(".")[0]] == 1 < len(names):
             raise ValueError(
                 f"Folder: {str(folder)!r} has no {' or '.join(TABLES)}, but {name}: give"
                 f" path={str(folder / name)!r}, or rename the table."
