@@ -33,7 +33,8 @@ def demo(task: str, folder: Path):
     from mmjax.data import loader, mixture
 
     experiment = config.load(f"{ROOT / 'configs' / 'quickstart.py'}:raw")
-    experiment = rundir.ready_modalities(experiment, epath.Path(folder), main=True)
+    learned = epath.Path(folder) / config.fingerprint(experiment.modalities["text"])[:12]
+    experiment = rundir.ready_modalities(experiment, learned, main=True)
     built = program.build(experiment)
     only = {task: experiment.tasks[task]}
     schedule = experiment.mixture.bind(only, experiment.seed)

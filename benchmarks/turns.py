@@ -48,7 +48,8 @@ class Turns:
         env |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
         for name, some in arguments.items():
             command = [sys.executable, file, "--child", *some]
-            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=env)
+            quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+            subprocess.run(command, env=env, check=True, **quiet)
             self._children[name] = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
             )
