@@ -238,7 +238,8 @@ def child(contender: str, name: str, checkout: str) -> None:
 
 def measure(name: str, checkout: str, rounds: int) -> dict:
     """Medians and ratios of a case."""
-    turns = Turns(__file__, {c: (c, name, checkout) for c in ("peer", "bound")})
+    contenders = {c: (c, name, checkout) for c in ("peer", "bound")}
+    turns = Turns(__file__, contenders, compiling=("bound",))
     rows = turns.run(rounds, lambda r: 2)
     spread = quartiles([a / b for a, b in zip(rows["peer"], rows["bound"], strict=True)])
     return {

@@ -179,7 +179,8 @@ def child(contender: str, task: str, folder: Path) -> None:
 
 def measure(task: str, rounds: int, steps: int, folder: Path) -> dict:
     """Medians and ratios of a task."""
-    turns = Turns(__file__, {n: (n, task, str(folder)) for n in ("mmjax", "bound")})
+    names = ("mmjax", "bound")
+    turns = Turns(__file__, {n: (n, task, str(folder)) for n in names}, compiling=names)
     about = turns.about
     for key, tolerance in (("parameters", 0.0), ("flops", 1e-9), ("first_loss", 1e-4)):
         ours, theirs = about["mmjax"][key], about["bound"][key]

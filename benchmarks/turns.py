@@ -34,22 +34,24 @@ def cpu_seconds() -> float:
 class Turns:
     """Contenders by name; `about` is what they say of themselves.
 
-    Each is started twice. The first process compiles into a cache and ends, the second reads what
-    it left and takes part: a compiler leaves the heap of its process in pieces, from which every
-    step would suffer (`mmjax train` compiles apart for the same reason).
-
     Args:
       arguments: of each child, after `--child`. They get ready one after another.
+      compiling: those that are started twice. The first process compiles into a cache and ends,
+        the second reads what it left and takes part: a compiler leaves the heap of its process in
+        pieces, from which every step would suffer (`mmjax train` compiles apart for that reason).
     """
 
-    def __init__(self, file: str, arguments: Mapping[str, Sequence[str]]):
+    def __init__(
+        self, file: str, arguments: Mapping[str, Sequence[str]], compiling: Sequence[str] = ()
+    ):
         self._children, self.about = {}, {}
         env = {**os.environ, **heap.SETTINGS, **heap.COMPILER, **CACHE}
         env |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
         for name, some in arguments.items():
             command = [sys.executable, file, "--child", *some]
-            quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-            subprocess.run(command, env=env, check=True, **quiet)
+            if name in compiling:
+                quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+                subprocess.run(command, env=env, check=True, **quiet)
             self._children[name] = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
             )
