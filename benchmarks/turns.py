@@ -45,7 +45,7 @@ class Turns:
         self, file: str, arguments: Mapping[str, Sequence[str]], compiling: Sequence[str] = ()
     ):
         self._children, self.about = {}, {}
-        env = {**os.environ, **heap.SETTINGS, **heap.COMPILER, **CACHE}
+        env = {**os.environ, **heap.SETTINGS, **heap.compiler(), **CACHE}
         env |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
         for name, some in arguments.items():
             command = [sys.executable, file, "--child", *some]

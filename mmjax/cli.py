@@ -170,7 +170,8 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     generate = verb(
         "generate",
         "PATH --given MODALITY=VALUE ... --want MODALITY ... --out DIR [--num N] [--seed N]"
-        " [--temperature T] [--steps N] [--guidance W] [--beams N] [--overwrite] [--code FILE]",
+        " [--temperature T] [--steps N] [--guidance W] [--beams N] [--rerank W] [--overwrite]"
+        " [--code FILE]",
         "Makes some modalities from others; writes files and a page to look at.",
     )
     _add_generate_options(generate)
@@ -225,6 +226,7 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
         ("--steps", "N", 0, "of what is decoded in parallel; default 1 at temperature 0, else 8"),
         ("--guidance", "W", 1.0, "classifier-free guidance; 1 = off"),
         ("--beams", "N", 1, "of sequences at temperature 0: beginnings that are followed at once"),
+        ("--rerank", "W", 0.0, "weight of the contrast in the choice of a beam; 1 = both alike"),
     )
     for option, letter, default, text in numbers:
         kind = int if letter == "N" else float
@@ -377,8 +379,8 @@ def _generate(args: list[str]) -> None:
     _keep_compiled(options.path.rpartition("@")[0] or options.path)
     from mmjax.generate import verbs
 
-    names = ("num", "seed", "temperature", "steps", "guidance", "beams", "overwrite", "code")
-    settings = {name: getattr(options, name) for name in names}
+    names = ("num", "seed", "temperature", "steps", "guidance", "beams", "rerank")
+    settings = {name: getattr(options, name) for name in (*names, "overwrite", "code")}
     found = verbs.write(options.path, given, options.want, options.out, **settings)
     for sample in found["samples"][: options.num]:
         for file in sample["files"].values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["COMPILER", "MARKER", "SETTINGS", "environment_without", "restart_with"]
+__all__ = ["MARKER", "SETTINGS", "compiler", "environment_without", "restart_with"]
 
 # glibc otherwise maps and unmaps the temporary arena of XLA:CPU in each execution, which costs
 # about a third of the step; it reads these at the start of the process only.
@@ -17,13 +17,24 @@ SETTINGS = {
 }
 # Steps of the demo are as quick as at the usual level 3, since matrix products, which are most of
 # them, are compiled already; compiling the rest takes three quarters of the time.
-COMPILER = {"XLA_FLAGS": "--xla_backend_optimization_level=1"}
+LEVEL = "--xla_backend_optimization_level=1"
+# YNNPACK multiplies the small matrices of Muon on one core, Eigen on all: a step of the demo takes
+# a tenth less. Flags that a jaxlib does not know end the process, so only known ones are told.
+PRODUCTS = "--xla_cpu_experimental_ynn_fusion_type="
 MARKER = "MMJAX_MALLOC"  # in the environment: leave the allocator as it is
+
+
+def compiler() -> dict[str, str]:
+    """The setting of XLA, of flags that the installed jaxlib knows."""
+    import importlib.metadata  # slow, and most commands come without
+
+    is_known = importlib.metadata.version("jaxlib").startswith("0.10.")
+    return {"XLA_FLAGS": f"{LEVEL} {PRODUCTS}" if is_known else LEVEL}
 
 
 def restart_with() -> None:
     """Starts this process again, once, with the settings; those of the user stay."""
-    wanted = {**SETTINGS, **COMPILER}
+    wanted = {**SETTINGS, **compiler()}
     missing = {k: v for k, v in wanted.items() if k not in os.environ}
     if MARKER in os.environ or not missing or sys.platform != "linux":
         return

@@ -131,10 +131,5 @@ def newton_schulz(x_NRC: Array, steps: int) -> Array:
         gram = jnp.matmul(x, jnp.swapaxes(x, -1, -2))
         return a * x + jnp.matmul(b * gram + c * jnp.matmul(gram, gram), x)
 
-    def all_steps(x):
-        size = jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True))
-        return jax.lax.fori_loop(0, steps, step, x / (size + 1e-8))
-
-    if _one_device() and jax.default_backend() == "cpu":  # one by one they stay in the cache
-        return jax.lax.map(all_steps, x_NRC)
-    return all_steps(x_NRC)
+    size = jnp.sqrt(jnp.sum(jnp.square(x_NRC), axis=(-2, -1), keepdims=True))
+    return jax.lax.fori_loop(0, steps, step, x_NRC / (size + 1e-8))
