@@ -35,14 +35,14 @@ POLICIES = (
     Policy(weight=0.1, input_alpha=1.0, target_alpha=1.0),
     Policy(weight=0.1, input_alpha=10.0, target_alpha=10.0),
     Policy(
-        weight=0.5,
+        weight=0.6,
         input_alpha={"text": 1.0, "image": 1.0, "audio": 1.0},
         target_alpha=0.5,
         keep="all",
         one_input=True,
     ),
     Policy(
-        weight=0.2,
+        weight=0.1,
         input_alpha={"image": 1.0, "audio": 1.0},
         target_alpha={"text": 1.0},
         keep="all",
@@ -139,7 +139,7 @@ def get_config(batch_size: int = 64) -> Experiment:
             "zero_shot": ZeroShot(modalities=("image", "audio")),
             "generation": Generation(
                 num_examples={"*": 100, "image_to_text": 400, "audio_to_text": 200},
-                decodings={"text": Decoding(stream="text", beams=4, guidance=1.5)},
+                decodings={"text": Decoding(stream="text", beams=4, rerank=1.0)},
             ),
         },
         total_steps=1000,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -20,7 +21,7 @@ from mmjax.modalities.modality import Unreadable
 from mmjax.objectives import contrastive, objective
 from mmjax.parallel import mesh as mesh_lib
 from mmjax.program import Program
-from mmjax.typing import PyTree
+from mmjax.typing import Piece, PyTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,19 +88,40 @@ class View:
                 f"Embedding: modality {modality!r} is not in the model; there are"
                 f" {', '.join(config.modalities)}."
             )
+        encode, parts = config.modalities[modality].encode, []
+        group = batch_size * mesh_lib.batch_shards(self.program.mesh)
+        for start in range(0, max(len(examples), 1), group):
+            values = (self.value(modality, e) for e in examples[start : start + group])
+            pieces = [v if v is None else encode(v) for v in values]
+            parts.append(self.embed_pieces(modality, pieces, batch_size))
+        return np.concatenate(parts)
+
+    def embed_pieces(self, modality: str, pieces: Sequence[Piece | None], batch_size: int = 100):
+        """`embed` of encoded values."""
         run = embedder(self.program, modality)
         group = batch_size * mesh_lib.batch_shards(self.program.mesh)
         rows = []
-        for start in range(0, len(examples), group):
-            part = examples[start : start + group]
-            values = [self.value(modality, e) for e in part] + [None] * (group - len(part))
-            tokens = _tokens(self.program, modality, values)
+        for start in range(0, len(pieces), group):
+            part = pieces[start : start + group]
+            tokens = _tokens(self.program, modality, [*part, *[None] * (group - len(part))])
             tokens = jax.device_put(tokens, self.program.batch_sharding)
             with jax.set_mesh(self.program.mesh):
                 z_BSD = run(self.params, self.model_state, tokens)
             rows.append(to_host(z_BSD)[: len(part), 0])
-        width = getattr(config.model, "width", 0)
+        width = getattr(self.program.experiment.model, "width", 0)
         return np.concatenate(rows) if rows else np.zeros((0, width), np.float32)
+
+    def scale(self, head: str) -> float:
+        """What a contrastive task multiplies similarities with, by its head `scale/<views>`."""
+        program = self.program
+
+        def run(params, model_state):
+            model = step_lib.bind(program.parts, params, model_state, 0, program.dtype)
+            return model.head(head, jnp.zeros(()))[0]
+
+        run = program.compiled.setdefault(("scale", head), jax.jit(run))
+        with jax.set_mesh(program.mesh):
+            return float(to_host(run(self.params, self.model_state)))
 
     def losses(self, task: str, num_batches: int) -> dict[str, float]:
         """Mean losses and metrics of a task over the first batches of the split."""
@@ -132,13 +154,8 @@ def to_host(array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def _tokens(program: Program, modality: str, values: Sequence[Any]):
-    config = program.experiment
-    encode = config.modalities[modality].encode
-    samples = [
-        Sample({modality: None if v is None else encode(v)}, 0, (i, 0), seed=0)
-        for i, v in enumerate(values)
-    ]
+def _tokens(program: Program, modality: str, pieces: Sequence[Piece | None]):
+    samples = [Sample({modality: piece}, 0, (i, 0), seed=0) for i, piece in enumerate(pieces)]
     streams = Streams(inputs=(modality,), targets=())
     batch, _ = layouts.Aligned().build(samples, streams, program.vocabulary)
     return batch.views[modality]

@@ -106,9 +106,11 @@ def autoregressive(model, style: Style, knobs: Knobs, known: Tokens, length: int
     return jax.lax.while_loop(goes_on, step, begin)[1]
 
 
-def beam_search(model, style: Style, knobs: Knobs, known: Tokens, length: int) -> Array:
-    """Left to right, following the `beams` most probable beginnings of each row: local ids [B, L]
-    of the most probable whole, arbitrary behind its end. Letters: C beams.
+def beam_search(
+    model, style: Style, knobs: Knobs, known: Tokens, length: int
+) -> tuple[Array, Array]:
+    """Left to right, following the `beams` most probable beginnings of each row: local ids
+    [B, C, L], arbitrary behind their ends, and log-probabilities [B, C], falling. Letters: C beams.
     """
     spec, beams, sides = model.vocabulary.spec(style.stream), style.beams, 1 + style.is_guided
     number, (start, _) = model.vocabulary.number(style.stream), model.vocabulary.range(style.stream)
@@ -142,7 +144,7 @@ def beam_search(model, style: Style, knobs: Knobs, known: Tokens, length: int) -
     ids_BCL = jnp.zeros((rows, beams, length), jnp.int32)
     first_BC = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf)[None].repeat(rows, 0)
     begin = (jnp.zeros((), jnp.int32), ids_BCL, first_BC, ids_BCL[..., 0] > 0, x_BD, cache)
-    return jax.lax.while_loop(goes_on, step, begin)[1][:, 0]  # the best comes first
+    return jax.lax.while_loop(goes_on, step, begin)[1:3]
 
 
 def _begun(model, style: Style, known: Tokens, length: int, copies: int = 1):

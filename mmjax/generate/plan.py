@@ -36,6 +36,9 @@ class Decoding:
         (classifier-free guidance, Ho and Salimans 2022); 1 = off.
       beams: of a sequence at temperature 0, the beginnings that are followed at once; the most
         probable whole is kept (beam search). 1 = the most probable token each time.
+      rerank: of the wholes of `beams`, the one with the largest log-probability + rerank * scale *
+        cosine is kept, with the similarity of the contrastive tasks to the known streams (as
+        DALL-E, Ramesh et al. 2021, by CLIP); 1 = logits of both objectives count alike, 0 = off.
     """
 
     stream: str
@@ -48,6 +51,7 @@ class Decoding:
     top_p: float = 1.0
     guidance: float = 1.0
     beams: int = 1
+    rerank: float = 0.0
 
     def __post_init__(self):
         choices = {
@@ -60,7 +64,7 @@ class Decoding:
         for name in ("steps", "top_k"):
             if getattr(self, name) < 0:
                 self._refuse(name, "must be 0 or more")
-        for name in ("temperature", "guidance"):
+        for name in ("temperature", "guidance", "rerank"):
             if not 0 <= getattr(self, name) < math.inf:
                 self._refuse(name, "must be a number from 0 on")
         if not 0 < self.top_p <= 1:
@@ -69,6 +73,8 @@ class Decoding:
             self._refuse("beams", "must be 1 or more")
         if self.beams > 1 and self.temperature:
             self._refuse("beams", f"goes with temperature=0, not {self.temperature}")
+        if self.rerank and self.beams == 1:
+            self._refuse("rerank", "chooses among beams; use beams=4 or more")
         self._parse_schedule()
 
     def _refuse(self, field: str, rule: str):

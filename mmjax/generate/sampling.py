@@ -11,7 +11,7 @@ from mmjax import step as step_lib
 from mmjax.config.error import nearest
 from mmjax.evaluate import view as view_lib
 from mmjax.experiment import Experiment
-from mmjax.generate import decoders, views
+from mmjax.generate import decoders, rerank, views
 from mmjax.generate.plan import Decoding
 from mmjax.objectives.generative import MaskedTokens
 from mmjax.parallel import mesh as mesh_lib
@@ -93,6 +93,11 @@ def checked(
                 f"Generation: stream {item.stream!r} is wanted and given; leave one out."
             )
         items.append(item.resolved(vocabulary.spec(item.stream)))
+        if item.rerank and not rerank.contrasts(experiment, item.stream):
+            raise ValueError(
+                f"Generation: rerank={item.rerank:g} of stream {item.stream!r}, but no contrastive"
+                " task has it among its inputs; leave rerank at 0."
+            )
         if is_prefix and items[-1].scheme != "autoregressive":
             raise ValueError(
                 f"Generation: stream {item.stream!r} is no sequence, and a model without an"
@@ -155,8 +160,13 @@ def _decode(view: view_lib.View, pieces, item: Decoding, seeds_B: np.ndarray) ->
     put = lambda x: jax.device_put(x, program.batch_sharding)
     run = _compiled(program, style)
     with jax.set_mesh(program.mesh):
-        ids = run(view.params, view.model_state, knobs, put(tokens), put(seeds_B))
-    return view_lib.to_host(ids)
+        found = run(view.params, view.model_state, knobs, put(tokens), put(seeds_B))
+    if item.beams == 1:
+        return view_lib.to_host(found)
+    ids_BCL, score_BC = map(view_lib.to_host, found)
+    if item.rerank:
+        return rerank.choose(view, pieces, item, ids_BCL, score_BC)
+    return ids_BCL[:, 0]
 
 
 def _known(program: Program, pieces, item: Decoding, room: int) -> Tokens:
@@ -180,7 +190,8 @@ def _known(program: Program, pieces, item: Decoding, room: int) -> Tokens:
 
 
 def _compiled(program: Program, style: decoders.Style):
-    """Jitted (params, model_state, knobs, tokens, seeds) -> ids [B, L]; made once a program."""
+    """Jitted (params, model_state, knobs, tokens, seeds) -> ids [B, L], or those of
+    all beams and their scores; made once a program."""
     if ("generate", style) in program.compiled:
         return program.compiled["generate", style]
     spec = program.vocabulary.spec(style.stream)

@@ -49,6 +49,7 @@ def _facts(request: Mapping[str, Any]) -> Iterator[str]:
     for item in request["plan"]:
         steps = f" in {item['steps']} steps" if item["scheme"] != "autoregressive" else ""
         beams = f", {item['beams']} beams" if item["beams"] > 1 else ""
+        beams += f" reranked at {item['rerank']:g}" if item["rerank"] else ""
         guided = f", guidance {item['guidance']:g}" if item["guidance"] != 1 else ""
         how = f"{item['scheme']}{steps}{beams}, temperature {item['temperature']:g}{guided}"
         yield f"{item['stream']}: {how}"

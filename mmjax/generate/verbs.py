@@ -77,6 +77,7 @@ def write(
     steps: int = 0,
     guidance: float = 1.0,
     beams: int = 1,
+    rerank: float = 0.0,
     overwrite: bool = False,
     code: str | None = None,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
@@ -109,7 +110,7 @@ def write(
     streams = resolved(experiment, list(given), want)
     if temperature is None:
         temperature = DRAWN if num > 1 else 0.0
-    items = _plan(experiment, streams, want, temperature, steps, guidance, beams)
+    items = _plan(experiment, streams, want, temperature, steps, guidance, beams, rerank)
     plan = sampling.checked(experiment, [], _renamed(items, streams))
     values = {n: experiment.modalities[streams[n]].read(item) for n, item in given.items()}
     pieces = _encoded(experiment, streams, values, say)
@@ -218,7 +219,7 @@ def _renamed(items: Sequence[Decoding], streams: Mapping[str, str]) -> list[Deco
     return [dataclasses.replace(i, stream=streams[i.stream]) for i in items]
 
 
-def _plan(experiment, streams, want, temperature, steps, guidance, beams) -> list[Decoding]:
+def _plan(experiment, streams, want, temperature, steps, guidance, beams, rerank) -> list[Decoding]:
     """One item for each name; steps are for what is decoded in parallel, beams for the rest."""
     vocabulary = experiment.vocabulary()
     in_parallel = [n for n in want if vocabulary.spec(streams[n]).kind != "sequence"]
@@ -230,6 +231,8 @@ def _plan(experiment, streams, want, temperature, steps, guidance, beams) -> lis
         raise ConfigError(
             f"--beams {beams}: {', '.join(want)} is decoded in parallel; leave --beams out."
         )
+    if rerank and beams == 1:
+        raise ConfigError(f"--rerank {rerank:g} chooses among beams; add --beams 4 or more.")
     return [
         Decoding(
             stream=name,
@@ -237,6 +240,7 @@ def _plan(experiment, streams, want, temperature, steps, guidance, beams) -> lis
             temperature=temperature,
             guidance=guidance,
             beams=1 if name in in_parallel else beams,
+            rerank=0.0 if name in in_parallel else rerank,
         )
         for name in want
     ]

@@ -71,6 +71,8 @@ def test_what_is_left_open_follows_the_stream():
         ({"temperature": -0.5}, None, "temperature=-0.5 must be a number from 0 on"),
         ({"temperature": float("nan")}, None, "temperature=nan must be"),
         ({"guidance": -1.0}, None, r"guidance=-1.0 must be a number from 0 on"),
+        ({"rerank": -1.0}, None, "rerank=-1.0 must be a number from 0 on"),
+        ({"rerank": 1.0}, None, "rerank=1.0 chooses among beams; use beams=4"),
         ({"top_p": 0.0}, None, "top_p=0.0 must be above 0"),
         ({"temperature_schedule": "onex:1"}, None, "use constant, linear or onex:MIN:POWER"),
         ({"temperature_schedule": "onex:a:b"}, None, "use constant, linear or onex"),

@@ -11,10 +11,11 @@ import pytest
 
 import mmjax
 from mmjax import step as step_lib
-from mmjax.data.layouts import Prefix
+from mmjax.data.layouts import Aligned, Prefix
 from mmjax.data.task import Sample, Streams
 from mmjax.generate import Decoding, decoders, sample, views
-from mmjax.typing import Tokens
+from mmjax.objectives import InfoNCE
+from mmjax.typing import Piece, Tokens
 
 SEEDS = [11, 5, 0, 2**32 - 1, 7, 8, 9, 10]
 
@@ -89,7 +90,7 @@ class Slow:
         return [*(t[1] - start for t in written[1:length]), 0]
 
     def beams(self, rows, count, weight, length=7):
-        """The most probable of `count` texts that are lengthened side by side."""
+        """`count` texts that are lengthened side by side, and their scores, the best first."""
         start, alive = self.vocabulary.range("text")[0], [(0.0, [], False)]
         for _ in range(length):
             longer = [beam for beam in alive if beam[2]]
@@ -101,8 +102,10 @@ class Slow:
                 for i, more in enumerate(log_prob):
                     longer.append((score + more, [*text, i], i <= letters.SENTINELS))
             alive = sorted(longer, key=lambda beam: -beam[0])[:count]
-        text = alive[0][1]
-        return [*(text[:-1] if alive[0][2] else text[: length - 1]), 0], alive[0][0]
+        return [
+            ([*(text[:-1] if done else text[: length - 1]), 0], score)
+            for score, text, done in alive
+        ]
 
     def levels(self, rows, item, emptied, seed):
         """MaskGIT and ROAR with everything in lists."""
@@ -159,9 +162,57 @@ def test_beams_are_what_lists_of_texts_give(view, slow, beams, weight):
     found = ids(sample(view, known, [item], SEEDS), "text")
     for row, text in enumerate(found[:4]):
         rows = slow.rows("levels", known[row]["levels"])
-        expected, score = slow.beams(rows, beams, weight)
+        expected, score = slow.beams(rows, beams, weight)[0]
         assert text == expected
-        assert score >= slow.beams(rows, 1, weight)[1] - 1e-6
+        assert score >= slow.beams(rows, 1, weight)[0][1] - 1e-6
+
+
+@pytest.fixture(scope="module")
+def contrasted():
+    """A model that has learned nothing, with a contrast of levels and text."""
+    base = letters.get_config()
+    contrast = dataclasses.replace(
+        base.tasks["masked"],
+        inputs=("levels", "text"), targets=(), layout=Aligned(), objective=InfoNCE(),
+    )  # fmt: skip
+    return letters.fresh(letters.get_config(tasks={**base.tasks, "contrast": contrast}))
+
+
+@pytest.mark.parametrize("weight", [10.0, 100.0])
+def test_the_contrast_chooses_among_the_beams(contrasted, weight):
+    known = letters.pieces(contrasted, ("levels",))
+    known[1]["levels"] = None
+    item = Decoding(stream="text", beams=5, rerank=weight)
+    found = ids(sample(contrasted, known, [item], SEEDS), "text")
+    text = contrasted.program.experiment.modalities["text"]
+    seen_BD, scale = contrasted.embed("levels", contrasted.examples("val")), 1 / 0.07  # at first
+    slow, moved = Slow(contrasted), 0
+    for row in range(len(SEEDS)):
+        rows = [t for n, p in known[row].items() if p is not None for t in slow.rows(n, p)]
+        beams = slow.beams(rows, 5, 1.0)
+        texts = [
+            {"text": text.decode(Piece(np.zeros((7, 3)), ids_L=np.array(t)))} for t, _ in beams
+        ]
+        score_C = np.array([score for _, score in beams])
+        if known[row]["levels"] is not None:
+            score_C += weight * scale * contrasted.embed("text", texts) @ seen_BD[row]
+        best = int(np.argmax(score_C))
+        assert found[row] == beams[best][0]
+        moved += best > 0
+    assert moved  # otherwise the test would see nothing
+
+
+def test_without_a_contrast_to_what_is_known_the_best_beam_stays(contrasted):
+    known = letters.pieces(contrasted, ("audio",))
+    plain, reranked = (Decoding(stream="text", beams=3, rerank=w) for w in (0.0, 1.0))
+    found = [ids(sample(contrasted, known, [i], SEEDS), "text") for i in (plain, reranked)]
+    assert found[0] == found[1]
+
+
+def test_rerank_of_a_stream_without_contrast_is_refused(view):
+    item = Decoding(stream="text", beams=3, rerank=1.0)
+    with pytest.raises(ValueError, match="rerank=1 of stream 'text', but no contrastive task"):
+        sample(view, letters.pieces(view, ("levels",)), [item], SEEDS)
 
 
 def test_a_decoder_writes_the_chain_of_whole_passes():

@@ -124,7 +124,7 @@ def test_a_page_says_what_it_was_given_as_text(tmp_path):
     (tmp_path / "boxes_0.json").write_text("[[0, 0.25, 0.5, 1]]")
     (tmp_path / "odd.xyz").write_text("?")
     (tmp_path / "big.png").write_bytes(bytes(gallery.MAX_BYTES + 1))
-    item = dataclasses.asdict(Decoding(stream="boxes", scheme="autoregressive", beams=4))
+    item = dataclasses.asdict(Decoding(stream="boxes", scheme="autoregressive", beams=4, rerank=1))
     request = {"plan": [item], "run": "<run>", "step": 1, "seed": 0}
     given = {"text": "<b> & 'c'", "odd": tmp_path / "odd.xyz", "image": tmp_path / "big.png"}
     samples = [{"index": 0, "files": {"boxes": "boxes_0.json"}}]
@@ -133,7 +133,7 @@ def test_a_page_says_what_it_was_given_as_text(tmp_path):
     assert "b" not in page.tags
     assert "<b> & 'c'" in page.text
     assert "rect" in page.tags
-    assert "boxes: autoregressive, 4 beams, temperature 0" in page.text
+    assert "boxes: autoregressive, 4 beams reranked at 1, temperature 0" in page.text
     assert "odd: odd.xyz" in page.text
     assert "big.png is not shown" in page.text
     assert page.sources == ["data:,"]  # the icon
