@@ -30,30 +30,36 @@ Pair = tuple[str, str]  # task and variant
 
 def compile_all(built: program.Program, say: bool) -> dict[Pair, Any]:
     """The jitted steps of all tasks and variants, compiled; `say` prints a line for each."""
-    told = _compile_apart(built, say) if _is_worth_it(built) else False
+    lowered = _compile_apart(built, say) if _is_worth_it(built) else None
     found = {}
-    for pair, executable, seconds in _compiled(built):
+    for pair, executable, seconds in _compiled(built, lowered or {}):
         found[pair] = executable
-        metrics.say(_line(pair, executable, seconds), say and not told)
+        metrics.say(_line(pair, executable, seconds), say and lowered is None)
     return found
 
 
-def _compiled(built: program.Program) -> Iterator[tuple[Pair, Any, float]]:
-    """Pairs, executables and seconds, as they are ready."""
-    state = built.abstract_state()
-    pairs = [
-        (task, variant)
-        for task, t in built.experiment.tasks.items()
-        for variant in t.variant_weights()
-    ]
+def _compiled(
+    built: program.Program, lowered: dict[Pair, Any]
+) -> Iterator[tuple[Pair, Any, float]]:
+    """Pairs, executables and seconds, as they are ready; `lowered` is not lowered once more."""
+
+    def compiled(pair: Pair) -> tuple[Any, float]:
+        began = time.perf_counter()
+        executable = (lowered.get(pair) or _lowered(built, pair)).compile()
+        return executable, time.perf_counter() - began
+
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = {pool.submit(_compile_one, built, pair, state): pair for pair in pairs}
+        jobs = {pool.submit(compiled, pair): pair for pair in _pairs(built)}
         for job in concurrent.futures.as_completed(jobs):
             yield jobs[job], *job.result()
 
 
-def _compile_one(built: program.Program, pair: Pair, state: Any) -> tuple[Any, float]:
-    began = time.perf_counter()
+def _pairs(built: program.Program) -> list[Pair]:
+    tasks = built.experiment.tasks.items()
+    return [(name, variant) for name, task in tasks for variant in task.variant_weights()]
+
+
+def _lowered(built: program.Program, pair: Pair) -> Any:
     experiment = built.experiment
     batch = loader.example_batch(
         experiment.tasks[pair[0]], pair[1], experiment.modalities, built.vocabulary
@@ -62,8 +68,7 @@ def _compile_one(built: program.Program, pair: Pair, state: Any) -> tuple[Any, f
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=built.batch_sharding), batch
     )
     with jax.set_mesh(built.mesh):
-        lowered = built.train_step(*pair).lower(state, {}, shapes)
-        return lowered.compile(), time.perf_counter() - began
+        return built.train_step(*pair).lower(built.abstract_state(), {}, shapes)
 
 
 def _line(pair: Pair, executable: Any, seconds: float) -> str:
@@ -98,10 +103,11 @@ def _cache() -> str:
     return jax.config.jax_compilation_cache_dir or ""  # type: ignore[attr-defined]
 
 
-def _compile_apart(built: program.Program, say: bool) -> bool:
-    """Fills the compile cache, with a line for each executable; False where that failed.
+def _compile_apart(built: program.Program, say: bool) -> dict[Pair, Any] | None:
+    """Fills the compile cache, with a line for each executable; returns what is read from there by
+    `compile()`: the lowered steps, which are made while the other process starts.
 
-    A failure costs time only: this process then compiles what the cache lacks.
+    None where that failed, which costs time only: this process then compiles what the cache lacks.
     """
     import cloudpickle
 
@@ -123,6 +129,7 @@ def _compile_apart(built: program.Program, say: bool) -> bool:
             with contextlib.suppress(BrokenPipeError):  # it ended before it had read all
                 process.stdin.write(cloudpickle.dumps(built.experiment))
                 process.stdin.close()
+            lowered = {pair: _lowered(built, pair) for pair in _pairs(built)}
             for line in process.stdout:
                 last = line.decode(errors="replace").rstrip() or last
                 metrics.say(last, say and last.startswith("compiled "))
@@ -132,11 +139,11 @@ def _compile_apart(built: program.Program, say: bool) -> bool:
     if process.returncode:
         why = f"code {process.returncode}: {last}"
         metrics.say(f"a process that was to compile ended with {why}; compiling here", say)
-        return False
+        return None
     with contextlib.suppress(OSError):  # without the mark a later start does the same again
         _mark(built).parent.mkdir(parents=True, exist_ok=True)
         _mark(built).touch()
-    return True
+    return lowered
 
 
 def answer() -> None:
@@ -144,5 +151,5 @@ def answer() -> None:
     import cloudpickle
 
     built = program.build(cloudpickle.load(sys.stdin.buffer))
-    for pair, executable, seconds in _compiled(built):
+    for pair, executable, seconds in _compiled(built, {}):
         print(_line(pair, executable, seconds), flush=True)
