@@ -202,12 +202,15 @@ def _stream(view, name: str, fits: Callable[[Any], bool]) -> str:
 
 
 def spread(examples: Sequence[Example], count: int) -> list[int]:
-    """Places of at most `count` examples: at equal distances, as many from each kind of slice."""
+    """Places of at most `count` examples: at equal distances, as many from each kind of slice, no
+    two of one identity where there are enough."""
     slices = [tuple(e.get("slices", ())) for e in examples]
     kinds = list(dict.fromkeys(slices))
     each, chosen = -(-count // max(len(kinds), 1)), []
     for kind in kinds:
         places = [i for i, s in enumerate(slices) if s == kind]
+        unlike = {examples[i].get("identity", (i,)): i for i in reversed(places)}
+        places = sorted(unlike.values()) if len(unlike) >= each else places
         step = max(len(places) // each, 1)
         chosen += places[step // 2 :: step][:each]
     return sorted(chosen)[:count]

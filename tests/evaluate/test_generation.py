@@ -205,6 +205,10 @@ def test_samples_are_spread_over_the_examples_and_their_slices():
     assert generation.spread(plain[:2], 4) == [0, 1]
     mixed = [{"slices": ("unseen",) if i < 20 else ("seen",)} for i in range(100)]
     assert generation.spread(mixed, 4) == [5, 15, 40, 80]
+    again = [{"identity": i % 10} for i in range(100)]
+    assert generation.spread(again, 4) == [1, 3, 5, 7]
+    few = [{"identity": i % 3} for i in range(100)]
+    assert generation.spread(few, 4) == [12, 37, 62, 87]
 
 
 @pytest.mark.slow
