@@ -190,8 +190,8 @@ def _known(program: Program, pieces, item: Decoding, room: int) -> Tokens:
 
 
 def _compiled(program: Program, style: decoders.Style):
-    """Jitted (params, model_state, knobs, tokens, seeds) -> ids [B, L], or those of
-    all beams and their scores; made once a program."""
+    """Jitted (params, model_state, knobs, tokens, seeds) -> ids [B, L], or those of all beams and
+    their scores; made once a program."""
     if ("generate", style) in program.compiled:
         return program.compiled["generate", style]
     spec = program.vocabulary.spec(style.stream)

@@ -20,6 +20,7 @@ from mmjax.evaluate.view import View
 from mmjax.experiment import Experiment
 from mmjax.generate import sampling, sheet
 from mmjax.generate.plan import Decoding
+from mmjax.generate.rerank import contrasts
 from mmjax.typing import Piece
 
 CHUNK = 100  # samples that are decoded before they are written
@@ -220,7 +221,8 @@ def _renamed(items: Sequence[Decoding], streams: Mapping[str, str]) -> list[Deco
 
 
 def _plan(experiment, streams, want, temperature, steps, guidance, beams, rerank) -> list[Decoding]:
-    """One item for each name; steps are for what is decoded in parallel, beams for the rest."""
+    """One item for each name; steps are for what is decoded in parallel, beams for the rest, and
+    rerank for what has a contrast there."""
     vocabulary = experiment.vocabulary()
     in_parallel = [n for n in want if vocabulary.spec(streams[n]).kind != "sequence"]
     if steps and not in_parallel:
@@ -233,6 +235,8 @@ def _plan(experiment, streams, want, temperature, steps, guidance, beams, rerank
         )
     if rerank and beams == 1:
         raise ConfigError(f"--rerank {rerank:g} chooses among beams; add --beams 4 or more.")
+    in_turn = [n for n in want if n not in in_parallel]
+    judged = [n for n in in_turn if contrasts(experiment, streams[n])] or in_turn
     return [
         Decoding(
             stream=name,
@@ -240,7 +244,7 @@ def _plan(experiment, streams, want, temperature, steps, guidance, beams, rerank
             temperature=temperature,
             guidance=guidance,
             beams=1 if name in in_parallel else beams,
-            rerank=0.0 if name in in_parallel else rerank,
+            rerank=rerank if name in judged else 0.0,
         )
         for name in want
     ]

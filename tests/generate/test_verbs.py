@@ -19,7 +19,10 @@ import pytest
 import mmjax
 from mmjax import cli
 from mmjax.config import ConfigError
+from mmjax.data.layouts import Aligned
 from mmjax.generate import Decoding, sampling, sheet, verbs
+from mmjax.modalities.structured import Boxes
+from mmjax.objectives import InfoNCE
 from mmjax.report import gallery
 
 CODE = ["--code", letters.__file__]
@@ -252,3 +255,20 @@ def test_seeds_of_samples_are_apart():
     seeds = verbs.sample_seeds(0, range(1000))
     assert len(set(seeds)) == 1000
     assert seeds[3] == verbs.sample_seeds(0, [3])[0] != verbs.sample_seeds(1, [3])[0]
+
+
+def test_a_rerank_is_for_the_wanted_that_have_a_contrast():
+    boxes = Boxes(max_boxes=2, bins=9)
+    base = letters.get_config(modalities={**letters.MODALITIES, "boxes": boxes})
+    pair = dataclasses.replace(
+        base.tasks["masked"], inputs=("image", "text"), targets=(), layout=Aligned(),
+        objective=InfoNCE(),
+    )  # fmt: skip
+    experiment = dataclasses.replace(base, tasks={**base.tasks, "pair": pair})
+    plan = lambda *want: [
+        i.rerank for i in verbs._plan(experiment, {n: n for n in want}, want, 0.0, 0, 1.0, 4, 2.0)
+    ]
+    assert plan("text", "boxes", "levels") == [2, 0, 0]
+    assert plan("levels", "boxes") == [0, 2]  # which is refused, as it can do nothing
+    with pytest.raises(ConfigError, match="--rerank 2 chooses among beams; add --beams 4"):
+        verbs._plan(experiment, {"text": "text"}, ["text"], 0.0, 0, 1.0, 1, 2.0)
