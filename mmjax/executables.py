@@ -1,8 +1,9 @@
 """Executables: one for each (task, variant), compiled ahead of the first step and in parallel.
 
 A compiler leaves the heap of its process in a million pieces, which XLA:CPU then searches for the
-buffers of each operation: steps of the demo took 1.5 times as long. So for a long run on CPU
-another process compiles them into jax's compile cache, and this one reads them from there.
+buffers of each operation: steps of the demo took 1.5 times as long. So on CPU another process
+compiles what is large into jax's compile cache, and this one reads it from there. The other has a
+heap for each thread, so that its compilers do not wait for each other either.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import mmjax
 from mmjax import config, heap, metrics, program
 from mmjax.data import loader
 
-LONG, LARGE = 500, 1_000_000  # steps and parameters from which a process of its own pays
+LARGE = 1_000_000  # parameters from which a process of its own pays, even for a few steps
 CHILD = "from mmjax import executables; executables.answer()"
 Pair = tuple[str, str]  # task and variant
 
@@ -85,7 +86,6 @@ def _is_worth_it(built: program.Program) -> bool:
         jax.default_backend() == "cpu"
         and jax.process_count() == 1
         and built.mesh.size == jax.device_count()
-        and built.experiment.total_steps >= LONG
         and sum(x.size for x in jax.tree.leaves(built.parts.params)) >= LARGE
         and bool(_cache())
         and not _mark(built).exists()

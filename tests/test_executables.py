@@ -24,7 +24,7 @@ from mmjax import executables, program, rundir
 
 events = []
 monitoring.register_event_listener(lambda name, **_: events.append(name.rsplit("/", 1)[-1]))
-executables.LONG, executables.LARGE = 12, 1000
+executables.LARGE = 1000
 experiment = rundir.ready_modalities(mini.get_config(), epath.Path(sys.argv[1]), main=True)
 built = program.build(experiment)
 counts = []
@@ -116,10 +116,8 @@ def test_an_interrupt_ends_the_other_process_too(built, tmp_path, monkeypatch):
     assert started.exists()
 
 
-def test_only_long_runs_of_large_models_on_all_cpus_compile_apart(built, tmp_path, monkeypatch):
+def test_only_large_models_on_all_cpus_compile_apart(built, tmp_path, monkeypatch):
     monkeypatch.setattr(executables, "_cache", lambda: str(tmp_path))
-    assert not executables._is_worth_it(built)  # 12 steps
-    monkeypatch.setattr(executables, "LONG", 12)
     assert not executables._is_worth_it(built)  # some thousand parameters
     monkeypatch.setattr(executables, "LARGE", 1000)
     assert executables._is_worth_it(built)
