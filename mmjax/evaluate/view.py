@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -88,21 +89,17 @@ class View:
                 f"Embedding: modality {modality!r} is not in the model; there are"
                 f" {', '.join(config.modalities)}."
             )
-        encode, parts = config.modalities[modality].encode, []
-        group = batch_size * mesh_lib.batch_shards(self.program.mesh)
-        for start in range(0, max(len(examples), 1), group):
-            values = (self.value(modality, e) for e in examples[start : start + group])
-            pieces = [v if v is None else encode(v) for v in values]
-            parts.append(self.embed_pieces(modality, pieces, batch_size))
-        return np.concatenate(parts)
+        encode = config.modalities[modality].encode
+        values = (self.value(modality, e) for e in examples)
+        pieces = (None if v is None else encode(v) for v in values)
+        return self.embed_pieces(modality, pieces, batch_size)
 
-    def embed_pieces(self, modality: str, pieces: Sequence[Piece | None], batch_size: int = 100):
-        """`embed` of encoded values."""
+    def embed_pieces(self, modality: str, pieces: Iterable[Piece | None], batch_size: int = 100):
+        """`embed` of encoded values, of which only so many are asked for at once."""
         run = embedder(self.program, modality)
         group = batch_size * mesh_lib.batch_shards(self.program.mesh)
-        rows = []
-        for start in range(0, len(pieces), group):
-            part = pieces[start : start + group]
+        pieces, rows = iter(pieces), []
+        while part := list(itertools.islice(pieces, group)):
             tokens = _tokens(self.program, modality, [*part, *[None] * (group - len(part))])
             tokens = jax.device_put(tokens, self.program.batch_sharding)
             with jax.set_mesh(self.program.mesh):

@@ -236,6 +236,7 @@ def _plan(experiment, streams, want, temperature, steps, guidance, beams, rerank
     if rerank and beams == 1:
         raise ConfigError(f"--rerank {rerank:g} chooses among beams; add --beams 4 or more.")
     in_turn = [n for n in want if n not in in_parallel]
+    # Where none has one all keep it, and `sampling.checked` says that it can do nothing.
     judged = [n for n in in_turn if contrasts(experiment, streams[n])] or in_turn
     return [
         Decoding(
