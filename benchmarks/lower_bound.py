@@ -7,16 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-
 def row_sum(x):  # as a product: XLA:CPU adds up rows without vectors
     return x @ jnp.ones((x.shape[-1], 1))
 def norm(x, p):
     return x if p is None else x * jax.lax.rsqrt(row_sum(x * x) / x.shape[-1] + 1e-6) * p["scale"]
-
 @jax.custom_vjp
 def move(x, to, back):  # a permutation: its derivative gathers too
     return sum(x.at[i].get(mode="fill", fill_value=0) for i in to.T)
-
 move.defvjp(lambda x, to, back: (move(x, to, back), (to, back)),
             lambda kept, d: (move(d, *kept[::-1]), None, None))
 
@@ -41,13 +38,17 @@ def mixture(x, p, bias, valid, rows=128, k=2):  # the best k experts of each tok
     y = swiglu(x_N, *(p[m][e_N] for m in ("up", "gate", "down")), w_N)
     return move(y.reshape(-1, x.shape[1]), slot.reshape(-1, k), choice // k), count
 
+def flat(x, w):  # in two dims: XLA:CPU would copy x for the derivative of w
+    return (x.reshape(-1, len(w)) @ w).reshape(*x.shape[:-1], -1)
+def heads(x, w):
+    return flat(x, w.reshape(len(w), -1)).reshape(*x.shape[:2], *w.shape[1:]).swapaxes(1, 2)
 def attend(p, x, memory, mask):
-    q = norm(jnp.einsum("bld,dhg->bhlg", x, p["query"]), p.get("query_norm"))
-    k = norm(jnp.einsum("bld,dhg->bhlg", memory, p["key"]), p.get("key_norm"))
+    q = norm(heads(x, p["query"]), p.get("query_norm"))
+    k = norm(heads(memory, p["key"]), p.get("key_norm"))
     logits = jnp.where(mask[:, None], q @ k.swapaxes(2, 3) * q.shape[-1] ** -0.5, -1e30)
     e = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))) * mask[:, None]
-    out = e @ jnp.einsum("bld,dhg->bhlg", memory, p["value"]) / jnp.maximum(row_sum(e), 1e-30)
-    return jnp.einsum("bhlg,hgd->bld", out, p["out"])
+    out = (e @ heads(memory, p["value"]) / jnp.maximum(row_sum(e), 1e-30)).swapaxes(1, 2)
+    return flat(out.reshape(*x.shape[:2], -1), p["out"].reshape(-1, x.shape[2]))
 
 def lane(params, bias, r, view, names, memory=None, source=None):
     table, half = params["table"], params["table"].shape[1] // 2
@@ -63,7 +64,7 @@ def lane(params, bias, r, view, names, memory=None, source=None):
     same = lambda a, b: (a[:, :, None] == b[:, None, :]) & valid[:, :, None]
     mask = same(view.segment_BL, view.segment_BL)
     if source is not None:
-        memory = place(memory @ params["memory"][0], source)
+        memory = place(flat(memory, params["memory"][0]), source)
         seen = same(view.segment_BL, source.segment_BL)
         mask &= view.order_BL[:, None, :] <= view.order_BL[:, :, None]
         mask &= same(view.stream_BL, view.stream_BL)
@@ -82,7 +83,8 @@ def lane(params, bias, r, view, names, memory=None, source=None):
                 y = swiglu(y, w["up"], w["gate"], w["down"])
             x = x + y.reshape(x.shape)
         return x, load
-    x, load = jax.lax.scan(layer, place(x, view), (params["runs"][r]["blocks"], bias[r]))
+    xs = (params["runs"][r]["blocks"], bias[r])
+    x, load = jax.lax.scan(layer, place(x, view), xs, unroll=len(jax.tree.leaves(xs)[0]) < 3)
     return norm(x, params["final_norms"][r]), {r: load}
 
 def masked(params, bias, batch, names):

@@ -113,7 +113,7 @@ def get_config(batch_size: int = 64) -> Experiment:
             }
         ),
     }
-    layout = Masked(input_tokens=36, target_tokens=24, policies=POLICIES, drop={"text": 0.3})
+    layout = Masked(input_tokens=24, target_tokens=24, policies=POLICIES, drop={"text": 0.3})
     return Experiment(
         name="quickstart",
         modalities={"text": TEXT, "image": IMAGE, "audio": VOICES, **made},
@@ -142,7 +142,7 @@ def get_config(batch_size: int = 64) -> Experiment:
                 decodings={"text": Decoding(stream="text", beams=4, rerank=1.0)},
             ),
         },
-        total_steps=1000,
+        total_steps=1100,
     )
 
 

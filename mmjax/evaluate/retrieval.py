@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 
 from mmjax.data.source import Source
-from mmjax.evaluate.evaluator import Evaluator
+from mmjax.evaluate.evaluator import Evaluator, at_once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,8 @@ class Retrieval(Evaluator):
         for suffix, split in self.splits.items():
             limit = self.num_galleries * self.gallery or None
             examples = view.examples(split.format(split=view.split), limit)
-            features = {m: view.embed(m, examples) for m in self.modalities}
+            found = at_once(view, lambda m, e=examples: view.embed(m, e), self.modalities)
+            features = dict(zip(self.modalities, found, strict=True))
             present = {m: np.array([view.has(m, e) for e in examples]) for m in self.modalities}
             for a, b in itertools.permutations(self.modalities, 2):
                 hits = self._direction(examples, features, present, a, b)

@@ -75,14 +75,14 @@ class Attention(nnx.Module):
     def keys(self, memory_BLD: Array) -> tuple[Array, Array]:
         """Keys, before rotation, and values [B, L, K, G] of what is looked at."""
         dtype = memory_BLD.dtype
-        k = jnp.einsum("BLD,DKG->BLKG", memory_BLD, self.key[...].astype(dtype))
-        v = jnp.einsum("BLD,DKG->BLKG", memory_BLD, self.value[...].astype(dtype))
+        k = fused.project(memory_BLD, self.key[...].astype(dtype))
+        v = fused.project(memory_BLD, self.value[...].astype(dtype))
         return (self.key_norm(k) if self.qk_norm else k), v
 
     def read(self, x_BQD, k, v, query: Tokens, key: Tokens, *, causal, isolate):
         """What queries make of keys and values, [B, Q, D]."""
         dtype = x_BQD.dtype
-        q = jnp.einsum("BQD,DHG->BQHG", x_BQD, self.query[...].astype(dtype))
+        q = fused.project(x_BQD, self.query[...].astype(dtype))
         if self.qk_norm:
             q = self.query_norm(q)
         if self.rotary:
@@ -93,7 +93,7 @@ class Attention(nnx.Module):
             q, k, v, attention.place(query), attention.place(key),
             causal=causal, isolate=isolate, query_block=self.query_block,
         )  # fmt: skip
-        return jnp.einsum("BQHG,HGD->BQD", out, self.out[...].astype(dtype))
+        return fused.project(out, self.out[...].astype(dtype), inputs=2)
 
     def __call__(self, x_BQD, memory_BLD, query: Tokens, key: Tokens, *, causal, isolate):
         k, v = self.keys(memory_BLD)

@@ -1,10 +1,12 @@
-"""Arithmetic with hand-written derivatives: sums of rows, RMS norm, SwiGLU.
+"""Arithmetic with hand-written derivatives, or none: products, sums of rows, RMS norm, SwiGLU.
 
 What autodiff would keep for the backward pass of a scanned layer is written to memory once a layer
 and read back; these keep their inputs and no more.
 """
 
 from __future__ import annotations
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,17 @@ def row_sum(x: Array) -> Array:
     if jax.default_backend() != "cpu":
         return jnp.sum(x, axis=-1, keepdims=True)
     return jnp.matmul(x, jnp.ones((x.shape[-1], 1), x.dtype))
+
+
+def project(x: Array, w: Array, inputs: int = 1) -> Array:
+    """x [..., *inputs] times w [*inputs, *outputs]: [..., *outputs].
+
+    On CPU as a product of two matrices: XLA would copy x, turned around, for the derivative of w.
+    """
+    if jax.default_backend() != "cpu":
+        return jnp.tensordot(x, w, axes=inputs)
+    lead, size = x.shape[: x.ndim - inputs], math.prod(w.shape[:inputs])
+    return jnp.matmul(x.reshape(-1, size), w.reshape(size, -1)).reshape(*lead, *w.shape[inputs:])
 
 
 @jax.custom_vjp

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.models import attention, blocks, embed, plan
+from mmjax.models import attention, blocks, embed, fused, plan
 from mmjax.parallel import rules
 from mmjax.typing import NUM_AXES, Array, Tokens, Vocabulary
+
+UNROLLED = 2  # repeats up to which a run is no loop: it would store and read all activations
 
 
 def add_records(*records: dict) -> dict:
@@ -157,7 +159,7 @@ class Model(nnx.Module):
                 " shape='encoder_decoder' or a task with a single view."
             )
         kernel = self.memory[list(reads).index(lane)][...].astype(memory.x_BLD.dtype)
-        x = jnp.matmul(memory.x_BLD, kernel)
+        x = fused.project(memory.x_BLD, kernel)
         x = (x + self._where(memory.tokens).astype(x.dtype)) * self._valid(memory.tokens, x.dtype)
         return lane, memory._replace(x_BLD=x)
 
@@ -197,7 +199,8 @@ class Model(nnx.Module):
             keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             body = jax.checkpoint(body, policy=keep if policy == "dots" else None)
         states = [nnx.as_pure((params, state)) for _, params, state in parts]
-        x, stats = jax.lax.scan(body, x, states)
+        unroll = UNROLLED if run.repeats <= UNROLLED else 1
+        x, stats = jax.lax.scan(body, x, states, unroll=unroll)
         record = {
             f"{name}/{r}/{p}": value if name == "load" else jnp.sum(value)
             for p, out in enumerate(stats)

@@ -13,7 +13,7 @@ import pytest
 import small
 
 from mmjax import step as step_lib
-from mmjax.models import attention, names, plan
+from mmjax.models import attention, fused, names, plan
 from mmjax.objectives import MaskedTokens, NextToken
 from mmjax.optim import AdamW
 from mmjax.parallel import MeshConfig
@@ -228,7 +228,7 @@ def test_each_axis_of_a_grid_has_frequencies_of_its_own():
 @pytest.fixture(scope="module")
 def world():
     """(config, parameters, input, target) with experts, and the gradients."""
-    config = small.config(encoder_layers=4, decoder_layers=1)
+    config = small.config(encoder_layers=6, decoder_layers=1)  # three repeats: a loop
     rng = np.random.default_rng(3)
     tokens, target = small.view(rng, "image", rows=4), small.view(rng, "text", rows=4)
     arrays = arrays_of(config)
@@ -250,7 +250,7 @@ def test_rematerialisation_is_the_same(world, policy):
 
 def test_a_scan_is_the_same_as_layer_after_layer(world):
     config, arrays, tokens, expected = world
-    assert [run.repeats for run in config.layer_plan()] == [2, 1]
+    assert [run.repeats for run in config.layer_plan()] == [3, 1]
     flat = tuple(
         plan.Run(pattern=(block,))
         for run in config.layer_plan()
@@ -258,8 +258,29 @@ def test_a_scan_is_the_same_as_layer_after_layer(world):
         for block in run.pattern
     )
     unrolled = dataclasses.replace(config, runs=flat)
-    assert len(unrolled.layer_plan()) == 5
+    assert len(unrolled.layer_plan()) == 7
     assert_close(gradients(unrolled, arrays, generate, *tokens), expected, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize(("repeats", "loops"), [(1, 0), (2, 0), (3, 1), (12, 1)])
+def test_long_runs_alone_are_loops(repeats, loops):
+    config = small.config("encoder", moe=None, encoder_layers=repeats)
+    _, (run, params, _) = function(config, arrays_of(config), encode)
+    text = run.lower(params, small.view(np.random.default_rng(0), "codes")).as_text()
+    assert text.count("stablehlo.while") == loops
+
+
+@pytest.mark.parametrize(("x", "w", "inputs"), [((2, 3, 4), (4, 5, 6), 1), ((2, 3, 4), (3, 4, 5), 2)])
+def test_a_projection_is_the_sum_over_its_inputs(x, w, inputs):
+    rng = np.random.default_rng(0)
+    x, w = (rng.normal(size=shape).astype(np.float32) for shape in (x, w))
+    plain = functools.partial(jnp.tensordot, axes=inputs)
+    ours, theirs = (
+        jax.vjp(f, x, w) for f in (functools.partial(fused.project, inputs=inputs), plain)
+    )
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+    for mine, other in zip(ours[1](ours[0]), theirs[1](ours[0]), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4)
 
 
 def test_grouped_heads_are_full_ones_with_equal_keys():
