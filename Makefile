@@ -49,7 +49,7 @@ tokenizers: $(TOKENIZERS:%=runs/demo_tokenizers/%/tokenizer/report.json)
 runs/demo_tokenizers/%/tokenizer/report.json: | setup
 	$(BIN)/mmjax train-tokenizer configs/quickstart_tokenizers.py:$* \
 		--workdir runs/demo_tokenizers/$* $(TOKENIZER_ARGS) 2>&1 \
-		| (trap '' INT; sed 's/^/$*: /')
+		| (trap '' INT; sed -u 's/^/$*: /')
 
 test: setup
 	$(PYTEST) -m "not slow and not ci and not nightly and not hf" $(ARGS)
@@ -82,7 +82,7 @@ notebooks: setup
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 setup: $(VENV)/.installed
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+
 def row_sum(x):  # as a product: XLA:CPU adds up rows without vectors
     return x @ jnp.ones((x.shape[-1], 1))
 def norm(x, p):
@@ -16,10 +17,8 @@ def move(x, to, back):  # a permutation: its derivative gathers too
     return sum(x.at[i].get(mode="fill", fill_value=0) for i in to.T)
 move.defvjp(lambda x, to, back: (move(x, to, back), (to, back)),
             lambda kept, d: (move(d, *kept[::-1]), None, None))
-
 def swiglu(x, up, gate, down, weight=1.0):
     return (jax.nn.silu(x @ gate) * (x @ up) * weight) @ down
-
 def mixture(x, p, bias, valid, rows=128, k=2):  # the best k experts of each token; their load
     score, num = jax.nn.sigmoid(x @ p["router"]), p["router"].shape[1]
     index = jax.lax.top_k(jax.lax.stop_gradient(score) + bias, k)[1]
@@ -37,7 +36,6 @@ def mixture(x, p, bias, valid, rows=128, k=2):  # the best k experts of each tok
     w_N = move(weight.reshape(-1, 1), choice, slot[:, None]).reshape(blocks, rows, 1)
     y = swiglu(x_N, *(p[m][e_N] for m in ("up", "gate", "down")), w_N)
     return move(y.reshape(-1, x.shape[1]), slot.reshape(-1, k), choice // k), count
-
 def flat(x, w):  # in two dims: XLA:CPU would copy x for the derivative of w
     return (x.reshape(-1, len(w)) @ w).reshape(*x.shape[:-1], -1)
 def heads(x, w):

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import os
-from collections.abc import Callable, Iterable
 from typing import Any
-
-AT_ONCE = 4  # threads at most: each holds activations of its own
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,14 +24,3 @@ class Evaluator:
         """Chance level of metrics, by name or by a part of names that follows an underscore."""
         del view
         return {}
-
-
-def at_once(view: Any, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """function(item) of all items, in threads, so that one compiles while another computes.
-
-    Over several devices one after another: collectives of two programs could wait for each other.
-    """
-    with concurrent.futures.ThreadPoolExecutor(
-        min(os.cpu_count() or 1, AT_ONCE) if view.program.mesh.size == 1 else 1
-    ) as pool:
-        return list(pool.map(function, items))

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmjax.evaluate import judges as judges_lib
 from mmjax.evaluate import samples as samples_lib
-from mmjax.evaluate.evaluator import Evaluator, at_once
+from mmjax.evaluate.evaluator import Evaluator
 from mmjax.evaluate.judges import Judge
 from mmjax.generate import Decoding
 from mmjax.modalities.modality import Example, Modality
@@ -83,22 +83,18 @@ class Generation(Evaluator):
             for a, b in itertools.permutations(self.judges, 2)
             if not self.cells or f"{a}_to_{b}" in self.cells
         ]
-        # Late imports end here: of two threads that import what imports itself, one may fail.
-        from mmjax.generate import sampling
-
-        del sampling
         scores = {b: self._score(view, b) for b in dict.fromkeys(b for _, b in pairs)}
         for wanted, score in scores.items():
             self._anchors(view, wanted, score, metrics)
-        cells: dict[Any, Any] = {}
-        columns = [(pairs, wanted, score) for wanted, score in scores.items()]
-        for some in at_once(view, lambda column: self._column(view, *column), columns):
-            cells |= some
-        for given, wanted in (pair for pair in pairs if pair in cells):
-            examples, found, shown = cells[given, wanted]
+        for given, wanted in pairs:
+            examples = self._examples(view, given, wanted)
+            if not examples:
+                continue
+            answers = self._generate(view, given, wanted, examples)
+            found = scores[wanted](answers, examples)
             _report(metrics, f"{given}_to_{wanted}_{self.judges[wanted].metric}", examples, found)
-            for i, answer in shown.items() if writer else ():
-                _add(writer, view, given, wanted, examples[i], answer, found[i])
+            for i in spread(examples, self.num_samples) if writer else ():
+                _add(writer, view, given, wanted, examples[i], answers[i], found[i])
         if writer:
             writer.close()
         return metrics
@@ -131,17 +127,6 @@ class Generation(Evaluator):
         streams = [raw_stream(view, name) for name in (given, wanted) if name]
         found = view.examples(split, count)
         return [e for e in found if all(view.has(s, e) for s in streams)]
-
-    def _column(self, view, pairs, wanted: str, score: judges_lib.Score) -> dict:
-        """Examples, scores, and answers to be shown, of the cells in which this is wanted."""
-        cells = {}
-        for given in (a for a, b in pairs if b == wanted):
-            if examples := self._examples(view, given, wanted):
-                answers = self._generate(view, given, wanted, examples)
-                places = spread(examples, self.num_samples) if self.num_samples else []
-                shown = {i: answers[i] for i in places}
-                cells[given, wanted] = (examples, score(answers, examples), shown)
-        return cells
 
     def _generate(self, view, given: str, wanted: str, examples: list[Example]) -> list[Any]:
         from mmjax import generate

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 
 from mmjax.data.source import Source
-from mmjax.evaluate.evaluator import Evaluator, at_once
+from mmjax.evaluate.evaluator import Evaluator
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,7 @@ class Retrieval(Evaluator):
         for suffix, split in self.splits.items():
             limit = self.num_galleries * self.gallery or None
             examples = view.examples(split.format(split=view.split), limit)
-            found = at_once(view, lambda m, e=examples: view.embed(m, e), self.modalities)
-            features = dict(zip(self.modalities, found, strict=True))
+            features = {m: view.embed(m, examples) for m in self.modalities}
             present = {m: np.array([view.has(m, e) for e in examples]) for m in self.modalities}
             for a, b in itertools.permutations(self.modalities, 2):
                 hits = self._direction(examples, features, present, a, b)

@@ -270,7 +270,9 @@ def test_long_runs_alone_are_loops(repeats, loops):
     assert text.count("stablehlo.while") == loops
 
 
-@pytest.mark.parametrize(("x", "w", "inputs"), [((2, 3, 4), (4, 5, 6), 1), ((2, 3, 4), (3, 4, 5), 2)])
+@pytest.mark.parametrize(
+    ("x", "w", "inputs"), [((2, 3, 4), (4, 5, 6), 1), ((2, 3, 4), (3, 4, 5), 2)]
+)
 def test_a_projection_is_the_sum_over_its_inputs(x, w, inputs):
     rng = np.random.default_rng(0)
     x, w = (rng.normal(size=shape).astype(np.float32) for shape in (x, w))
