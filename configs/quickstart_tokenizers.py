@@ -8,6 +8,8 @@ command: mmjax train-tokenizer configs/quickstart_tokenizers.py:image
 status: simplified
 """
 
+from typing import Any
+
 from mmjax.checkpoint import Checkpointing
 from mmjax.data.layouts import Aligned
 from mmjax.data.task import Task
@@ -20,7 +22,7 @@ from mmjax.models import FSQ, Autoencoder
 from mmjax.objectives import Reconstruction
 from mmjax.optim import AdamW
 
-SMALL = {"width": 48, "expansion": 1, "encoder_layers": 1, "decoder_layers": 1}
+SMALL: dict[str, Any] = {"width": 48, "expansion": 1, "encoder_layers": 1, "decoder_layers": 1}
 
 
 def image() -> Experiment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -120,7 +121,7 @@ def inputs(experiment: Experiment) -> tuple[str, ...]:
 
 def _is_prefix(experiment: Experiment) -> bool:
     """Whether what is known is a prefix (decoder), not a view of its own (encoder-decoder)."""
-    model = experiment.model
+    model: Any = experiment.model
     runs = getattr(model, "layer_plan", tuple)()
     if not runs or not (model.read_lanes() or all(b.causal for r in runs for b in r.pattern)):
         raise ValueError(

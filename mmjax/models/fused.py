@@ -94,7 +94,8 @@ def _swiglu_forward(x_TD, up_DF, gate_DF, down_FD):
 
 
 def _swiglu_backward(residuals, d_TD):
-    d_x_TD, *grads = swiglu_backward(*residuals, d_TD)
+    x_TD, up_TF, gate_TF, up_DF, gate_DF, down_FD = residuals
+    d_x_TD, *grads = swiglu_backward(x_TD, up_TF, gate_TF, up_DF, gate_DF, down_FD, d_TD)
     return d_x_TD, *(g.astype(d_x_TD.dtype) for g in grads)
 
 

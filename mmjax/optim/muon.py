@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -30,8 +31,8 @@ class State(NamedTuple):
 
 def muon(
     matrices: PyTree,
-    matrix_rate: optax.Schedule,
-    rate: optax.Schedule,
+    matrix_rate: Callable[[Array], Any],
+    rate: Callable[[Array], Any],
     *,
     momentum: float,
     ns_steps: int,
@@ -56,8 +57,8 @@ def muon(
             jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params), tree.unflatten(second)
         )
 
-    def update(grads, state, params=None):
-        grads, tree = jax.tree.flatten(grads)
+    def update(updates, state, params=None):
+        grads, tree = jax.tree.flatten(updates)
         count = state.count + 1
         first, second, ahead = [], [], []
         old = zip(tree.flatten_up_to(state.first), tree.flatten_up_to(state.second), strict=True)
@@ -68,14 +69,14 @@ def muon(
             second.append(b2 * v + (1 - b2) * jnp.square(g) if matrix is None else none)
             ahead.append(b * m / (1 - b ** (count + 1)) + (1 - b) * g / (1 - b**count))
         ahead = orthogonal(ahead, kinds, ns_steps)
-        updates = []
+        out = []
         for matrix, u, v, p in zip(kinds, ahead, second, tree.flatten_up_to(params), strict=True):
             if matrix is None:
                 u = -rate(state.count) * u / (jnp.sqrt(v / (1 - b2**count)) + eps)
             else:
                 u = -matrix_rate(state.count) * (u + weight_decay * p)
-            updates.append(u)
-        return tree.unflatten(updates), State(count, *map(tree.unflatten, (first, second)))
+            out.append(u)
+        return tree.unflatten(out), State(count, *map(tree.unflatten, (first, second)))
 
     return optax.GradientTransformation(init, update)
 
@@ -83,11 +84,10 @@ def muon(
 def orthogonal(leaves: list[Array], kinds: list, steps: int) -> list[Array]:
     """Each matrix U S V^T becomes about U V^T * sqrt(max(1, outputs / inputs)); others stay."""
     groups: dict[Any, list[int]] = defaultdict(list)
-    stacks = [None if m is None else _stack(x, m) for x, m in zip(leaves, kinds, strict=True)]
-    for i, stack in enumerate(stacks):
-        if stack is not None:
-            # On several devices a leaf stays alone: joined to others it would lose its sharding.
-            groups[stack.shape[1:] if _one_device() else i].append(i)
+    stacks = {i: _stack(leaves[i], m) for i, m in enumerate(kinds) if m is not None}
+    for i, stack in stacks.items():
+        # On several devices a leaf stays alone: joined to others it would lose its sharding.
+        groups[stack.shape[1:] if _one_device() else i].append(i)
     out = list(leaves)
     for members in groups.values():
         done = newton_schulz(jnp.concatenate([stacks[i] for i in members]), steps)

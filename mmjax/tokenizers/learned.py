@@ -192,8 +192,9 @@ class Learned:
             manifest = json.loads((path / MANIFEST).read_text())
             if manifest["format"] != FORMAT:
                 raise ValueError(f"format={manifest['format']}, this version reads {FORMAT}")
-            spec = dict(manifest["spec"])
-            spec = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
+            spec: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in manifest["spec"].items()
+            }
             found = cls(
                 preprocessing=manifest["preprocessing"],
                 spec=TokenSpec(**spec),
