@@ -36,8 +36,9 @@ SHELL := bash
 .PHONY: demo tokenizers test test-ci test-slow-tenth test-nightly test-hf bench docs notebooks \
 	lint setup constraints clean
 
-# Tokenizers train at once, as each keeps little more than one core busy. After Ctrl-C what writes
-# their names before their lines stays until they have said that they saved.
+# Tokenizers train at once, as each keeps little more than one core busy; on CPU, because one process
+# would take an accelerator whole. After Ctrl-C what writes their names before their lines stays
+# until they have said that they saved.
 demo: setup
 	@$(MAKE) --no-print-directory -j$(words $(TOKENIZERS)) tokenizers
 	$(BIN)/mmjax train $(CONFIG) --workdir $(WORKDIR) $(ARGS)
@@ -47,7 +48,7 @@ demo: setup
 tokenizers: $(TOKENIZERS:%=runs/demo_tokenizers/%/tokenizer/report.json)
 
 runs/demo_tokenizers/%/tokenizer/report.json: | setup
-	$(BIN)/mmjax train-tokenizer configs/quickstart_tokenizers.py:$* \
+	JAX_PLATFORMS=cpu $(BIN)/mmjax train-tokenizer configs/quickstart_tokenizers.py:$* \
 		--workdir runs/demo_tokenizers/$* $(TOKENIZER_ARGS) 2>&1 \
 		| (trap '' INT; sed -u 's/^/$*: /')
 
