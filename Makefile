@@ -29,16 +29,12 @@ TEST_ENV := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511
 PYTEST = $(TEST_ENV) $(BIN)/python -m pytest -n 2
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-# A failed command fails its pipe too.
-SHELL := bash
-.SHELLFLAGS := -o pipefail -c
-
 .PHONY: demo tokenizers test test-ci test-slow-tenth test-nightly test-hf bench docs notebooks \
 	lint setup constraints clean
 
-# Tokenizers train at once, as each keeps little more than one core busy; on CPU, because one process
-# would take an accelerator whole. After Ctrl-C what writes their names before their lines stays
-# until they have said that they saved.
+# Tokenizers train at once, as each keeps little more than one core busy; on CPU, because one
+# process would take an accelerator whole. After Ctrl-C what writes their names before their lines
+# stays until they have said that they saved.
 demo: setup
 	@$(MAKE) --no-print-directory -j$(words $(TOKENIZERS)) tokenizers
 	$(BIN)/mmjax train $(CONFIG) --workdir $(WORKDIR) $(ARGS)
@@ -50,7 +46,7 @@ tokenizers: $(TOKENIZERS:%=runs/demo_tokenizers/%/tokenizer/report.json)
 runs/demo_tokenizers/%/tokenizer/report.json: | setup
 	JAX_PLATFORMS=cpu $(BIN)/mmjax train-tokenizer configs/quickstart_tokenizers.py:$* \
 		--workdir runs/demo_tokenizers/$* $(TOKENIZER_ARGS) 2>&1 \
-		| (trap '' INT; sed -u 's/^/$*: /')
+		| (trap '' INT; sed -u 's/^/$*: /') && test -f $@
 
 test: setup
 	$(PYTEST) -m "not slow and not ci and not nightly and not hf" $(ARGS)

@@ -1,4 +1,4 @@
-"""Arithmetic with hand-written derivatives, or none: products, sums of rows, RMS norm, SwiGLU.
+"""Products and sums as XLA computes them best; RMS norm and SwiGLU with derivatives by hand.
 
 What autodiff would keep for the backward pass of a scanned layer is written to memory once a layer
 and read back; these keep their inputs and no more.

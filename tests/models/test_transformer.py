@@ -270,13 +270,16 @@ def test_long_runs_alone_are_loops(repeats, loops):
     assert text.count("stablehlo.while") == loops
 
 
+@pytest.mark.parametrize("backend", ["cpu", "tpu"])
 @pytest.mark.parametrize(
     ("x", "w", "inputs"), [((2, 3, 4), (4, 5, 6), 1), ((2, 3, 4), (3, 4, 5), 2)]
 )
-def test_a_projection_is_the_sum_over_its_inputs(x, w, inputs):
+def test_a_projection_is_the_sum_over_its_inputs(x, w, inputs, backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     rng = np.random.default_rng(0)
     x, w = (rng.normal(size=shape).astype(np.float32) for shape in (x, w))
-    plain = functools.partial(jnp.tensordot, axes=inputs)
+    letters = "abc,cde->abde" if inputs == 1 else "abc,bcd->ad"
+    plain = functools.partial(jnp.einsum, letters)
     ours, theirs = (
         jax.vjp(f, x, w) for f in (functools.partial(fused.project, inputs=inputs), plain)
     )
