@@ -32,11 +32,11 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 .PHONY: demo tokenizers test test-ci test-slow-tenth test-nightly test-hf bench docs notebooks \
 	lint setup constraints clean
 
-# Tokenizers train at once, as each keeps little more than one core busy; on CPU, because one
+# Two tokenizers train at once, as each keeps little more than one core busy; on CPU, because one
 # process would take an accelerator whole. After Ctrl-C what writes their names before their lines
 # stays until they have said that they saved.
 demo: setup
-	@$(MAKE) --no-print-directory -j$(words $(TOKENIZERS)) tokenizers
+	@$(MAKE) --no-print-directory -j2 tokenizers
 	$(BIN)/mmjax train $(CONFIG) --workdir $(WORKDIR) $(ARGS)
 	$(BIN)/mmjax eval $(WORKDIR) --split $(SPLIT)
 	$(BIN)/mmjax report $(WORKDIR)
