@@ -22,3 +22,17 @@ def test_all_loaders_hold_the_same_epoch(root, tmp_path):
     assert set(found["contents"].values()) == {found["contents"]["memory"]}
     assert len(found["contents"]) == 6
     assert min(found["cpu_ms"].values()) > 0
+
+
+@pytest.mark.slow
+def test_gaps_between_executables_of_the_loop_are_read_from_a_trace(root, tmp_path):
+    out = tmp_path / "found.json"
+    done = subprocess.run(
+        [sys.executable, "benchmarks/host.py", "--steps", "5", "--out", str(out)],
+        cwd=root, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode in (0, 3), done.stderr  # 3 = too slow, as beside other tests
+    found = json.loads(out.read_text())
+    assert len(found["gap_ms"]) == found["executions"] - 1
+    assert 0 < min(found["gap_ms"])
+    assert 0.5 < found["inside"] < 1
