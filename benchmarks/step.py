@@ -181,9 +181,11 @@ def child(contender: str, task: str, folder: Path) -> None:
 
 def measure(task: str, processes: int, rounds: int, steps: int, folder: Path) -> dict:
     """Medians and ratios of a task."""
-    names = ("mmjax", "bound")
-    arguments, rows = {n: (n, task, str(folder)) for n in names}, {n: [] for n in names}
+    names: tuple[str, ...] = ("mmjax", "bound")
+    rows: dict[str, list] = {n: [] for n in names}
     for p in range(processes):
+        names = names[::-1]  # which one is started first may matter too
+        arguments = {n: (n, task, str(folder)) for n in names}
         turns = Turns(__file__, arguments, compiling=() if p else names)
         about = turns.about
         for key, tolerance in (("parameters", 0.0), ("flops", 1e-9), ("first_loss", 1e-4)):

@@ -18,6 +18,8 @@ from mmjax.models.routers import Routing
 from mmjax.parallel.mesh import BATCH_AXES
 from mmjax.typing import Array
 
+UNROLL = 4  # blocks in one turn of a loop, whose products then share the cores (RESULTS.md)
+
 
 def expert_ffn(
     x_WTD: Array, routing: Routing, up_EDF: Array, gate_EDF: Array, down_EFD: Array, block_rows: int
@@ -195,7 +197,7 @@ def _block_forward(x_NbD, expert_N, up_EDF, gate_EDF, down_EFD):
         gate = jnp.matmul(x_bD, gate_EDF[e])
         return None, (jnp.matmul(jax.nn.silu(gate) * up, down_EFD[e]), up, gate)
 
-    _, (y_NbD, up_NbF, gate_NbF) = jax.lax.scan(body, None, (x_NbD, expert_N))
+    _, (y_NbD, up_NbF, gate_NbF) = jax.lax.scan(body, None, (x_NbD, expert_N), unroll=UNROLL)
     return y_NbD, (x_NbD, expert_N, up_NbF, gate_NbF, up_EDF, gate_EDF, down_EFD)
 
 
@@ -225,7 +227,7 @@ def _block_backward(residuals, d_NbD):
 
     zeros = (grad_dtype(up_EDF), grad_dtype(gate_EDF), grad_dtype(down_EFD))
     blocks = (x_NbD, expert_N, up_NbF, gate_NbF, d_NbD)
-    grads, d_x_NbD = jax.lax.scan(body, zeros, blocks)
+    grads, d_x_NbD = jax.lax.scan(body, zeros, blocks, unroll=UNROLL)
     d_up, d_gate, d_down = (g.astype(up_EDF.dtype) for g in grads)
     return d_x_NbD, None, d_up, d_gate, d_down
 
