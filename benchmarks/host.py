@@ -23,7 +23,7 @@ from pathlib import Path
 from turns import ROOT, Turns, quartiles
 
 LIMIT_MS, FIRST = 1.0, 20
-EXECUTION, THREAD = "ThunkExecutor::Execute", "XLAPjRtCpuClient"  # of jaxlib 0.10 on CPU
+EXECUTION, WAIT, THREAD = "ThunkExecutor::Execute", "(wait", "XLAPjRtCpuClient"  # jaxlib 0.10, CPU
 
 
 class Traced:
@@ -57,7 +57,7 @@ def executions(folder: str) -> list[tuple[float, float]]:
 
     (file,) = Path(folder).glob("**/*.xplane.pb")
     spans = [
-        (1e-6 * event.start_ns, 1e-6 * event.end_ns)
+        (1e-6 * event.start_ns, 1e-6 * event.end_ns, WAIT in event.name)
         for plane in jax.profiler.ProfileData.from_file(str(file)).planes
         for line in plane.lines
         if THREAD in line.name
@@ -66,8 +66,8 @@ def executions(folder: str) -> list[tuple[float, float]]:
     ]
     # An executable begins in one span and waits for its parts, on other threads, in the next.
     whole: list[tuple[float, float]] = []
-    for begin, end in sorted(spans):
-        if whole and begin - whole[-1][1] < 0.02:
+    for begin, end, waits in sorted(spans):
+        if whole and (waits or begin < whole[-1][1]):
             whole[-1] = (whole[-1][0], max(end, whole[-1][1]))
         else:
             whole.append((begin, end))
