@@ -7,11 +7,11 @@
 256, 4 + 4 layers, SwiGLU 682, 128 visible and 128 target tokens of three vocabularies of 4096,
 against a checkout of apple/ml-4m (needs torch and einops too).
 
-`plain.py` is plain JAX of the same shapes. The bound is good when it costs at most 10 % more. PLAIN
-is what plain JAX reached where the bars were set, on an AMD EPYC: CPU time of the peer over its
-own. How torch and XLA compare depends on the processor, so both are measured here.
-
-All run in turns and ratios are taken inside a round, so the speed of the machine drops out.
+PLAIN is what plain JAX reached when the bars were set, on an AMD EPYC: CPU time of the same peer
+over its own, on one core. The bound is good when it is within 10 % of that. How torch and XLA
+compare depends on the processor, so `plain.py`, plain JAX of the same shapes, runs beside, and the
+bound may cost at most 10 % more than it too. All run in turns and ratios are taken inside a round,
+so the speed of the machine drops out.
 """
 
 from __future__ import annotations
@@ -271,6 +271,13 @@ def measure(name: str, checkout: str, rounds: int) -> dict:
     }
 
 
+def is_good(found: dict) -> bool:
+    """Whether the bound is within 10 % of plain JAX, here and, by way of the peer, there."""
+    here = found["bound_over_plain"][1] <= SLACK
+    peer = found["peer_over"]
+    return here and (not peer or peer["bound"][1] * SLACK >= found["peer_over_plain_there"])
+
+
 def describe(name: str, found: dict) -> str:
     """Two lines."""
     cpu, (low, ratio, high) = found["cpu_ms"], found["bound_over_plain"]
@@ -283,7 +290,8 @@ def describe(name: str, found: dict) -> str:
         there = found["peer_over_plain_there"]
         line += (
             f"\n  peer {cpu['peer']:.0f} ms: {plain:.2f} of plain JAX (there {there:.2f}),"
-            f" {own:.2f} of the bound; parameters {found['parameters']}"
+            f" {own:.2f} of the bound (at least {there / SLACK:.2f}); parameters"
+            f" {found['parameters']}"
         )
     return line
 
@@ -301,7 +309,7 @@ def main() -> int:
     found, good = {}, True
     for name in PLAIN:
         found[name] = measure(name, args.fourm, args.rounds)
-        good &= found[name]["bound_over_plain"][1] <= SLACK
+        good &= is_good(found[name])
         print(describe(name, found[name]), flush=True)
     if args.out:
         args.out.write_text(json.dumps(found, indent=1))

@@ -77,7 +77,7 @@ def executions(folder: str) -> list[tuple[float, float]]:
 def child(steps: int) -> None:
     """Trains and prints what the trace says."""
     import mmjax
-    from mmjax import config, executables, train
+    from mmjax import config, executables
 
     experiment = config.load(f"{ROOT / 'configs' / 'quickstart.py'}:raw")
     experiment = dataclasses.replace(experiment, evaluators={}, total_steps=FIRST + steps + 10)
@@ -87,7 +87,7 @@ def child(steps: int) -> None:
         def wrapped(*arguments):
             return {pair: traced.wrap(e) for pair, e in compile_all(*arguments).items()}
 
-        train.executables.compile_all = wrapped  # type: ignore[attr-defined]
+        executables.compile_all = wrapped
         mmjax.train(experiment, f"{folder}/run")
         spans = executions(traced.folder)
     gaps = [after[0] - before[1] for before, after in itertools.pairwise(spans)]
