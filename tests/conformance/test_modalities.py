@@ -262,6 +262,8 @@ def test_encoding_is_fast(row):
         row.modality.encode(value)
         return time.perf_counter() - start
 
-    # The best of many: other processes may hold the machine.
+    # The best of many, for some seconds where need be: other processes may hold the machine.
     for value in row.values:
-        assert min(seconds(value) for _ in range(50)) < row.microseconds * 1e-6
+        until = time.perf_counter() + 5
+        while min(seconds(value) for _ in range(50)) >= row.microseconds * 1e-6:
+            assert time.perf_counter() < until
