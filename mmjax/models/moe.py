@@ -99,24 +99,27 @@ def _sorted_experts(x_WTD, expert_WTX, weight_WTX, up_EDF, gate_EDF, down_EFD, b
     x_TD = x_WTD.reshape(-1, x_WTD.shape[-1])
     weight_TX = weight_WTX.reshape(-1, choices)
     expert_TX = jnp.where(weight_TX > 0, expert_WTX.reshape(-1, choices), num_experts)
-    slot_TX, token_S, expert_N = block_plan(expert_TX, num_experts, block_rows)
+    slot_TX, token_S, expert_N, used = block_plan(expert_TX, num_experts, block_rows)
     x_SD = _gather_tokens(x_TD, slot_TX, token_S)
     x_NbD = x_SD.reshape(len(expert_N), -1, x_SD.shape[-1])
-    y_NbD = _block_ffn(x_NbD, expert_N, up_EDF, gate_EDF, down_EFD)
+    y_NbD = _block_ffn(x_NbD, expert_N, used, up_EDF, gate_EDF, down_EFD)
     y_TD = _combine(y_NbD.reshape(x_SD.shape), weight_TX, slot_TX, token_S)
     return y_TD.reshape(x_WTD.shape)
 
 
-def block_plan(expert_TX: Array, num_experts: int, block_rows: int) -> tuple[Array, Array, Array]:
+def block_plan(
+    expert_TX: Array, num_experts: int, block_rows: int
+) -> tuple[Array, Array, Array, Array]:
     """Where each choice goes when tokens are sorted by expert into padded blocks.
 
     `expert_TX` equal to `num_experts` = not used. Returns slot_TX (num_slots = not used), token_S
-    (num_tokens = padding) and the expert of each block, expert_N; N = floor(T X / rows) + E.
+    (num_tokens = padding), the expert of each block, expert_N, and how many of the blocks hold
+    tokens, the first ones; N = floor(T X / rows) + E, rounded up to a multiple of UNROLL.
     """
     num_tokens, choices = expert_TX.shape
     num_choices = num_tokens * choices
     block_rows = min(block_rows, -(-num_choices // 8) * 8)
-    num_blocks = num_choices // block_rows + num_experts
+    num_blocks = -(-(num_choices // block_rows + num_experts) // UNROLL) * UNROLL
     num_slots = num_blocks * block_rows
     flat = expert_TX.reshape(-1)
     one_hot = (flat[:, None] == jnp.arange(num_experts)[None, :]).astype(jnp.int32)
@@ -135,6 +138,7 @@ def block_plan(expert_TX: Array, num_experts: int, block_rows: int) -> tuple[Arr
         slot.reshape(expert_TX.shape).astype(jnp.int32),
         token_S,
         jnp.minimum(expert_N, num_experts - 1).astype(jnp.int32),
+        end_E[-1].astype(jnp.int32),
     )
 
 
@@ -186,50 +190,72 @@ _combine.defvjp(_combine_forward, _combine_backward)
 
 
 @jax.custom_vjp
-def _block_ffn(x_NbD, expert_N, up_EDF, gate_EDF, down_EFD):
-    return _block_forward(x_NbD, expert_N, up_EDF, gate_EDF, down_EFD)[0]
+def _block_ffn(x_NbD, expert_N, used, up_EDF, gate_EDF, down_EFD):
+    """Experts of the first `used` blocks; zero in the others, which hold no tokens."""
+    return _block_forward(x_NbD, expert_N, used, up_EDF, gate_EDF, down_EFD)[0]
 
 
-def _block_forward(x_NbD, expert_N, up_EDF, gate_EDF, down_EFD):
-    def body(_, block):
-        x_bD, e = block
-        up = jnp.matmul(x_bD, up_EDF[e])
-        gate = jnp.matmul(x_bD, gate_EDF[e])
-        return None, (jnp.matmul(jax.nn.silu(gate) * up, down_EFD[e]), up, gate)
+def _block_forward(x_NbD, expert_N, used, up_EDF, gate_EDF, down_EFD):
+    def body(n, made):
+        x_bD, e = _at(x_NbD, n), _at(expert_N, n)
+        up = jnp.matmul(x_bD, _at(up_EDF, e))
+        gate = jnp.matmul(x_bD, _at(gate_EDF, e))
+        y_bD = jnp.matmul(jax.nn.silu(gate) * up, _at(down_EFD, e))
+        return jax.tree.map(lambda old, new: _put(old, new, n), made, (y_bD, up, gate))
 
-    _, (y_NbD, up_NbF, gate_NbF) = jax.lax.scan(body, None, (x_NbD, expert_N), unroll=UNROLL)
-    return y_NbD, (x_NbD, expert_N, up_NbF, gate_NbF, up_EDF, gate_EDF, down_EFD)
+    inner = jnp.zeros((*x_NbD.shape[:2], up_EDF.shape[2]), x_NbD.dtype)
+    y_NbD, up_NbF, gate_NbF = _for_used(used, body, (jnp.zeros_like(x_NbD), inner, inner))
+    return y_NbD, (x_NbD, expert_N, used, up_NbF, gate_NbF, up_EDF, gate_EDF, down_EFD)
 
 
 def _block_backward(residuals, d_NbD):
-    x_NbD, expert_N, up_NbF, gate_NbF, up_EDF, gate_EDF, down_EFD = residuals
+    x_NbD, expert_N, used, up_NbF, gate_NbF, up_EDF, gate_EDF, down_EFD = residuals
     grad_dtype = functools.partial(jnp.zeros_like, dtype=jnp.float32)
 
-    def body(carry, block):
-        d_up_EDF, d_gate_EDF, d_down_EFD = carry
-        x_bD, e, up, gate, d_bD = block
+    def body(n, carry):
+        d_x_NbD, d_up_EDF, d_gate_EDF, d_down_EFD = carry
+        x_bD, e, up, gate, d_bD = (_at(x, n) for x in (x_NbD, expert_N, up_NbF, gate_NbF, d_NbD))
         sigmoid = jax.nn.sigmoid(gate)
         silu = gate * sigmoid
-        d_h = jnp.matmul(d_bD, down_EFD[e].T)
+        d_h = jnp.matmul(d_bD, _at(down_EFD, e).T)
         d_up = d_h * silu
         d_gate = d_h * up * (sigmoid * (1 + gate * (1 - sigmoid)))
-        d_x = jnp.matmul(d_up, up_EDF[e].T) + jnp.matmul(d_gate, gate_EDF[e].T)
+        d_x = jnp.matmul(d_up, _at(up_EDF, e).T) + jnp.matmul(d_gate, _at(gate_EDF, e).T)
 
-        def product(a, b):
-            return jnp.matmul(a.T, b, preferred_element_type=jnp.float32)
+        def more(total_EDF, a, b):
+            product = jnp.matmul(a.T, b, preferred_element_type=jnp.float32)
+            return _put(total_EDF, _at(total_EDF, e) + product, e)
 
-        carry = (
-            d_up_EDF.at[e].add(product(x_bD, d_up)),
-            d_gate_EDF.at[e].add(product(x_bD, d_gate)),
-            d_down_EFD.at[e].add(product(silu * up, d_bD)),
+        return (
+            _put(d_x_NbD, d_x, n),
+            more(d_up_EDF, x_bD, d_up),
+            more(d_gate_EDF, x_bD, d_gate),
+            more(d_down_EFD, silu * up, d_bD),
         )
-        return carry, d_x
 
     zeros = (grad_dtype(up_EDF), grad_dtype(gate_EDF), grad_dtype(down_EFD))
-    blocks = (x_NbD, expert_N, up_NbF, gate_NbF, d_NbD)
-    grads, d_x_NbD = jax.lax.scan(body, zeros, blocks, unroll=UNROLL)
+    d_x_NbD, *grads = _for_used(used, body, (jnp.zeros_like(x_NbD), *zeros))
     d_up, d_gate, d_down = (g.astype(up_EDF.dtype) for g in grads)
-    return d_x_NbD, None, d_up, d_gate, d_down
+    return d_x_NbD, None, None, d_up, d_gate, d_down
+
+
+def _for_used(used, body, carry):
+    """A loop over the blocks that are used, UNROLL in a turn: there are a multiple of so many."""
+
+    def turn(i, carry):
+        for j in range(UNROLL):
+            carry = body(i * UNROLL + j, carry)
+        return carry
+
+    return jax.lax.fori_loop(0, -(-used // UNROLL), turn, carry)
+
+
+def _at(x, i):
+    return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+
+
+def _put(x, new, i):
+    return jax.lax.dynamic_update_index_in_dim(x, new, i, 0)
 
 
 _block_ffn.defvjp(_block_forward, _block_backward)

@@ -41,12 +41,13 @@ def test_sorted_blocks_equal_the_dense_reference(block_rows, skew):
     assert (np.asarray(out)[~valid] == 0).all()
 
 
-def test_gradients_equal_those_of_plain_indexing():
+@pytest.mark.parametrize("share", [1.0, 0.3, 0.0])
+def test_gradients_equal_those_of_plain_indexing(share):
     rng = np.random.default_rng(1)
     x = rng.normal(size=(2, 7, 8)).astype(np.float32)
     weights = experts(rng)
     logits = rng.normal(size=(2, 7, 4)).astype(np.float32)
-    valid = np.ones((2, 7), bool)
+    valid = rng.random((2, 7)) < share
 
     def plain(x, routing, up, gate, down):
         e = routing.expert_WTX
@@ -68,10 +69,30 @@ def test_gradients_equal_those_of_plain_indexing():
 
 def test_nothing_is_dropped_when_all_tokens_choose_one_expert():
     expert = np.zeros((50, 1), np.int32)
-    slot, token, block_expert = moe.block_plan(jnp.asarray(expert), 4, 8)
+    slot, token, block_expert, used = moe.block_plan(jnp.asarray(expert), 4, 8)
     assert len(set(np.asarray(slot).ravel())) == 50
     assert sorted(int(t) for t in token if t < 50) == list(range(50))
-    assert set(np.asarray(block_expert)[: -(-50 // 8)]) == {0}
+    assert int(used) == -(-50 // 8)
+    assert set(np.asarray(block_expert)[: int(used)]) == {0}
+    assert len(block_expert) % moe.UNROLL == 0  # a turn of the loop takes so many
+
+
+def test_blocks_without_tokens_are_not_computed():
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(8, 4, 8)).astype(np.float32)
+    x[3:] = np.nan
+    block_expert = np.zeros(8, np.int32)
+
+    def run(used, x, *weights):
+        return moe._block_ffn(x, block_expert, used, *weights)
+
+    # Turns of four blocks: three used ones cost one turn, in which the fourth is computed too.
+    for used, computed in ((0, 0), (3, 4), (5, 8)):
+        y, pull = jax.vjp(jax.jit(lambda *a, n=used: run(jnp.int32(n), *a)), x, *experts(rng))
+        assert np.isfinite(y[computed:]).all()
+        assert (np.asarray(y[computed:]) == 0).all()
+        assert np.isnan(y[3:computed]).all()
+        assert np.isfinite(pull(jnp.ones_like(y))[0][computed:]).all()
 
 
 def test_expert_choice_takes_exactly_its_capacity_and_follows_permutations():
