@@ -3,40 +3,52 @@
 A compiler leaves the heap of its process in a million pieces, which XLA:CPU then searches for the
 buffers of each operation: steps of the demo took 1.5 times as long. So on CPU another process
 compiles what is large into jax's compile cache, and this one reads it from there. The other has a
-heap for each thread, so that its compilers do not wait for each other either.
+heap for each thread, so that its compilers do not wait for each other either. While steps run it
+goes on, in time that they leave, with what evaluation at the end will run.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 import mmjax
 from mmjax import config, heap, metrics, program
 from mmjax.data import loader
+from mmjax.evaluate.view import View
 
 LARGE = 1_000_000  # parameters from which a process of its own pays, even for a few steps
 CHILD = "from mmjax import executables; executables.answer()"
+READY = "all steps are compiled"  # the last line of the other process
 Pair = tuple[str, str]  # task and variant
 
 
-def compile_all(built: program.Program, say: bool) -> dict[Pair, Any]:
-    """The jitted steps of all tasks and variants, compiled; `say` prints a line for each."""
-    lowered = _compile_apart(built, say) if _is_worth_it(built) else None
-    found = {}
-    for pair, executable, seconds in _compiled(built, lowered or {}):
-        found[pair] = executable
-        metrics.say(_line(pair, executable, seconds), say and lowered is None)
-    return found
+def compile_all(
+    built: program.Program, say: bool, until: contextlib.ExitStack | None = None
+) -> dict[Pair, Any]:
+    """The jitted steps of all tasks and variants, compiled; `say` prints a line for each.
+
+    The other process, where there is one, goes on until `until` is closed; None = ends here.
+    """
+    with contextlib.ExitStack() as here:
+        lowered = _compile_apart(built, say, until or here) if _is_worth_it(built) else None
+        found = {}
+        for pair, executable, seconds in _compiled(built, lowered or {}):
+            found[pair] = executable
+            metrics.say(_line(pair, executable, seconds), say and lowered is None)
+        return found
 
 
 def _compiled(
@@ -103,7 +115,9 @@ def _cache() -> str:
     return jax.config.jax_compilation_cache_dir or ""  # type: ignore[attr-defined]
 
 
-def _compile_apart(built: program.Program, say: bool) -> dict[Pair, Any] | None:
+def _compile_apart(
+    built: program.Program, say: bool, until: contextlib.ExitStack
+) -> dict[Pair, Any] | None:
     """Fills the compile cache, with a line for each executable; returns what is read from there by
     `compile()`: the lowered steps, which are made while the other process starts.
 
@@ -114,29 +128,17 @@ def _compile_apart(built: program.Program, say: bool) -> dict[Pair, Any] | None:
     environment = heap.environment_without()
     environment["JAX_COMPILATION_CACHE_DIR"] = _cache()
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)  # where the config's classes are found
-    last = ""
-    with subprocess.Popen(
-        [sys.executable, "-c", CHILD],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        start_new_session=True,  # Ctrl-C is for this process, which ends the other
-    ) as process:
-        try:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            with contextlib.suppress(BrokenPipeError):  # it ended before it had read all
-                process.stdin.write(cloudpickle.dumps(built.experiment))
-                process.stdin.close()
-            lowered = {pair: _lowered(built, pair) for pair in _pairs(built)}
-            for line in process.stdout:
-                last = line.decode(errors="replace").rstrip() or last
-                metrics.say(last, say and last.startswith("compiled "))
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
+    process = until.enter_context(_started(environment))
+    with contextlib.suppress(BrokenPipeError):  # it ended before it had read all
+        process.stdin.write(cloudpickle.dumps(built.experiment))
+        process.stdin.flush()  # and stays open: its end is the end of this process
+    lowered, last = {pair: _lowered(built, pair) for pair in _pairs(built)}, ""
+    for line in process.stdout:
+        last = line.decode(errors="replace").rstrip() or last
+        if last == READY:
+            break
+        metrics.say(last, say and last.startswith("compiled "))
+    if last != READY and process.wait():
         why = f"code {process.returncode}: {last}"
         metrics.say(f"a process that was to compile ended with {why}; compiling here", say)
         return None
@@ -146,10 +148,74 @@ def _compile_apart(built: program.Program, say: bool) -> dict[Pair, Any] | None:
     return lowered
 
 
+@contextlib.contextmanager
+def _started(environment: dict[str, str]) -> Iterator[Any]:
+    """The other process, which is killed at the end."""
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,  # Ctrl-C is for this process, which ends the other
+    ) as process:
+        assert process.stdin is not None
+        try:
+            yield process
+        finally:
+            process.kill()
+            with contextlib.suppress(BrokenPipeError):  # of what it has not read
+                process.stdin.close()
+
+
 def answer() -> None:
-    """What the other process does: compiles the experiment that it is given on standard input."""
+    """What the other process does: compiles the experiment that it is given on standard input, and
+    then what its evaluators will run. It ends when standard input does."""
     import cloudpickle
 
-    built = program.build(cloudpickle.load(sys.stdin.buffer))
+    experiment = cloudpickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    built = program.build(experiment)
     for pair, executable, seconds in _compiled(built, {}):
         print(_line(pair, executable, seconds), flush=True)
+    print(READY, flush=True)
+    nowhere = os.open(os.devnull, os.O_WRONLY)  # nobody reads on
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    os.nice(19)
+    rehearse(built)
+
+
+def _end_with_input() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def rehearse(built: program.Program) -> None:
+    """Runs all evaluators on the split that training evaluates, with zeros in place of all that
+    the model computes, so that what they compile is in the cache."""
+    state = built.abstract_state()
+    view = View(
+        program=dataclasses.replace(built, jit=_only_compiled, compiled={}),
+        params=state.params, model_state=state.model_state, extra=state.extra, step=0,
+        split=built.experiment.data.eval_split,
+    )  # fmt: skip
+    for evaluator in built.experiment.evaluators.values():
+        with contextlib.suppress(Exception):  # such as a judge's that zeros are no answer for
+            evaluator.run(view)
+
+
+def _only_compiled(run: Callable[..., Any]) -> Callable[..., Any]:
+    """In place of `jax.jit`: compiles for all arguments of new shapes and returns zeros."""
+    jitted, known = jax.jit(run), {}
+
+    def call(*arguments):
+        leaves, tree = jax.tree.flatten(arguments)
+        key = (tree, *((x.shape, x.dtype) for x in leaves))
+        if key not in known:
+            lowered = jitted.lower(*arguments)
+            lowered.compile()
+            known[key] = lowered.out_info
+        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), known[key])
+
+    return call

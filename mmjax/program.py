@@ -22,8 +22,8 @@ from mmjax.typing import Metrics, PyTree, Vocabulary
 class Program:
     """An experiment with ready modalities, taken apart for a mesh; holds no arrays.
 
-    `compiled` keeps jitted functions that evaluation makes, so that they are made once. `folder`
-    is the workdir, where offline tokens are kept; None = in memory.
+    `compiled` keeps functions that evaluation makes, jitted by `jit`, so that they are made once.
+    `folder` is the workdir, where offline tokens are kept; None = in memory.
     """
 
     experiment: Experiment
@@ -37,6 +37,7 @@ class Program:
     canonical: dict[str, names_lib.Part]
     folder: Any = None
     compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    jit: Callable[..., Any] = jax.jit
 
     @property
     def batch_sharding(self) -> jax.sharding.NamedSharding:
@@ -103,7 +104,7 @@ class Program:
             )  # fmt: skip
             return losses, metrics
 
-        return jax.jit(run)
+        return self.jit(run)
 
 
 def build(experiment: Experiment, devices=None, folder=None) -> Program:

@@ -6,6 +6,7 @@ open the workdir -> ready the modalities -> build the program -> compile every (
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -87,6 +88,7 @@ class _Loop:
         self.saver = checkpoint.Saver(folder, self.experiment.checkpoint)
         settings = self.experiment.logging
         self.writer = metrics.Writer(folder, main, settings.tensorboard)
+        self.compiling = contextlib.ExitStack()  # closed = no other process compiles any more
         self.state: Any = None
         self.scores: dict[str, float] = {}
 
@@ -95,7 +97,7 @@ class _Loop:
     def compile(self) -> None:
         """One executable per (task, variant), all ahead."""
         began = time.perf_counter()
-        self.executables = executables.compile_all(self.program, self.main)
+        self.executables = executables.compile_all(self.program, self.main, self.compiling)
         self.seconds["compile"] = time.perf_counter() - began
 
     # ---- restore
@@ -252,6 +254,7 @@ class _Loop:
     def finish(self) -> dict[str, float]:
         """Saves the last step, runs all evaluators; returns their metrics."""
         self.progress.close()
+        self.compiling.close()
         total = int(self.state.step)
         self._save(total)
         self._evaluate_all(total)
@@ -266,6 +269,7 @@ class _Loop:
 
     def close(self) -> None:
         """Ends workers, bars and files, also after an error."""
+        self.compiling.close()
         if self.stream is not None:
             self.stream.close()
         if hasattr(self, "progress"):

@@ -2,38 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import mini
+import numpy as np
 import pytest
 
 from mmjax import executables, program
 
 SLEEP = "import time; time.sleep(600)"
+READ = "import sys, cloudpickle; cloudpickle.load(sys.stdin.buffer)"
 WHOLE = """
-import json, sys
+import contextlib, json, os, sys, time
+from pathlib import Path
 import jax
 from jax import monitoring
 import mini
 from etils import epath
 from mmjax import executables, program, rundir
+from mmjax.evaluate import view
 
-events = []
+cache, events = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]), []
 monitoring.register_event_listener(lambda name, **_: events.append(name.rsplit("/", 1)[-1]))
 executables.LARGE = 1000
-experiment = rundir.ready_modalities(mini.get_config(), epath.Path(sys.argv[1]), main=True)
+experiment = rundir.ready_modalities(mini.evaluated(), epath.Path(sys.argv[1]), main=True)
 built = program.build(experiment)
 counts = []
 for _ in range(2):
     events.clear()
-    found = executables.compile_all(built, True)
+    with contextlib.ExitStack() as until:
+        found = executables.compile_all(built, True, until)
+        begun = time.time()
+        while len(list(cache.glob("jit_run-*-cache"))) < 3 and time.time() < begun + 120:
+            time.sleep(0.1)  # two embeddings and the losses of a task
     assert sorted(found) == [("image_text", "default"), ("text", "default")]
     counts.append([events.count("cache_hits"), events.count("cache_misses")])
     jax.clear_caches()
+state = built.init_state()
+events.clear()
+scores = {}
+for evaluator in experiment.evaluators.values():
+    scores |= evaluator.run(view.View(
+        program=built, params=state.params, model_state=state.model_state, extra=state.extra,
+        step=0, split="val",
+    ))
+assert 0 < scores["text/loss"] < 100, scores
+counts.append([events.count("cache_hits"), len(list(cache.glob("jit_run-*-cache")))])
 print(json.dumps(counts))
 """
 
@@ -46,6 +66,11 @@ def built(tmp_path_factory):
 
     folder = epath.Path(tmp_path_factory.mktemp("modalities"))
     return program.build(rundir.ready_modalities(mini.get_config(), folder, main=True))
+
+
+def apart(built):
+    with contextlib.ExitStack() as until:
+        return executables._compile_apart(built, True, until)
 
 
 @pytest.mark.ci
@@ -61,9 +86,10 @@ def test_a_long_run_reads_what_another_process_compiled(tmp_path):
     command = [sys.executable, "-c", WHOLE, str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr
-    (hits, misses), (hits_again, misses_again) = json.loads(done.stdout.splitlines()[-1])
-    assert (hits, misses) == (2, 0)
-    assert (hits_again, misses_again) == (2, 0)
+    steps, again, (hits, runs) = json.loads(done.stdout.splitlines()[-1])
+    assert steps == again == [2, 0]
+    assert runs == 3  # nothing of evaluation was left to compile
+    assert hits >= 3
     said = [line.split(":")[0] for line in done.stderr.splitlines() if line.startswith("compiled")]
     both = ["compiled image_text/default", "compiled text/default"]
     assert sorted(said[:2]) == both  # told by the other process, and not again by this one
@@ -75,7 +101,7 @@ def test_a_long_run_reads_what_another_process_compiled(tmp_path):
 def test_a_process_that_fails_leaves_the_work_to_this_one(built, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(executables, "_cache", lambda: str(tmp_path))
     monkeypatch.setattr(executables, "CHILD", "raise SystemExit('no room')")
-    assert not executables._compile_apart(built, say=True)
+    assert not apart(built)
     assert not list(tmp_path.iterdir())
     said = capfd.readouterr().err
     assert "ended with code 1: no room; compiling here" in said
@@ -84,24 +110,24 @@ def test_a_process_that_fails_leaves_the_work_to_this_one(built, tmp_path, monke
 def test_a_cache_that_takes_no_mark_does_not_end_the_run(built, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(executables, "_cache", lambda: str(tmp_path / "file" / "cache"))
-    text = "import sys; sys.stdin.buffer.read(); print('compiled')"
+    text = "print('compiled')"
     monkeypatch.setattr(executables, "CHILD", text)
-    assert executables._compile_apart(built, say=True)
+    assert apart(built)
 
 
 def test_the_other_process_finds_the_modules_of_this_one(built, tmp_path, monkeypatch):
     (tmp_path / "only_here.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(executables, "_cache", lambda: str(tmp_path / "cache"))
-    text = "import sys, only_here; sys.stdin.buffer.read()"
+    text = "import only_here"
     monkeypatch.setattr(executables, "CHILD", text)
-    assert executables._compile_apart(built, say=True)
+    assert apart(built)
     assert len(list((tmp_path / "cache").glob("mmjax-*"))) == 1
 
 
 def test_an_interrupt_ends_the_other_process_too(built, tmp_path, monkeypatch):
     started = tmp_path / "started"
-    program_text = f"import sys; sys.stdin.buffer.read(); open({str(started)!r}, 'w').close()"
+    program_text = f"{READ}; open({str(started)!r}, 'w').close()"
     monkeypatch.setattr(executables, "_cache", lambda: str(tmp_path))
     monkeypatch.setattr(
         executables, "CHILD", f"{program_text}; print('compiled', flush=True); {SLEEP}"
@@ -112,8 +138,34 @@ def test_an_interrupt_ends_the_other_process_too(built, tmp_path, monkeypatch):
 
     monkeypatch.setattr(executables.metrics, "say", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        executables._compile_apart(built, say=True)  # waits for the process, which was killed
+        apart(built)  # waits for the process, which was killed
     assert started.exists()
+
+
+def test_what_is_rehearsed_is_compiled_and_not_computed():
+    ran = []
+
+    def run(x, y):
+        jax.debug.callback(ran.append, x[0])
+        return {"sum": x + y}
+
+    rehearsed = executables._only_compiled(run)
+    for size in (3, 3, 4):
+        out = rehearsed(np.ones(size, np.float32), jax.ShapeDtypeStruct((size,), np.float32))
+        np.testing.assert_array_equal(out["sum"], np.zeros(size, np.float32))
+    jax.effects_barrier()
+    assert not ran
+
+
+def test_the_other_process_ends_with_this_one():
+    # What the other one does while it waits; all else of it is in the test above.
+    text = "from mmjax import executables; executables._end_with_input()"
+    command = [sys.executable, "-c", text]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as other:
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(5)
+        other.stdin.close()
+        assert other.wait(60) == 1
 
 
 def test_only_large_models_on_all_cpus_compile_apart(built, tmp_path, monkeypatch):

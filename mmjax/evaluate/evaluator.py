@@ -17,7 +17,12 @@ class Evaluator:
     every: int = 0
 
     def run(self, view: Any) -> dict[str, float]:
-        """Metrics of a model bound to parameters (`mmjax.evaluate.view.View`)."""
+        """Metrics of a model bound to parameters (`mmjax.evaluate.view.View`).
+
+        Where training compiles in another process, this runs there once too, on a view without a
+        folder in which all that the model computes is zero, so that executables are ready at the
+        end (`mmjax.executables.rehearse`). So what it leaves behind belongs in `view.folder`.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define run().")
 
     def chance(self, view: Any) -> dict[str, float]:

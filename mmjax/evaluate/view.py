@@ -116,7 +116,7 @@ class View:
             model = step_lib.bind(program.parts, params, model_state, 0, program.dtype)
             return model.head(head, jnp.zeros(()))[0]
 
-        run = program.compiled.setdefault(("scale", head), jax.jit(run))
+        run = program.compiled.setdefault(("scale", head), program.jit(run))
         with jax.set_mesh(program.mesh):
             return float(to_host(run(self.params, self.model_state)))
 
@@ -181,5 +181,5 @@ def embedder(program: Program, modality: str):
         z_BSD = model.head(f"project/{modality}", contrastive.pool(x_BLD, tokens, 1))
         return objective.unit(z_BSD)
 
-    program.compiled["embed", modality] = jax.jit(run)
+    program.compiled["embed", modality] = program.jit(run)
     return program.compiled["embed", modality]

@@ -208,4 +208,4 @@ def _compiled(program: Program, style: decoders.Style):
         position_LA = positions(spec.grid or spec.max_tokens)
         return decoders.parallel(model, style, knobs, tokens, position_LA, key_B)
 
-    return program.compiled.setdefault(("generate", style), jax.jit(run))
+    return program.compiled.setdefault(("generate", style), program.jit(run))
