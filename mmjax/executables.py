@@ -182,8 +182,15 @@ def answer() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)  # nobody reads on
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    os.nice(19)
+    _step_back()
     rehearse(built)
+
+
+def _step_back() -> None:
+    """Takes only time that the process which asked leaves."""
+    os.nice(19)
+    with contextlib.suppress(OSError):  # Linux weighs sessions first, then processes inside them
+        epath.Path("/proc/self/autogroup").write_text("19")
 
 
 def _end_with_input() -> None:

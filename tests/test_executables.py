@@ -157,6 +157,20 @@ def test_what_is_rehearsed_is_compiled_and_not_computed():
     assert not ran
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux alone")
+def test_the_other_process_steps_back():
+    ask = "print(os.nice(0), open('/proc/self/autogroup').read())"
+    text = f"import os; from mmjax import executables; executables._step_back(); {ask}"
+    if not Path("/proc/self/autogroup").exists():
+        text = text.replace(ask, "print(os.nice(0), 'nice 19')")
+    command = [sys.executable, "-c", text]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, start_new_session=True
+    )
+    assert done.stdout.split()[0] == "19"
+    assert done.stdout.strip().endswith("nice 19")
+
+
 def test_the_other_process_ends_with_this_one():
     # What the other one does while it waits; all else of it is in the test above.
     text = "from mmjax import executables; executables._end_with_input()"
