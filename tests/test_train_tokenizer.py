@@ -14,7 +14,7 @@ import test_cli
 from etils import epath
 
 import mmjax
-from mmjax import config, train_tokenizer
+from mmjax import config, heap, train_tokenizer
 from mmjax.data.layouts import Masked
 from mmjax.data.toyworld import Numbers
 from mmjax.experiment import Guards
@@ -164,9 +164,9 @@ def test_the_command(tmp_path):
 
 
 def whole(name: str, folder: Path) -> tuple[Codes, dict]:
-    """A tokenizer of the demo, trained in a process without the flags of the tests."""
-    workdir = str(folder / name)
-    done = test_cli.run("train-tokenizer", f"{CONFIG}:{name}", "--workdir", workdir, XLA_FLAGS="")
+    """A tokenizer of the demo, trained in a process with the flags that users have."""
+    workdir, flags = str(folder / name), heap.compiler()  # those of the tests would stay
+    done = test_cli.run("train-tokenizer", f"{CONFIG}:{name}", "--workdir", workdir, **flags)
     assert done.returncode == 0, done.stderr
     base = config.load(f"{CONFIG}:{name}").modalities[name]
     codes = Codes(base=base, path=workdir).fit(lambda: iter(()), folder / "copy")
