@@ -3,27 +3,52 @@
     checkpoints/<step>/{params, opt_state, model_state, extra}/   manifest.json
 
 A step without a manifest was not finished and is ignored. Readers of weights open `params` and the
-manifest alone. Orbax does not notice flipped bits, so the manifest carries file hashes.
+manifest alone. Orbax does not notice flipped bits, so the manifest carries hashes of the files and
+digests of the arrays.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 import math
-import shutil
+import os
 import threading
+import time
 from typing import Any
 
 from etils import epath
 
-from mmjax import atomic
+from mmjax import files
 from mmjax.lifecycle import NoCheckpoint, StorageError
+from mmjax.run import choose as choose_lib
+from mmjax.run import digest as digest_lib
+from mmjax.run import keeping, records
+from mmjax.run import manifest as manifest_lib
+from mmjax.run.choose import Chosen, best_step, choose, damaged, newest, parse_path, refuse_new
+from mmjax.run.keeping import recover, steps
+from mmjax.run.manifest import ITEMS
 
-FORMAT_VERSION = 1
-ITEMS = ("params", "opt_state", "model_state", "extra")
+__all__ = [
+    "ITEMS",
+    "Checkpointing",
+    "Chosen",
+    "NoCheckpoint",
+    "Saver",
+    "best_step",
+    "choose",
+    "choose_step",
+    "damaged",
+    "info",
+    "newest",
+    "parse_path",
+    "read_manifest",
+    "recover",
+    "refuse_new",
+    "restore",
+    "steps",
+]
+
 _log = logging.getLogger("mmjax")
 
 
@@ -42,7 +67,11 @@ class Checkpointing:
 
 
 class Saver:
-    """Writes checkpoints of one run in the background; one save at a time."""
+    """Writes checkpoints of one run in the background; one save at a time.
+
+    Fields:
+      verify_seconds: CPU time that digests and hashes have taken so far.
+    """
 
     def __init__(self, workdir: epath.Path, settings: Checkpointing):
         import orbax.checkpoint as ocp
@@ -52,22 +81,35 @@ class Saver:
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._verified: dict[int, dict[str, Any]] = {}
+        self.verify_seconds = 0.0
         self._folder.mkdir(parents=True, exist_ok=True)
-        clean(self._folder)
 
     def save(self, state: Any, manifest: dict[str, Any]) -> None:
-        """Starts a save of a TrainState; returns when the arrays are off the device."""
+        """Starts a save of a TrainState; returns when the arrays are off the device.
+
+        Raises:
+          StorageError: the save before has failed.
+        """
+        import jax
+
         self.wait()
         step = int(manifest["step"])
         folder = self._folder / str(step)
-        if (folder / "manifest.json").exists():
+        if (folder / manifest_lib.FILE).exists():
             return
         trees = {name: getattr(state, name) for name in ITEMS}
         full = {name: tree for name, tree in trees.items() if _leaves(tree)}
         save = {name: self._args.StandardSave(tree) for name, tree in full.items()}
+        began = time.thread_time()
+        digests = {name: digest_lib.digest(tree) for name, tree in full.items()}
+        self.verify_seconds += time.thread_time() - began
+        if jax.process_index() == 0:
+            keeping.begin(self._folder, step)
         self._orbax.save(folder, args=self._args.Composite(**save), force=True)
-        manifest = {**manifest, "format": FORMAT_VERSION, "items": sorted(full)}
-        self._thread = threading.Thread(target=self._finish, args=(folder, manifest), daemon=True)
+        manifest = {**manifest, "format": manifest_lib.FORMAT, "items": sorted(full)}
+        arguments = folder, {**manifest, "state": digests}
+        self._thread = threading.Thread(target=self._finish, args=arguments, daemon=True)
         self._thread.start()
 
     def _finish(self, folder: epath.Path, manifest: dict[str, Any]) -> None:
@@ -76,28 +118,40 @@ class Saver:
         try:
             self._orbax.wait_until_finished()
             if jax.process_index() == 0:
-                manifest["files"] = hash_files(folder)
-                write_json(folder / "manifest.json", manifest)
+                manifest["files"] = self._hashed(folder)
+                _sync_folders(folder)
+                files.write_json(folder / manifest_lib.FILE, manifest_lib.sealed(manifest))
+                files.sync(self._folder)
+                keeping.end(self._folder, manifest["step"])
+                self.know(manifest["step"])
                 self._retain()
         except BaseException as error:  # reported by wait(), in the thread of the loop
             self._error = error
 
+    def _hashed(self, folder: epath.Path) -> dict[str, str]:
+        """SHA-256 of each file, by name, once it is on the disk."""
+        began, found = time.thread_time(), {}
+        for entry in files.entries(folder):
+            files.sync(entry.path)
+            found[entry.name] = choose_lib.hash_file(entry.path)
+        self.verify_seconds += time.thread_time() - began
+        return found
+
+    def know(self, step: int) -> None:
+        """Notes that the files of a step were just found to be whole."""
+        self._verified[step] = _stamps(self._folder / str(step))
+
     def _retain(self) -> None:
+        """Retires what is older than the newest `keep` steps that are known to be whole."""
         settings = self._settings
-        if not settings.keep:
+        there = steps(self._folder)
+        whole = [s for s in there if self._verified.get(s) == _stamps(self._folder / str(s))]
+        if not settings.keep or len(whole) < settings.keep:
             return
-        for step in steps(self._folder)[: -settings.keep]:
-            if not (settings.keep_every and step % settings.keep_every == 0):
-                shutil.rmtree(self._folder / str(step), ignore_errors=True)
-
-    def drop_after(self, step: int) -> None:
-        """Removes later checkpoints: a run that goes on before them writes them anew."""
-        import jax
-
-        if jax.process_index() == 0:
-            for later in steps(self._folder):
-                if later > step:
-                    (self._folder / str(later)).rmtree()
+        for step in there:
+            is_for_good = settings.keep_every and step % settings.keep_every == 0
+            if step < whole[-settings.keep] and not is_for_good:
+                keeping.retire(self._folder, step)
 
     def wait(self) -> None:
         """Until the save under way is complete on disk.
@@ -120,7 +174,7 @@ class Saver:
             ) from error
 
     def close(self) -> None:
-        """Waits and lets go."""
+        """Waits for the save under way."""
         self.wait()
         self._orbax.close()
 
@@ -131,69 +185,22 @@ def _leaves(tree: Any) -> list:
     return jax.tree.leaves(tree)
 
 
-def clean(folder: epath.Path) -> None:
-    """Removes what an interrupted save left behind; the lock of the run is held."""
-    import jax
-
-    if jax.process_index() != 0:
-        return
-    for path in folder.iterdir():
-        if "orbax-checkpoint-tmp" in path.name or not (path / "manifest.json").exists():
-            path.rmtree()
+def _sync_folders(folder: epath.Path) -> None:
+    """Names of files are on the disk when their folders are."""
+    for name in {e.name.rpartition("/")[0] for e in files.entries(folder)} | {""}:
+        files.sync(folder / name)
 
 
-def hash_files(folder: epath.Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, by relative path."""
-    out: dict[str, str] = {}
-    for path in sorted(epath.Path(folder).iterdir()):
-        if path.is_dir():
-            out |= {f"{path.name}/{name}": d for name, d in hash_files(path).items()}
-        elif path.name != "manifest.json" and path.suffix != ".partial":
-            out[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return out
-
-
-def write_json(path: epath.Path, value: Any) -> None:
-    """Writes whole or not at all, over what is there."""
-    with atomic.replacing(path) as partial:
-        partial.write_text(json.dumps(value, indent=1, sort_keys=True))
-
-
-def steps(folder: epath.Path) -> list[int]:
-    """Steps of complete checkpoints, rising."""
-    folder = epath.Path(folder)
-    if not folder.exists():
-        return []
-    return sorted(
-        int(p.name) for p in folder.iterdir()
-        if p.name.isdigit() and (p / "manifest.json").exists()
-    )  # fmt: skip
-
-
-def read_manifest(workdir: epath.Path, step: int) -> dict[str, Any]:
-    """The manifest of a step."""
-    return json.loads((workdir / "checkpoints" / str(step) / "manifest.json").read_text())
-
-
-def damaged(workdir: epath.Path, step: int) -> list[str]:
-    """Files of a checkpoint that are missing or differ from their hash."""
-    folder = workdir / "checkpoints" / str(step)
-    found = hash_files(folder)
-    return [
-        f for f, digest in read_manifest(workdir, step)["files"].items() if found.get(f) != digest
-    ]
-
-
-def parse_path(path: str) -> tuple[epath.Path, str]:
-    """`WORKDIR`, `WORKDIR@STEP` or `WORKDIR@best:METRIC` to (workdir, selector)."""
-    text = str(path)
-    head, at, metric = text.partition("@best:")  # first: a metric may hold an @ of its own
-    if at:
-        return epath.Path(head), f"best:{metric}"
-    head, at, tail = text.rpartition("@")
-    if at and tail.isdigit():
-        return epath.Path(head), tail
-    return epath.Path(text), ""
+def _stamps(folder: epath.Path) -> dict[str, Any]:
+    """Sizes and times of the files of a checkpoint, which tell whether they were written since."""
+    found = {}
+    for entry in files.entries(folder) if folder.exists() else ():
+        if entry.kind == "file" and not files.is_remote(folder):
+            stat = os.stat(entry.path)
+            found[entry.name] = (stat.st_size, stat.st_mtime_ns)
+        else:
+            found[entry.name] = entry.path.stat() if entry.kind == "file" else entry.kind
+    return found
 
 
 def choose_step(path: str) -> tuple[epath.Path, int]:
@@ -202,61 +209,32 @@ def choose_step(path: str) -> tuple[epath.Path, int]:
     Raises:
       NoCheckpoint: there is none that can be used.
     """
-    workdir, selector = parse_path(path)
-    there = steps(workdir / "checkpoints")
-    if not workdir.exists() or not there:
-        raise NoCheckpoint(
-            f"{workdir}: no complete checkpoint below {workdir / 'checkpoints'}; give the workdir"
-            " of a run that has saved at least once."
-        )
-    if selector.startswith("best:"):
-        candidates = [best_step(workdir, selector[5:], there)]
-    elif selector:
-        if int(selector) not in there:
-            raise NoCheckpoint(f"{workdir}: no checkpoint of step {selector}; there are {there}.")
-        candidates = [int(selector)]
-    else:
-        candidates = there[::-1]
-    for step in candidates:
-        bad = damaged(workdir, step)
-        if not bad:
-            return workdir, step
-        _log.warning("checkpoint %s of %s is damaged (%s); it is not used", step, workdir, bad[0])
-    raise NoCheckpoint(
-        f"{workdir}: checkpoint(s) {candidates} are damaged; choose another of {there} by"
-        f" {workdir}@STEP."
-    )
+    found = choose(path)
+    return found.workdir, found.step
 
 
-def best_step(workdir: epath.Path, metric: str, there: list[int]) -> int:
-    """The saved step with the highest (for a loss: lowest) value of an evaluated metric."""
-    values: dict[int, float] = {}
-    names: set[str] = set()
-    for file in (workdir / "evals").glob("*/*.json") if (workdir / "evals").exists() else ():
-        found = json.loads(file.read_text())
-        names |= set(found)
-        if metric in found and int(file.stem) in there:
-            values[int(file.stem)] = found[metric]
-    if not values:
-        raise NoCheckpoint(
-            f"{workdir}: metric {metric!r} was not evaluated at a saved step; there are"
-            f" {', '.join(sorted(names)[:12]) or 'none'}."
-        )
-    sign = -1.0 if "loss" in metric else 1.0
-    return max(values, key=lambda step: sign * values[step])
+def read_manifest(workdir: epath.Path, step: int) -> dict[str, Any]:
+    """The manifest of a step. Raises NoCheckpoint where it is damaged."""
+    return choose_lib.read(workdir, step)
 
 
 def restore(workdir: epath.Path, step: int, like: dict[str, Any]) -> dict[str, Any]:
     """Items of a checkpoint, placed as the abstract arrays of `like` say (any mesh).
 
     Raises:
-      NoCheckpoint: the tree on disk is another one.
+      NoCheckpoint: the tree on disk is another one, or what was read is not what was saved.
     """
     import orbax.checkpoint as ocp
 
     folder = epath.Path(workdir) / "checkpoints" / str(step)
-    stored = read_manifest(epath.Path(workdir), step)["items"]
-    wanted = {name: tree for name, tree in like.items() if name in stored}
+    manifest = read_manifest(epath.Path(workdir), step)
+    wanted = {name: tree for name, tree in like.items() if _leaves(tree)}
+    for name in wanted:
+        if name not in manifest["items"]:
+            raise NoCheckpoint(
+                f"{folder}: holds no {name}, which this config needs; to start from its parameters"
+                " alone, name it in `init` of a new run."
+            )
     args = ocp.args.Composite(
         **{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
     )
@@ -269,7 +247,15 @@ def restore(workdir: epath.Path, step: int, like: dict[str, Any]) -> dict[str, A
         ) from error
     finally:
         checkpointer.close()
-    return {name: found[name] if name in wanted else like[name] for name in like}
+    found = {name: found[name] if name in wanted else like[name] for name in like}
+    for name in wanted if "state" in manifest else ():  # older manifests had none
+        if digest_lib.digest(found[name]) != manifest["state"].get(name):
+            raise NoCheckpoint(
+                f"{folder}: the arrays of {name} differ from what was saved, though its files are"
+                " whole; start again. If that does not help, memory or a device is at fault, or the"
+                " config asks for another type of number."
+            )
+    return found
 
 
 def _absolute(path: epath.Path) -> epath.Path:
@@ -288,13 +274,16 @@ def info(path: str, verify: bool = False) -> dict[str, Any]:
             f"{workdir}: holds no config.json, so it is not the workdir of a run; give a PATH as"
             " WORKDIR, WORKDIR@STEP or WORKDIR@best:METRIC."
         )
-    run = json.loads((workdir / "run.json").read_text()) if (workdir / "run.json").exists() else {}
+    try:
+        run = records.read_run(workdir)
+    except files.DamagedFile as error:
+        run = {}
+        _log.warning("%s is left out: %s", workdir / "run.json", error)
     there = steps(workdir / "checkpoints")
     out: dict[str, Any] = {"workdir": str(workdir), "checkpoints": there, "run": run}
     if not there:
         return out
-    workdir, step = choose_step(path)
-    manifest = read_manifest(workdir, step)
+    workdir, step, manifest, _ = choose(path)
     shapes = manifest["parameters"]
     parts: dict[str, int] = {}
     for name, shape in shapes.items():
@@ -308,5 +297,5 @@ def info(path: str, verify: bool = False) -> dict[str, Any]:
     }
     if verify:
         bad = {s: damaged(workdir, s) for s in there}
-        out["damaged"] = {s: files for s, files in bad.items() if files}
+        out["damaged"] = {s: wrong for s, wrong in bad.items() if wrong}
     return out

@@ -10,10 +10,11 @@ import json
 import jax
 from etils import epath
 
-from mmjax import checkpoint, config, program, rundir
+from mmjax import checkpoint, config, files, program, rundir
 from mmjax.evaluate.view import View
 from mmjax.experiment import Experiment
 from mmjax.parallel.mesh import MeshConfig
+from mmjax.run import records
 
 
 def read_experiment(folder: epath.Path, code: str | None = None) -> Experiment:
@@ -35,8 +36,14 @@ def read_experiment(folder: epath.Path, code: str | None = None) -> Experiment:
             raise config.ConfigError(
                 f"--code {code}: is not the file that {folder} was started with; give that file."
             )
-    tree = json.loads((folder / "config.json").read_text())
-    return config.from_json(tree, config.seam_classes(code))
+    try:
+        document = records.read_config(folder)
+    except files.DamagedFile as error:
+        raise checkpoint.NoCheckpoint(
+            f"{folder / 'config.json'}: {error}; restore it from a copy, or start `mmjax train"
+            f" CONFIG --workdir {folder}` with the config of the run, which writes it anew."
+        ) from error
+    return config.from_json(document, config.seam_classes(code))
 
 
 def load(path: str, *, code: str | None = None, split: str = "", devices=None) -> View:
@@ -44,17 +51,9 @@ def load(path: str, *, code: str | None = None, split: str = "", devices=None) -
 
     `view.embed(modality, examples)` gives embeddings; `view.model()` the model calls.
     """
-    folder, step = checkpoint.choose_step(path)
+    folder, step, manifest, _ = checkpoint.choose(path)
     experiment = read_experiment(folder, code)
-    manifest = checkpoint.read_manifest(folder, step)
-    for name in manifest["tokenizers"]:
-        if not list((folder / "tokenizers").glob(f"{name}@*")):
-            raise checkpoint.NoCheckpoint(
-                f"{folder}: the tokenizer of stream {name!r} is not in {folder / 'tokenizers'};"
-                " copy that folder from where the run was trained."
-            )
-    experiment = rundir.ready_modalities(experiment, folder, main=False)
-    _check_tokenizers(folder, experiment, manifest)
+    experiment = rundir.ready_modalities(experiment, folder, False, manifest)
     built = _build(experiment, devices, folder)
     like = built.abstract_state()
     items = ("params", "model_state", "extra")
@@ -84,13 +83,3 @@ def _build(experiment: Experiment, devices, folder) -> program.Program:
     # The batch of training does not divide over so many devices: copies of the model do.
     first = list(devices if devices is not None else jax.devices())[:1]
     return program.build(plain, first, folder)
-
-
-def _check_tokenizers(folder, experiment: Experiment, manifest: dict) -> None:
-    for name, modality in experiment.modalities.items():
-        want, have = manifest["tokenizers"].get(name, ""), modality.spec(name).fingerprint
-        if want != have:
-            raise checkpoint.NoCheckpoint(
-                f"{folder}: stream {name!r} was trained with tokenizer {want[:12] or 'none'} but"
-                f" the workdir holds {have[:12] or 'none'}; restore {folder / 'tokenizers'}."
-            )

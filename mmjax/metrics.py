@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from mmjax import files
+
 NOTEBOOK = "JPY_PARENT_PID"  # in the environment of Jupyter kernels and of what they start
 
 
@@ -56,10 +58,14 @@ class Writer:
         """Drops rows after a step: the steps since the last save are taken again."""
         if self._path is None or not self._path.exists():
             return
-        rows = [json.loads(line) for line in self._path.read_text().splitlines()]
+        rows, bad = read_rows(self._path)
+        if bad:
+            why = f"{len(bad)} of its lines cannot be read and are left out"
+            files.quarantine(self._path, self._path.parent, why)
         kept = [row for row in rows if row["step"] <= step]
-        if len(kept) < len(rows):
-            self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        if bad or len(kept) < len(rows):
+            with files.replacing(self._path) as partial:
+                partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One object for a step. Not-a-number becomes null: JSON has no word for it."""
@@ -77,6 +83,21 @@ class Writer:
         """Lets go of files."""
         if self._board is not None:
             self._board.close()
+
+
+def read_rows(path: Any) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """Rows of a `metrics.jsonl`, and the lines that are none, such as a last one that was cut."""
+    rows, bad = [], []
+    for line in epath.Path(path).read_bytes().split(b"\n"):
+        try:
+            row = files.parse_json(line.decode()) if line.strip() else None
+            if row is not None and type(row.get("step")) is not int:
+                raise files.DamagedFile("it has no step")
+        except ValueError:
+            bad.append(line)
+        else:
+            rows += [] if row is None else [row]
+    return rows, bad
 
 
 class Progress:

@@ -7,7 +7,6 @@ import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 from collections.abc import Iterator
@@ -18,11 +17,12 @@ import numpy as np
 from etils import epath
 
 import mmjax
-from mmjax import checkpoint, config, lifecycle
+from mmjax import checkpoint, config, files, lifecycle, metrics
 from mmjax.data.reader import values_of
 from mmjax.experiment import Experiment
 from mmjax.models import names as names_lib
 from mmjax.parallel import distributed
+from mmjax.run import records
 from mmjax.typing import PyTree
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
@@ -44,38 +44,75 @@ def held(folder: epath.Path, main: bool) -> Iterator[None]:
         ) from error
 
 
-def open_run(folder: epath.Path, experiment: Experiment, code: str | None, main: bool) -> None:
-    """Writes config.json and run.json, or checks that they are of this experiment.
+def resume_from(folder: epath.Path, main: bool) -> checkpoint.Chosen | None:
+    """The checkpoint that a run goes on from; None where nothing was saved yet.
+
+    Raises:
+      NoCheckpoint: there are checkpoints, and none that can be used.
+    """
+    if main:
+        checkpoint.recover(folder / "checkpoints")
+    distributed.barrier("half saves are deleted")
+    chosen = checkpoint.newest(folder)
+    distributed.barrier("checkpoint chosen")  # before any is moved or written
+    return chosen
+
+
+def open_run(
+    folder: epath.Path, experiment: Experiment, code: str | None, chosen: checkpoint.Chosen | None
+) -> None:
+    """Writes config.json and run.json, or checks that they are of this experiment. The main
+    process alone calls it.
+
+    Args:
+      chosen: the checkpoint to go on from, whose manifest says whose it is; None = a fresh start.
 
     Raises:
       ConfigError: the workdir belongs to another experiment; says which fields differ.
     """
-    if not main:
-        return
     identity = {k: config.fingerprint(config.identity(experiment, k)) for k in REFUSED}
     run: dict[str, Any] = {"lineage": experiment.init, "starts": []}
-    if not checkpoint.steps(folder / "checkpoints"):
-        # Nothing was saved, so any experiment may begin here.
+    if chosen is None:
+        # Nothing was saved, so any experiment may begin here; what another had learned goes aside.
         if (folder / "tokenizers").exists():
-            (folder / "tokenizers").rmtree()
-    elif (folder / "run.json").exists():
-        run = json.loads((folder / "run.json").read_text())
-        changed = [kind for kind in REFUSED if run["identity"].get(kind) != identity[kind]]
+            files.quarantine(folder / "tokenizers", folder, "no checkpoint goes with it")
+    else:
+        for step, why in chosen.passed_over.items():
+            files.quarantine(folder / "checkpoints" / str(step), folder, why)
+        known = chosen.manifest["identity"]
+        changed = [kind for kind in REFUSED if known.get(kind) != identity[kind]]
         if changed:
-            old = json.loads((folder / "config.json").read_text())["config"]
-            free = config.identity(experiment, "none")  # may change, so is not told
-            lines = config.diff(old, experiment)
-            lines = [line for line in lines if line.partition(":")[0] not in free] or lines
-            raise config.ConfigError(
-                f"Workdir {folder}: belongs to another experiment"
-                f" ({', '.join(changed)} differ):\n  "
-                + "\n  ".join(lines[:20])
-                + "\nuse another --workdir, or the config that the run was started with."
-            )
+            raise config.ConfigError(_refusal(folder, experiment, changed))
+        run = _known_run(folder, run)
     run["identity"] = identity
     run["starts"].append(_start(code))
-    checkpoint.write_json(folder / "run.json", run)
-    (folder / "config.json").write_text(config.dump(experiment))
+    records.write_run(folder, run)
+    records.write_config(folder, experiment)
+
+
+def _known_run(folder: epath.Path, fresh: dict[str, Any]) -> dict[str, Any]:
+    """`run.json` of a run that goes on; a fresh one where it is damaged."""
+    try:
+        return records.read_run(folder)
+    except files.DamagedFile as error:
+        path = folder / "run.json"
+        if path.exists():
+            files.quarantine(path, folder, str(error))
+        metrics.say(f"{path}: {error}; written anew, without the starts before this one")
+        return fresh
+
+
+def _refusal(folder: epath.Path, experiment: Experiment, changed: list[str]) -> str:
+    said = f"Workdir {folder}: belongs to another experiment ({', '.join(changed)} differ)"
+    remedy = "use another --workdir, or the config that the run was started with."
+    try:
+        old = records.read_config(folder)["config"]
+    except files.DamagedFile as error:
+        return f"{said}; which fields cannot be told, as config.json is damaged: {error}; {remedy}"
+    free = config.identity(experiment, "none")  # may change, so is not told
+    lines = config.diff(old, experiment)
+    lines = [line for line in lines if line.partition(":")[0] not in free] or lines
+    return f"{said}:\n  " + "\n  ".join(lines[:20]) + f"\n{remedy}"
 
 
 def _start(code: str | None) -> dict[str, Any]:
@@ -94,20 +131,39 @@ def _start(code: str | None) -> dict[str, Any]:
     }
 
 
-def ready_modalities(experiment: Experiment, folder: epath.Path, main: bool) -> Experiment:
+def ready_modalities(
+    experiment: Experiment, folder: epath.Path, main: bool, manifest: dict[str, Any] | None = None
+) -> Experiment:
     """Modalities that have learned what they must: from the workdir, from the run whose parameters
     they start from (ids must mean what they meant there), or from the train split.
 
+    Args:
+      manifest: of the checkpoint whose tokenizers these must be; None = none was saved yet.
+
     Raises:
-      NoCheckpoint: `experiment.init` is no run; found before anything is compiled.
+      NoCheckpoint: `experiment.init` is no run, or the tokenizers are not those of the checkpoint;
+        found before anything is compiled.
     """
+    for name in manifest["tokenizers"] if manifest else ():
+        if not list((folder / "tokenizers").glob(f"{name}@*")):
+            raise checkpoint.NoCheckpoint(
+                f"{folder}: the tokenizer of stream {name!r} is not in {folder / 'tokenizers'};"
+                " copy that folder from where the run was trained."
+            )
     if main:
-        if experiment.init and not checkpoint.steps(folder / "checkpoints"):
+        if experiment.init and not manifest:
             _copy_learned(experiment, folder / "tokenizers")
         for name in experiment.modalities:
             _fit(experiment, name, folder)
     distributed.barrier("modalities")
     ready = {name: _fit(experiment, name, folder) for name in experiment.modalities}
+    for name, modality in ready.items() if manifest else ():
+        want, have = manifest["tokenizers"].get(name, ""), modality.spec(name).fingerprint
+        if want != have:
+            raise checkpoint.NoCheckpoint(
+                f"{folder}: stream {name!r} was trained with tokenizer {want[:12] or 'none'} but"
+                f" the workdir holds {have[:12] or 'none'}; restore {folder / 'tokenizers'}."
+            )
     return dataclasses.replace(experiment, modalities=ready)
 
 
@@ -208,12 +264,12 @@ def write_scores(folder: epath.Path, name: str, step: int, scores: dict, main: b
     """`evals/<name>/<step>.json`."""
     if main:
         (folder / "evals" / name).mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(folder / "evals" / name / f"{step}.json", scores)
+        files.write_json(folder / "evals" / name / f"{step}.json", scores)
 
 
 def write_seconds(folder: epath.Path, seconds: dict[str, float], main: bool) -> None:
     """Adds where the time of this start went to run.json."""
     if main:
-        run = json.loads((folder / "run.json").read_text())
+        run = records.read_run(folder)
         run["starts"][-1]["seconds"] = {k: round(v, 2) for k, v in seconds.items()}
-        checkpoint.write_json(folder / "run.json", run)
+        records.write_run(folder, run)

@@ -55,15 +55,19 @@ def train(experiment: Experiment, workdir, *, code: str | None = None, devices=N
     distributed.initialize()
     main = distributed.is_main()
     folder = epath.Path(workdir)
+    checkpoint.refuse_new(folder)
     with rundir.held(folder, main), lifecycle.stop_on_signals() as stop:
-        rundir.open_run(folder, experiment, code, main)
+        chosen = rundir.resume_from(folder, main)
+        if main:
+            rundir.open_run(folder, experiment, code, chosen)
         experiment.check_mesh(len(devices if devices is not None else jax.devices()))
-        experiment = rundir.ready_modalities(experiment, folder, main)
+        manifest = chosen.manifest if chosen else None
+        experiment = rundir.ready_modalities(experiment, folder, main, manifest)
         built = program.build(experiment, devices, folder)
         loop = _Loop(built, folder, main, stop)
         try:
             loop.compile()
-            loop.restore()
+            loop.restore(chosen)
             loop.seconds["start"] = time.perf_counter() - began
             loop.run()
             return TrainResult(loop.state, built, loop.finish())
@@ -102,10 +106,9 @@ class _Loop:
 
     # ---- restore
 
-    def restore(self) -> None:
-        """The newest whole checkpoint, or fresh state (from `init` when the config names one)."""
-        there = checkpoint.steps(self.folder / "checkpoints")
-        if not there:
+    def restore(self, chosen: checkpoint.Chosen | None) -> None:
+        """The state of a checkpoint, or a fresh one (from `init` when the config names a run)."""
+        if chosen is None:
             self.writer.rewind(0)
             self.state = self.program.init_state()
             if self.experiment.init:
@@ -115,18 +118,16 @@ class _Loop:
                 self.state = self.state._replace(params=params)
                 self._evaluate_all(0)  # what later scores of these evaluators are compared to
             return
-        _, step = checkpoint.choose_step(str(self.folder))
-        distributed.barrier("checkpoint chosen")
-        self.saver.drop_after(step)
+        step = chosen.step
         self.writer.rewind(step)
         like = self.program.abstract_state()._asdict()
         items = checkpoint.restore(
             self.folder, step, {name: like[name] for name in checkpoint.ITEMS}
         )
+        self.saver.know(step)
         count = jax.device_put(np.int32(step), self.program.shardings.step)
         self.state = TrainState(step=count, **items)
-        manifest = checkpoint.read_manifest(self.folder, step)
-        self.journal = mixture.Journal.from_json(manifest["journal"])
+        self.journal = mixture.Journal.from_json(chosen.manifest["journal"])
         metrics.say(f"resumed {self.folder} at step {step}", self.main)
 
     # ---- steps
@@ -264,6 +265,7 @@ class _Loop:
             metrics.say(f"{', '.join(own[:SAID])}{rest}: evals/{name}/{total}.json", self.main)
         metrics.say(f"done; mmjax report {self.folder} makes a page of the run", self.main)
         self.saver.wait()
+        self.seconds["verify"] = self.saver.verify_seconds
         rundir.write_seconds(self.folder, self.seconds, self.main)
         return self.scores
 

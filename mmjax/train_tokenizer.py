@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mmjax import checkpoint, config, metrics, train
+from mmjax import config, files, metrics, train
 from mmjax.data import loader
 from mmjax.data.source import BadRecord
 from mmjax.evaluate.view import to_host
@@ -68,7 +68,7 @@ def train_tokenizer(
     learned.write(folder / "tokenizer")
     codes = Codes(base=modality, path=str(folder)).fit(lambda: iter(()), folder / "tokenizer")
     report = evaluate(experiment, codes, learned, folder)
-    checkpoint.write_json(folder / "tokenizer" / "report.json", report)
+    files.write_json(folder / "tokenizer" / "report.json", report)
     if report["usage"] < COLLAPSED:
         metrics.say(
             f"warning: the codes have collapsed, only {100 * report['usage']:.0f} % of them are"

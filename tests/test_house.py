@@ -18,11 +18,11 @@ PACKAGE = ROOT / "mmjax"
 
 # Who may import whom inside mmjax (DESIGN 4). A name stands for a module or a whole package; every
 # module may import its own package.
-BASE = {"typing", "atomic"}
+BASE = {"typing", "files", "atomic"}
 MODEL = BASE | {"parallel", "models"}
 STEP = MODEL | {"objectives", "optim"}
 DATA = BASE | {"parallel", "tokenizers", "modalities", "lifecycle", "metrics"}
-STATE = STEP | {"step", "modalities", "lifecycle"}
+STATE = STEP | {"step", "modalities", "lifecycle", "run"}
 PARTS = STATE | DATA | {"data", "checkpoint", "metrics"}
 RUN = PARTS | {"", "config", "experiment", "program", "rundir", "load", "transfer", "evaluate"}
 ALLOWED = {
@@ -32,7 +32,9 @@ ALLOWED = {
         *("generate", "load", "report", "train", "train_tokenizer"),
     },
     "typing": set(),
-    "atomic": set(),
+    "atomic": {"files"},
+    "files": set(),
+    "run": BASE | {"config", "lifecycle"},
     "config": {""},  # only to find the folder of the package
     "lifecycle": set(),
     "parallel": BASE,

@@ -19,6 +19,7 @@ from mmjax import step as step_lib
 from mmjax.evaluate import Retrieval
 from mmjax.models import names
 from mmjax.models.plan import Block, Run
+from mmjax.run import manifest as manifest_lib
 
 ONE = jax.devices()[:1]
 
@@ -137,7 +138,7 @@ def test_another_tokenizer_is_refused(trained, tmp_path):
     file = workdir / "checkpoints" / "12" / "manifest.json"
     manifest = json.loads(file.read_text())
     manifest["tokenizers"]["text"] = "0" * 64
-    file.write_text(json.dumps(manifest))
+    file.write_text(json.dumps(manifest_lib.sealed(manifest)))
     with pytest.raises(lifecycle.NoCheckpoint, match=r"stream 'text' was trained with tokenizer"):
         mmjax.load(str(workdir), devices=ONE)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mmjax import checkpoint, config, load
+from mmjax import checkpoint, config, files, load
 
 
 def evaluate(path: str, *, split: str | None = None, code: str | None = None) -> dict[str, Any]:
@@ -31,10 +31,10 @@ def evaluate(path: str, *, split: str | None = None, code: str | None = None) ->
         found, levels = evaluator.run(view), evaluator.chance(view)
         target = folder / "evals" / (name if own else f"{name}.{view.split}")
         target.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(target / f"{view.step}.json", found)
+        files.write_json(target / f"{view.step}.json", found)
         for metric, value in found.items():
             scores[metric] = {"value": round(value, 4), "chance": chance(levels, metric)}
-    checkpoint.write_json(epath.Path(folder) / "scores.json", scores)
+    files.write_json(epath.Path(folder) / "scores.json", scores)
     return scores
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmjax import checkpoint
+from mmjax import checkpoint, files
 from mmjax import load as load_lib
 from mmjax.config import ConfigError
 from mmjax.evaluate.view import View
@@ -63,14 +64,35 @@ def export(
     try:
         write(view, made)
         report = parity.verify(view, made) if verify else parity.unverified(view)
-        (made / "parity.json").write_text(json.dumps(report, indent=2) + "\n")
         (made / "README.md").write_text(card.card(view, target.name, report), encoding="utf-8")
-        if target.exists():
-            shutil.rmtree(target)
-        made.rename(target)
+        report["files"] = [entry.name for entry in files.entries(made)]
+        files.write_json(made / "parity.json", report)
+        _replace(target, made)
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return report
+
+
+def _replace(target: Path, made: Path) -> None:
+    """Puts an export in the place of another one, and of nothing else."""
+    if target.exists():
+        there = {entry.name for entry in files.entries(target)}
+        known = {*map(str, _listed(target) or there), "parity.json"}
+        if there - known:
+            raise ConfigError(
+                f"--out {target}: holds {min(there - known)}, which no export wrote; move it away,"
+                " or name another folder."
+            )
+        shutil.rmtree(target)
+    made.rename(target)
+
+
+def _listed(target: Path) -> list[Any]:
+    """Files of an export, as it says itself; older ones do not."""
+    with contextlib.suppress(files.DamagedFile):
+        found = files.read_json(target / "parity.json").get("files")
+        return found if isinstance(found, list) else []
+    return []
 
 
 def _checked(out: str, parts: str, verify: bool, overwrite: bool) -> Path:

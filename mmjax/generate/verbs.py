@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import mmjax
-from mmjax import checkpoint, load
+from mmjax import files, load
 from mmjax.config.error import ConfigError, nearest
 from mmjax.evaluate.view import View
 from mmjax.experiment import Experiment
@@ -258,14 +258,27 @@ def _former(out: Path, overwrite: bool) -> dict[str, Any] | None:
     """What `samples.json` of an earlier call holds. Raises ConfigError where OUT is in use."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: is a file; name a folder.")
-    if (out / "samples.json").exists():
-        with contextlib.suppress(ValueError):
-            return json.loads((out / "samples.json").read_text())
+    with contextlib.suppress(files.DamagedFile):
+        found = files.read_json(out / "samples.json")
+        if _are_samples(found):
+            return found
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise ConfigError(
             f"--out {out}: holds files that are no samples; name another folder, or --overwrite."
         )
     return None
+
+
+def _are_samples(found: dict[str, Any]) -> bool:
+    """Whether this is what an earlier call wrote; its files may be deleted, so that their names
+    must not lead anywhere else."""
+    try:
+        names = [name for sample in found["samples"] for name in sample["files"].values()]
+        numbers = [sample["index"] for sample in found["samples"]]
+        is_plain = all(Path(name).name == name and name not in (".", "..") for name in names)
+        return isinstance(found["request"], dict) and is_plain and all(n >= 0 for n in numbers)
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def _begun(
@@ -299,7 +312,7 @@ def _file(experiment: Experiment, stream: str, made: Mapping[str, Piece], stem: 
 
 def _record(out: Path, request: dict[str, Any], done: dict[int, Any]) -> dict[str, Any]:
     found = {"request": request, "samples": [done[i] for i in sorted(done)]}
-    checkpoint.write_json(out / "samples.json", found)  # type: ignore[arg-type]
+    files.write_json(out / "samples.json", found)
     return found
 
 

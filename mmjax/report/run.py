@@ -6,14 +6,13 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
-from mmjax import checkpoint
+from mmjax import checkpoint, files, metrics
 from mmjax.evaluate import samples
 
 Row = dict[str, Any]
@@ -152,21 +151,13 @@ def read(workdir: str) -> Run:
 
 def _json(path: epath.Path) -> dict[str, Any]:
     """An object; empty when there is none, or only the beginning of one."""
-    with contextlib.suppress(ValueError):
-        if path.exists():
-            found = json.loads(path.read_text())
-            return found if isinstance(found, dict) else {}
+    with contextlib.suppress(files.DamagedFile):
+        return files.read_json(path)
     return {}
 
 
 def _rows(path: epath.Path) -> list[Row]:
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):  # the last line of a run that goes on
-            row = json.loads(line)
-            if isinstance(row, dict) and "step" in row:
-                rows.append(row)
-    return rows
+    return metrics.read_rows(path)[0] if path.exists() else []
 
 
 def _numbered(folder: epath.Path, suffix: str = "") -> dict[int, epath.Path]:

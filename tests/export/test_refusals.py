@@ -134,9 +134,7 @@ def test_command_line(tmp_path, capsys, monkeypatch):
 
 
 def test_a_run_that_has_not_saved(tmp_path):
-    from mmjax.config import to_json
-
-    (tmp_path / "config.json").write_text(json.dumps(to_json(mini.get_config())))
+    (tmp_path / "config.json").write_text(config.dump(mini.get_config()))
     with pytest.raises(NoCheckpoint, match="no complete checkpoint"):
         mmjax.export(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()

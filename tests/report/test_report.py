@@ -70,7 +70,7 @@ def workdir(tmp_path):
               "logging": {"log_every": 20}}  # fmt: skip
     files = {
         "config.json": {"config": config},
-        "run.json": {"starts": [start]},
+        "run.json": {"identity": {}, "starts": [start]},
         "evals/generation/60.json": dict.fromkeys(GENERATION, 0.5),
         "evals/generation.test/60.json": GENERATION,
         "scores.json": {m: {"value": v, "chance": 0.01} for m, v in GENERATION.items()},

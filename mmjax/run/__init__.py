@@ -1,0 +1,1 @@
+"""What a run keeps on disk: manifests and digests of checkpoints."""

@@ -1,0 +1,199 @@
+"""Which checkpoint a PATH or a workdir means: the newest one that is whole, unless another is
+asked for. What is damaged is told and passed over; nothing is changed here."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import re
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from mmjax import files
+from mmjax.lifecycle import NoCheckpoint
+from mmjax.run import keeping
+from mmjax.run import manifest as manifest_lib
+
+__all__ = ["Chosen", "best_step", "choose", "damaged", "hash_file", "newest", "parse_path"]
+
+NAMED = 10  # checkpoints that an error names
+_log = logging.getLogger("mmjax")
+
+
+class Chosen(NamedTuple):
+    """A checkpoint that is whole, and the newer ones that are not."""
+
+    workdir: epath.Path
+    step: int
+    manifest: dict[str, Any]
+    passed_over: dict[int, str]  # step -> what is wrong
+
+
+def parse_path(path: str) -> tuple[epath.Path, str]:
+    """`WORKDIR`, `WORKDIR@STEP` or `WORKDIR@best:METRIC` to (workdir, selector).
+
+    A folder that exists is a workdir, whatever its name.
+    """
+    text = str(path)
+    if "@" not in text or epath.Path(text).exists():
+        return epath.Path(text), ""
+    head, at, metric = text.partition("@best:")  # first: a metric may hold an @ of its own
+    if at:
+        return epath.Path(head), f"best:{metric}"
+    head, at, tail = text.rpartition("@")
+    if at and tail.isascii() and tail.isdigit():
+        return epath.Path(head), tail
+    return epath.Path(text), ""
+
+
+def choose(path: str) -> Chosen:
+    """The checkpoint that a PATH means; the newest whole one by default.
+
+    Raises:
+      NoCheckpoint: there is none that can be used; says what is wrong with each.
+    """
+    workdir, selector = parse_path(path)
+    there = keeping.steps(workdir / "checkpoints")
+    found = newest(workdir) if not selector else None
+    if found is not None:
+        return found
+    if not there:
+        raise NoCheckpoint(
+            f"{workdir}: no complete checkpoint below {workdir / 'checkpoints'}; give the workdir"
+            " of a run that has saved at least once."
+        )
+    if selector.startswith("best:"):
+        step = best_step(workdir, selector[5:], there)
+    else:
+        step = int(selector)
+        if step not in there:
+            raise NoCheckpoint(f"{workdir}: no checkpoint of step {selector}; there are {there}.")
+    wrong = damaged(workdir, step)
+    if wrong:
+        raise NoCheckpoint(
+            f"{workdir}: checkpoint {step} is damaged ({wrong[0]}); choose another of {there} by"
+            f" {workdir}@STEP."
+        )
+    return Chosen(workdir, step, read(workdir, step), {})
+
+
+def newest(workdir: epath.Path) -> Chosen | None:
+    """The newest checkpoint of a workdir that is whole; None when nothing was ever saved.
+
+    Raises:
+      NoCheckpoint: there are checkpoints, and none that can be used.
+    """
+    folder, wrong = workdir / "checkpoints", {}
+    if files.is_remote(folder) or folder.exists():
+        wrong = keeping.strange(folder)
+    for step in reversed(keeping.steps(folder)):
+        found = damaged(workdir, step)
+        if not found:
+            passed_over = {s: why for s, why in wrong.items() if s > step}
+            for s, why in passed_over.items():
+                _log.warning("checkpoint %s of %s is not used: %s", s, workdir, why)
+            return Chosen(workdir, step, read(workdir, step), passed_over)
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        wrong[step] = f"it is damaged: {found[0]}{more}"
+    if not wrong:
+        return None
+    told = [f"  {folder / str(s)}: {why}" for s, why in sorted(wrong.items(), reverse=True)]
+    rest = [f"  and {len(told) - NAMED} more"] if len(told) > NAMED else []
+    raise NoCheckpoint(
+        f"{workdir}: none of its {len(told)} checkpoint(s) can be used:\n"
+        + "\n".join([*told[:NAMED], *rest])
+        + f"\nrestore them from a copy; to start from scratch, move {folder} away first."
+    )
+
+
+def read(workdir: epath.Path, step: int) -> dict[str, Any]:
+    """The manifest of a step.
+
+    Raises:
+      NoCheckpoint: it is damaged, or of a later version of mmjax.
+    """
+    folder = epath.Path(workdir) / "checkpoints" / str(step)
+    try:
+        return manifest_lib.read(folder, step)
+    except manifest_lib.NewerFormat as error:
+        raise NoCheckpoint(f"{error}") from error
+    except ValueError as error:
+        raise NoCheckpoint(f"{folder}: is damaged: {manifest_lib.FILE}: {error}.") from error
+
+
+def damaged(workdir: epath.Path, step: int) -> list[str]:
+    """What is wrong with a checkpoint: files that are missing, or differ from their hash.
+
+    Raises:
+      NoCheckpoint: it is of a later version of mmjax, which need not be damaged.
+    """
+    folder = epath.Path(workdir) / "checkpoints" / str(step)
+    try:
+        if not files.is_remote(folder) and files.kind(folder) != "folder":
+            return [f"it is a {files.kind(folder)}, not a folder"]
+        wanted = manifest_lib.read(folder, step)["files"]
+        there = {e.name: e for e in files.entries(folder)}
+    except manifest_lib.NewerFormat as error:
+        raise NoCheckpoint(f"{error}") from error
+    except (ValueError, OSError) as error:
+        return [f"{manifest_lib.FILE}: {error}"]
+    wrong = []
+    for name, digest in wanted.items():
+        if name not in there:
+            wrong.append(f"{name} is missing")
+        elif there[name].kind != "file":
+            wrong.append(f"{name} is a {there[name].kind}")
+        else:
+            with contextlib.suppress(OSError):
+                if hash_file(there[name].path) == digest:
+                    continue
+            wrong.append(f"{name} differs from its hash")
+    return wrong
+
+
+def hash_file(path: Any) -> str:
+    """SHA-256 of a file, read piece by piece."""
+    digest = hashlib.sha256()
+    with epath.Path(path).open("rb") as file:
+        while chunk := file.read(files.CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def best_step(workdir: epath.Path, metric: str, there: list[int]) -> int:
+    """The saved step with the highest (for a loss: lowest) value of an evaluated metric.
+
+    Raises:
+      NoCheckpoint: it was evaluated at none of them.
+    """
+    values: dict[int, float] = {}
+    names: set[str] = set()
+    for file in (workdir / "evals").glob("*/*.json") if (workdir / "evals").exists() else ():
+        try:
+            found = files.read_json(file)
+        except files.DamagedFile as error:
+            _log.warning("%s is left out: %s", file, error)
+            continue
+        names |= set(found)
+        step, value = keeping.step_of(file.stem), found.get(metric)
+        if step in there and isinstance(value, (int, float)):
+            values[step] = value
+    if not values:
+        raise NoCheckpoint(
+            f"{workdir}: metric {metric!r} was not evaluated at a saved step; there are"
+            f" {', '.join(sorted(names)[:12]) or 'none'}."
+        )
+    sign = -1.0 if "loss" in metric else 1.0
+    return max(values, key=lambda step: sign * values[step])
+
+
+def refuse_new(workdir: epath.Path) -> None:
+    """Raises ValueError for a new workdir whose name would be read as a step of another."""
+    text = str(workdir)
+    if not workdir.exists() and re.search(r"@(best:.*|[0-9]+)$", text):
+        raise ValueError(
+            f"Workdir {text!r}: reads as a checkpoint of {text.partition('@')[0]!r}; choose a name"
+            " that does not end in @STEP or @best:METRIC."
+        )
