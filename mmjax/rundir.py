@@ -157,8 +157,9 @@ def ready_modalities(
             _fit(experiment, name, folder)
     distributed.barrier("modalities")
     ready = {name: _fit(experiment, name, folder) for name in experiment.modalities}
+    wanted = manifest["tokenizers"] if manifest else {}
     for name, modality in ready.items() if manifest else ():
-        want, have = manifest["tokenizers"].get(name, ""), modality.spec(name).fingerprint
+        want, have = wanted.get(name, ""), modality.spec(name).fingerprint
         if want != have:
             raise checkpoint.NoCheckpoint(
                 f"{folder}: stream {name!r} was trained with tokenizer {want[:12] or 'none'} but"

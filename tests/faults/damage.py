@@ -76,7 +76,9 @@ def edit(data: bytearray, rng: random.Random) -> bytes:
     elif choice == 1:
         holder[key] = rng.choice([None, -1, 10**30, "", "../../x", [], {}, 99, 1.5, True])
     elif choice == 2 and isinstance(holder, dict):
-        holder["added"] = [[0, {"weights": {"text": 9}}]]
+        holder["added"] = 1
+    elif holder[key] == []:
+        holder[key] = [[0, {"weights": {"text": 9.0}}]]  # an event, in a journal without any
     elif isinstance(holder[key], (int, float)):
         holder[key] = holder[key] + 1
     else:
