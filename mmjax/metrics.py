@@ -91,8 +91,11 @@ def read_rows(path: Any) -> tuple[list[dict[str, Any]], list[bytes]]:
     for line in epath.Path(path).read_bytes().split(b"\n"):
         try:
             row = files.parse_json(line.decode()) if line.strip() else None
+            numbers = (float, int, type(None))
             if row is not None and type(row.get("step")) is not int:
                 raise files.DamagedFile("it has no step")
+            if row is not None and not all(type(value) in numbers for value in row.values()):
+                raise files.DamagedFile("it holds what is no number")
         except ValueError:
             bad.append(line)
         else:

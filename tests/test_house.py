@@ -59,7 +59,7 @@ ALLOWED = {
     "executables": RUN | {"heap"},
     "train": RUN | {"executables"},
     "testing": RUN,
-    "report": RUN,
+    "report": RUN | {"run"},
     "data_check": RUN | {"report.frame", "report.gallery"},
     "doctor": {""},
     "printing": set(),

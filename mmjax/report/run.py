@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import logging
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,9 @@ from etils import epath
 
 from mmjax import checkpoint, files, metrics
 from mmjax.evaluate import samples
+from mmjax.run import records
+
+_log = logging.getLogger("mmjax")
 
 Row = dict[str, Any]
 Points = list[tuple[float, float]]
@@ -140,10 +144,10 @@ def read(workdir: str) -> Run:
     folder = epath.Path(info["workdir"])
     return Run(
         folder=folder,
-        config=_json(folder / "config.json").get("config", {}),
+        config=_config(folder),
         info=info,
         rows=_rows(folder / "metrics.jsonl"),
-        scores=_json(folder / "scores.json"),
+        scores=_scores(folder / "scores.json"),
         evals=_evals(folder / "evals"),
         samples=_samples(folder / "samples"),
     )
@@ -160,9 +164,22 @@ def _rows(path: epath.Path) -> list[Row]:
     return metrics.read_rows(path)[0] if path.exists() else []
 
 
+def _config(folder: epath.Path) -> dict[str, Any]:
+    """The tree of `config.json`; empty where it is not the one that the run wrote."""
+    try:
+        return records.read_config(folder)["config"]
+    except files.DamagedFile as error:
+        _log.warning("%s is left out: %s", folder / "config.json", error)
+        return {}
+
+
+def _scores(path: epath.Path) -> dict[str, Any]:
+    return {m: n for m, s in _json(path).items() if isinstance(s, dict) and (n := _numbers(s))}
+
+
 def _numbered(folder: epath.Path, suffix: str = "") -> dict[int, epath.Path]:
     """Children that are named by a step."""
-    children = folder.iterdir() if folder.exists() else ()
+    children = folder.iterdir() if folder.is_dir() else ()
     names = {p: p.name.removesuffix(suffix) for p in children}
     return {int(n): p for p, n in sorted(names.items()) if n.isdecimal()}
 
@@ -178,7 +195,8 @@ def _evals(folder: epath.Path) -> dict[str, dict[int, dict[str, float]]]:
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    return {m: v for m, v in metrics.items() if isinstance(v, (int, float))}
+    kinds = (int, float)
+    return {m: v for m, v in metrics.items() if isinstance(v, kinds) and not isinstance(v, bool)}
 
 
 def _samples(folder: epath.Path) -> list[dict[str, Any]]:

@@ -69,7 +69,7 @@ def workdir(tmp_path):
               "evaluators": {"generation": {"judges": {"boxes": {}, "text": {}}}},
               "logging": {"log_every": 20}}  # fmt: skip
     files = {
-        "config.json": {"config": config},
+        "config.json": {"config": config, "fingerprint": fingerprint(config)},
         "run.json": {"identity": {}, "starts": [start]},
         "evals/generation/60.json": dict.fromkeys(GENERATION, 0.5),
         "evals/generation.test/60.json": GENERATION,
