@@ -20,6 +20,7 @@ from typing import Any
 from etils import epath
 
 from mmjax import files
+from mmjax.config import ranges
 from mmjax.lifecycle import NoCheckpoint, StorageError
 from mmjax.run import choose as choose_lib
 from mmjax.run import digest as digest_lib
@@ -61,9 +62,12 @@ class Checkpointing:
       keep_every: steps whose multiples are kept for good; 0 = none.
     """
 
-    every: int = 500
-    keep: int = 3
-    keep_every: int = 0
+    every: ranges.Natural = 500
+    keep: ranges.Natural = 3
+    keep_every: ranges.Natural = 0
+
+    def __post_init__(self):
+        ranges.check(self)
 
 
 class Saver:

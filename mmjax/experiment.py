@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Annotated
 
 from mmjax.checkpoint import Checkpointing
+from mmjax.config import ranges
 from mmjax.config.error import nearest
 from mmjax.data.mixture import Mixture
 from mmjax.data.task import Task
@@ -34,9 +36,12 @@ class Guards:
       strict: the first bad record of any source stops the run (exit 65).
     """
 
-    max_skipped_steps: int = 20
-    max_bad_fraction: float = 0.01
+    max_skipped_steps: ranges.Natural = 20
+    max_bad_fraction: ranges.Fraction = 0.01
     strict: bool = False
+
+    def __post_init__(self):
+        ranges.check(self)
 
     @property
     def allowed_bad(self) -> float:
@@ -48,8 +53,11 @@ class Guards:
 class Logging:
     """What is written while training: each `log_every` steps, for TensorBoard too if asked."""
 
-    log_every: int = 20
+    log_every: ranges.Count = 20
     tensorboard: bool = False
+
+    def __post_init__(self):
+        ranges.check(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,8 +66,11 @@ class DataConfig:
 
     train_split: str = "train"
     eval_split: str = "val"
-    num_workers: int = 0
-    prefetch: int = 4
+    num_workers: ranges.Natural = 0
+    prefetch: ranges.Natural = 4
+
+    def __post_init__(self):
+        ranges.check(self)
 
 
 def _identity(kind: str, **kwargs):
@@ -78,7 +89,7 @@ class Experiment:
     """
 
     name: str = "run"
-    seed: int = _identity("numerics", default=0)
+    seed: Annotated[int, ranges.Range(-(2**63), 2**63 - 1)] = _identity("numerics", default=0)
     modalities: dict[str, Modality] = _identity("tokens")
     model: ModelConfig = _identity("model", default=Transformer())
     tasks: dict[str, Task] = _identity("data")
@@ -93,14 +104,13 @@ class Experiment:
     data: DataConfig = DataConfig()
     guards: Guards = Guards()
     logging: Logging = Logging()
-    total_steps: int = 1000
-    eval_every: int = 0
+    total_steps: ranges.Natural = 1000
+    eval_every: ranges.Natural = 0
 
     def __post_init__(self):
+        ranges.check(self)
         if not self.tasks:
             raise ValueError("Experiment: tasks={} trains nothing; name at least one task.")
-        if self.total_steps < 0:
-            raise ValueError(f"Experiment: total_steps={self.total_steps} must be 0 or more.")
         for name, task in self.tasks.items():
             self._check_task(name, task)
         self._check_extras()
@@ -120,7 +130,7 @@ class Experiment:
             sizes = (v.batch_size or task.batch_size, v.group_rows or task.group_rows)
             shapes[f" variant {variant!r}"] = sizes
         for where, (batch_size, group_rows) in shapes.items():
-            if group_rows < 1 or batch_size < 1 or batch_size % group_rows:
+            if batch_size % group_rows:
                 fits = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
                 raise ValueError(
                     f"{who}{where}: batch_size={batch_size} is not whole groups of"

@@ -17,13 +17,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+
+from mmjax.config import ranges
 
 NUM_AXES = 3  # (time, row, column) or (x, y, z)
 RANGE_MULTIPLE = 128  # vocabulary ranges are padded to this, so that heads fill hardware tiles
 
+Id = Annotated[int, ranges.Range(0, also=(-1,))]
 Array = Any  # numpy.ndarray on the host, jax.Array inside a step
 PyTree = Any
 Metrics = dict[str, Any]
@@ -39,23 +42,22 @@ class TokenSpec:
 
     name: str
     kind: Literal["grid", "sequence", "set", "vector"]
-    max_tokens: int
-    vocab_size: int = 0
-    width: int = 0
-    grid: tuple[int, int, int] | None = None
+    max_tokens: ranges.Count
+    vocab_size: ranges.Natural = 0
+    width: ranges.Natural = 0
+    grid: tuple[ranges.Count, ranges.Count, ranges.Count] | None = None
     text: bool = False
     fingerprint: str = ""
-    first_sentinel: int = -1  # local id of the first span sentinel; -1 = the stream has none
-    num_sentinels: int = 0
-    end_id: int = -1  # local id of the end token of a sequence; -1 = none
-    levels: tuple[int, ...] = ()  # ids are digits of these bases, the first one fastest; () = none
+    first_sentinel: Id = -1  # local id of the first span sentinel; -1 = the stream has none
+    num_sentinels: ranges.Natural = 0
+    end_id: Id = -1  # local id of the end token of a sequence; -1 = none
+    levels: tuple[
+        ranges.Count, ...
+    ] = ()  # ids are digits of these bases, the first one fastest; () = none
 
     def __post_init__(self):
-        if self.max_tokens < 1:
-            raise ValueError(
-                f"Stream {self.name!r}: max_tokens={self.max_tokens} holds no token; use 1 or more."
-            )
-        if self.vocab_size <= 0 and self.width <= 0:
+        ranges.check(self, f"TokenSpec {self.name!r}")
+        if not self.vocab_size and not self.width:
             raise ValueError(
                 f"Stream {self.name!r}: vocab_size=0 and width=0 describe nothing; give the number"
                 " of codes or the width of a continuous piece."

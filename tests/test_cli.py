@@ -407,6 +407,87 @@ def test_a_mistyped_field_is_told_within_two_seconds(root):
     assert min(seconds) < 2
 
 
+TINY = "configs/quickstart.py:tiny"
+WRONG_FILE = """
+from mmjax.data.layouts import Aligned
+from mmjax.data.task import Task
+from mmjax.data.toyworld import Numbers
+from mmjax.objectives import InfoNCE
+from mmjax.optim import AdamW
+
+def get_config():
+    shared = {"source": Numbers(), "inputs": ("image", "text"), "objective": InfoNCE()}
+    return Task(**shared, layout=Aligned(), batch_size="eight")
+
+def rate():
+    return AdamW(
+        learning_rate=True,
+    )
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            [TINY, "--workdir", "{}/run", "--optimizer.grad_clip_norm", "-1"],
+            "optimizer: Muon: grad_clip_norm=-1.0 must be a number of 0 or more.",
+        ),
+        (
+            [TINY, "--workdir", "{}/run", "--logging.log_every", "0"],
+            "logging: Logging: log_every=0 must be a whole number of 1 or more.",
+        ),
+        (
+            [TINY, "--workdir", "{}/run", "--checkpoint.keep", "-1"],
+            "checkpoint: Checkpointing: keep=-1 must be a whole number of 0 or more.",
+        ),
+        (
+            [TINY, "--workdir", "{}/run", "--total_steps", "many"],
+            "Experiment: total_steps='many' must be a whole number of 0 or more.",
+        ),
+        (
+            ["{}/wrong.py", "--workdir", "{}/run"],
+            "wrong.py:10: Task: batch_size='eight' must be a whole number of 1 or more.",
+        ),
+        (
+            ["{}/wrong.py:rate", "--workdir", "{}/run"],
+            "wrong.py:13: AdamW: learning_rate=True must be a number above 0.",
+        ),
+    ],
+)
+def test_a_number_outside_its_range_is_told_within_two_seconds(args, message, tmp_path, root):
+    (tmp_path / "wrong.py").write_text(WRONG_FILE)
+    program = textwrap.dedent(
+        """
+        import sys
+        from mmjax import cli
+        code = cli.main(["train", *sys.argv[1:]])
+        if "jax" in sys.modules:
+            from jax._src import xla_bridge
+            assert not xla_bridge._backends
+        sys.exit(code)
+        """
+    )
+    seconds = []
+    for _ in range(3):  # the machine may be busy
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", program, *(a.format(tmp_path) for a in args)],
+            capture_output=True,
+            text=True,
+            cwd=root,
+        )
+        seconds.append(time.monotonic() - start)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("mmjax train: ")
+        assert done.stderr.endswith(f"{message}\n")
+        assert done.stderr.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+        if seconds[-1] < 2:
+            break
+    assert min(seconds) < 2
+
+
 def test_the_commands_in_the_readme_exist(root):
     verbs = set(re.findall(r"mmjax ([\w-]+)", (root / "README.md").read_text())) & set(OPTIONS)
     assert verbs == set(OPTIONS)

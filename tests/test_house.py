@@ -18,7 +18,7 @@ PACKAGE = ROOT / "mmjax"
 
 # Who may import whom inside mmjax (DESIGN 4). A name stands for a module or a whole package; every
 # module may import its own package.
-BASE = {"typing", "files", "atomic"}
+BASE = {"typing", "files", "atomic", "config.ranges"}
 MODEL = BASE | {"parallel", "models"}
 STEP = MODEL | {"objectives", "optim"}
 DATA = BASE | {"parallel", "tokenizers", "modalities", "lifecycle", "metrics"}
@@ -31,21 +31,21 @@ ALLOWED = {
         *("checkpoint", "config", "data", "data_check", "evaluate", "experiment", "export"),
         *("generate", "load", "report", "train", "train_tokenizer"),
     },
-    "typing": set(),
+    "typing": {"config.ranges"},
     "atomic": {"files"},
     "files": set(),
     "run": BASE | {"config", "lifecycle"},
     "config": {""},  # only to find the folder of the package
     "lifecycle": set(),
     "parallel": BASE,
-    "metrics": BASE,
+    "metrics": {"typing", "files", "atomic"},
     "models": MODEL,
     "tokenizers": BASE | {"models", "config"},
     "modalities": BASE | {"tokenizers", "config"},
     "objectives": MODEL,
     "optim": MODEL,
     "data": DATA,
-    "step": STEP,
+    "step": STEP - {"config.ranges"},
     "checkpoint": STATE,
     "transfer": STATE,
     "export": RUN,

@@ -6,11 +6,13 @@ import contextlib
 import difflib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmjax.config import ranges
 from mmjax.config.compare import paths
 from mmjax.config.error import ConfigError
+from mmjax.config.serial import is_config
 
 __all__ = ["override"]
 
@@ -43,7 +45,7 @@ def override(config: Any, args: Sequence[str], *, prog: str = "mmjax") -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ConfigError(_message(stderr.getvalue())) from None
+        raise ConfigError(_worded(_message(stderr.getvalue()), config, args)) from None
     except ConfigError:
         raise
     except ValueError as error:  # a rule of a dataclass that the new value breaks
@@ -67,6 +69,51 @@ def _check_names(config: Any, args: Sequence[str]) -> None:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
         meant = f"; did you mean --{close[0]}?" if close else "."
         raise ConfigError(f"No field --{name}{meant} (--help after the config lists them all)")
+
+
+def _worded(message: str, config: Any, args: Sequence[str]) -> str:
+    """A message of tyro, in the words of the range of the field where it declares one."""
+    found = re.match(r"Error parsing (--)?([\w.-]+): (.*)", message)
+    if not found:
+        return message
+    is_option, path, rest = found[1], found[2].replace("-", "_"), found[3]
+    if not is_option:  # the rule of a class
+        return rest if found[2] == type(config).__name__ else f"{path}: {rest}"
+    keys, part = path.split("."), config
+    owner, start = config, 0  # the innermost object on the path, and where it stands
+    for i, key in enumerate(keys):
+        if is_config(part):
+            owner, start, part = part, i, getattr(part, key)
+        else:
+            part = part[key] if isinstance(part, Mapping) else part[int(key)]
+    words = _words(path, args)
+    value = words if isinstance(part, (tuple, list)) else (*words, "")[0]
+    for key in reversed(keys[start + 1 :]):
+        value = {key: value}
+    wrong = ranges.problem(type(owner), keys[start], value)
+    return ": ".join([*filter(None, [".".join(keys[:start])]), wrong]) if wrong else message
+
+
+def _words(path: str, args: Sequence[str]) -> tuple[Any, ...]:
+    """What is given for a field on the command line; numbers where they are some."""
+    words: list[str] = []
+    is_its = False
+    for arg in args:
+        if re.match(r"--[A-Za-z_]", arg):
+            name, equals, value = arg[2:].partition("=")
+            is_its = name.replace("-", "_") == path
+            words = [] if is_its else words
+            words += [value] if is_its and equals else []
+        elif is_its:
+            words.append(arg)
+    return tuple(map(_word, words))
+
+
+def _word(text: str) -> Any:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _message(text: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmjax import metrics
+from mmjax.config import ranges
 from mmjax.data import index
 from mmjax.data.source import BadRecord, Source
 
@@ -64,7 +65,9 @@ class Files(Source):
 
     path: str = ""
     files: dict[str, str] = dataclasses.field(default_factory=dict)
-    shares: dict[str, float] = dataclasses.field(default_factory=lambda: {"train": 0.9, "val": 0.1})
+    shares: dict[str, ranges.NonNegative] = dataclasses.field(
+        default_factory=lambda: {"train": 0.9, "val": 0.1}
+    )
     fields: dict[str, str] = dataclasses.field(default_factory=dict)
     required: tuple[str, ...] = ()
     key: str = ""
@@ -72,6 +75,7 @@ class Files(Source):
     cache: str = ""
 
     def __post_init__(self):
+        ranges.check(self)
         who = type(self).__name__
         if bool(self.path) == bool(self.files):
             raise ValueError(

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Annotated
 
 import numpy as np
 
+from mmjax.config import ranges
 from mmjax.data import masking, rows, spans
 from mmjax.data.masking import Policy
 from mmjax.data.prefix import Prefix
@@ -46,24 +48,17 @@ class Masked(Layout):
         sequences are then masked token by token.
     """
 
-    input_tokens: int = 128
-    target_tokens: int = 128
+    input_tokens: ranges.Count = 128
+    target_tokens: ranges.Count = 128
     policies: tuple[Policy, ...] = ANY_TO_ANY
-    room: float = 1.5
-    drop: dict[str, float] = dataclasses.field(default_factory=dict)
+    room: Annotated[float, ranges.Range(1)] = 1.5
+    drop: dict[str, ranges.BelowOne] = dataclasses.field(default_factory=dict)
     single_view: bool = False
 
     def __post_init__(self):
-        if self.input_tokens < 1 or self.target_tokens < 1:
-            raise ValueError(
-                f"Masked: input_tokens={self.input_tokens} and"
-                f" target_tokens={self.target_tokens} must be 1 or more."
-            )
+        ranges.check(self)
         if not sum(p.weight for p in self.policies) > 0:
             raise ValueError("Masked: policies have no weight in all; give one a weight above 0.")
-        if not self.room >= 1:
-            raise ValueError(f"Masked: room={self.room} must be 1 or more.")
-        _check_drop("Masked", self.drop)
 
     def build(self, samples, streams, vocabulary):
         return self.build_groups(samples, streams, vocabulary, 1)
@@ -206,12 +201,6 @@ def _write_spans(
     return rows.targets(p, room, places, groups, label_N=target_BT[places.row_N, at + 1])
 
 
-def _check_drop(who: str, drop: dict[str, float]) -> None:
-    for name, share in drop.items():
-        if not 0 <= share < 1:
-            raise ValueError(f"{who}: drop={share} of {name!r} must be from 0 to below 1.")
-
-
 def _check_sentinels(who: str, spec: TokenSpec) -> None:
     if spec.kind == "sequence" and spec.vocab_size and spec.num_sentinels < 2:
         raise ValueError(
@@ -232,14 +221,11 @@ class Aligned(Layout):
         et al. 2023). Steps get cheaper by as much, and what is learnt leans on no one token.
     """
 
-    max_tokens: dict[str, int] = dataclasses.field(default_factory=dict)
-    drop: dict[str, float] = dataclasses.field(default_factory=dict)
+    max_tokens: dict[str, ranges.Count] = dataclasses.field(default_factory=dict)
+    drop: dict[str, ranges.BelowOne] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        for name, length in self.max_tokens.items():
-            if length < 1:
-                raise ValueError(f"Aligned: max_tokens={length} of {name!r} must be 1 or more.")
-        _check_drop("Aligned", self.drop)
+        ranges.check(self)
 
     def build(self, samples, streams, vocabulary):
         return self.build_groups(samples, streams, vocabulary, 1)
@@ -293,14 +279,11 @@ class Spans(Layout):
       rate: share of the tokens that is masked. mean_length: of a masked run.
     """
 
-    rate: float = 0.15
-    mean_length: float = 3.0
+    rate: Annotated[float, ranges.Range(0, 1, has_low=False)] = 0.15
+    mean_length: Annotated[float, ranges.Range(1)] = 3.0
 
     def __post_init__(self):
-        if not 0 < self.rate <= 1:
-            raise ValueError(f"Spans: rate={self.rate} must be above 0 and at most 1.")
-        if not self.mean_length >= 1:
-            raise ValueError(f"Spans: mean_length={self.mean_length} must be 1 or more.")
+        ranges.check(self)
 
     def build(self, samples, streams, vocabulary):
         return self.build_groups(samples, streams, vocabulary, 1)

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from mmjax.config import ranges
 from mmjax.data import spans
 from mmjax.typing import TokenSpec
 
@@ -34,22 +35,16 @@ class Policy:
       one_input: only one stream, drawn with equal chances, is visible and it is no target.
     """
 
-    weight: float = 1.0
-    input_alpha: float | dict[str, float] = 1.0
-    target_alpha: float | dict[str, float] = 1.0
+    weight: ranges.NonNegative = 1.0
+    input_alpha: ranges.NonNegative | dict[str, ranges.NonNegative] = 1.0
+    target_alpha: ranges.NonNegative | dict[str, ranges.NonNegative] = 1.0
     keep: Literal["random", "all", "binary"] = "random"
     one_input: bool = False
 
     def __post_init__(self):
+        ranges.check(self)
         if self.keep not in ("random", "all", "binary"):
             raise ValueError(f"Policy: keep={self.keep!r}; use 'random', 'all' or 'binary'.")
-        if not self.weight >= 0:
-            raise ValueError(f"Policy: weight={self.weight} must be 0 or more.")
-        for side in ("input_alpha", "target_alpha"):
-            alpha = getattr(self, side)
-            for value in alpha.values() if isinstance(alpha, dict) else (alpha,):
-                if not 0 <= value < float("inf"):
-                    raise ValueError(f"Policy: {side}={alpha} must hold finite numbers from 0 on.")
 
     def alpha(self, side: str, name: str) -> float:
         """Concentration of a stream as `input_alpha` or `target_alpha`."""

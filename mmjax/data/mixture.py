@@ -6,12 +6,12 @@ Any step is found in constant time. Variants inside a task are dealt in the same
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from mmjax.config import ranges
 from mmjax.data import deal
 from mmjax.data.task import Task
 
@@ -24,7 +24,10 @@ class Journal:
     leaves out rows a..b-1 of a task (those not yet read at from_step). Others are kept unread.
     """
 
-    events: tuple[tuple[int, dict[str, Any]], ...] = ()
+    events: tuple[tuple[ranges.Natural, dict[str, Any]], ...] = ()
+
+    def __post_init__(self):
+        ranges.check(self)
 
     def append(self, from_step: int, event: dict[str, Any]) -> Journal:
         """A journal with one more event."""
@@ -67,20 +70,16 @@ class Mixture:
         Akbari et al. 2023).
     """
 
-    weights: dict[str, float] = dataclasses.field(default_factory=dict)
-    period: int = 1000
+    weights: dict[str, ranges.NonNegative] = dataclasses.field(default_factory=dict)
+    period: ranges.Count = 1000
     schedule: Literal["permuted", "interval", "block"] = "permuted"
 
     def __post_init__(self):
+        ranges.check(self)
         if self.schedule not in ("permuted", "interval", "block"):
             raise ValueError(
                 f"Mixture: schedule={self.schedule!r}; use 'permuted', 'interval' or 'block'."
             )
-        if self.period < 1:
-            raise ValueError(f"Mixture: period={self.period} must be 1 or more.")
-        for name, weight in self.weights.items():
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"Mixture: weights[{name!r}]={weight} must be finite, 0 or more.")
 
     def bind(self, tasks: Mapping[str, Task], seed: int) -> Schedule:
         """The schedule of these tasks. Raises ValueError for weights of unknown tasks."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.config import ranges
 from mmjax.data.files import Files, Table
 from mmjax.data.folder import read_file
 from mmjax.data.source import BadRecord
@@ -31,7 +32,7 @@ class Parquet(Files):
       cache_bytes: memory for row groups, in each process.
     """
 
-    cache_bytes: int = 1 << 28
+    cache_bytes: ranges.Bytes = 1 << 28
 
     def _tables(self, paths: Sequence[Path]) -> list[Table]:
         groups = _Groups(self.cache_bytes)

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from mmjax.config import ranges
 from mmjax.data import rows
 from mmjax.data.task import Layout
 from mmjax.typing import Targets
@@ -27,18 +28,17 @@ class Prefix(Layout):
         starts with its begin token and is alone (encoder-decoder).
     """
 
-    length: int = 0
-    prefix_fraction: tuple[float, float] = (0.0, 0.5)
+    length: ranges.Natural = 0
+    prefix_fraction: tuple[ranges.Fraction, ranges.Fraction] = (0.0, 0.5)
     two_views: bool = False
 
     def __post_init__(self):
+        ranges.check(self)
         low, high = self.prefix_fraction
-        if not 0 <= low <= high <= 1:
+        if low > high:
             raise ValueError(
                 f"Prefix: prefix_fraction={self.prefix_fraction} must rise within 0..1."
             )
-        if self.length < 0:
-            raise ValueError(f"Prefix: length={self.length} must be 0 (automatic) or more.")
 
     def build(self, samples, streams, vocabulary):
         return self.build_groups(samples, streams, vocabulary, 1)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmjax import lifecycle
+from mmjax.config import ranges
 from mmjax.data.source import BadRecord, Records, Source, key_of
 from mmjax.data.tokens import TokenTable
 from mmjax.modalities.modality import Modality, Unreadable
@@ -113,12 +114,13 @@ class Reader:
     split: str
     modalities: Mapping[str, Modality]
     vocabulary: Vocabulary
-    max_bad_fraction: float = 0.01
+    max_bad_fraction: ranges.Fraction = 0.01
     excluded: frozenset[int] = frozenset()
     tokens: Mapping[str, TokenTable] = dataclasses.field(default_factory=dict)
-    cache_bytes: int = 1 << 30
+    cache_bytes: ranges.Bytes = 1 << 30
 
     def __post_init__(self):
+        ranges.check(self)
         self._forget()
 
     def _forget(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmjax.config import ranges
 from mmjax.data import rows as rows_lib
 from mmjax.data.source import Source
 from mmjax.typing import Batch, Piece, Vocabulary
@@ -63,10 +64,13 @@ class Streams(NamedTuple):
 class Variant:
     """Another set of static shapes of the same task; None = as the task says."""
 
-    weight: float = 1.0
+    weight: ranges.NonNegative = 1.0
     layout: Layout | None = None
-    batch_size: int | None = None
-    group_rows: int | None = None
+    batch_size: ranges.Count | None = None
+    group_rows: ranges.Count | None = None
+
+    def __post_init__(self):
+        ranges.check(self)
 
 
 class Shape(NamedTuple):
@@ -96,13 +100,16 @@ class Task:
     targets: tuple[str, ...] = ()
     layout: Layout
     objective: Any  # mmjax.objectives.Objective; the data side imports no objective
-    batch_size: int = 64
-    group_rows: int = 8
-    weight: float = 1.0
-    interval: int = 0
+    batch_size: ranges.Count = 64
+    group_rows: ranges.Count = 8
+    weight: ranges.NonNegative = 1.0
+    interval: ranges.Natural = 0
     variants: dict[str, Variant] = dataclasses.field(default_factory=dict)
     trainable: tuple[str, ...] = ("**",)
-    learning_rate_scale: float = 1.0
+    learning_rate_scale: ranges.NonNegative = 1.0
+
+    def __post_init__(self):
+        ranges.check(self)
 
     def variant_weights(self) -> dict[str, float]:
         """Variants by name with their weights; a task without any has one called "default"."""

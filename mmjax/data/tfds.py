@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.config import ranges
 from mmjax.data.array_records import ArrayFile
 from mmjax.data.files import Files, Table
 from mmjax.data.source import BadRecord
@@ -28,7 +29,7 @@ class TFDS(Files):
     path, `objects/bbox`, and is flat.
     """
 
-    shares: dict[str, float] = dataclasses.field(default_factory=dict)
+    shares: dict[str, ranges.NonNegative] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.files or self.shares:

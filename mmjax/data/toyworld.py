@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.config import ranges
 from mmjax.data.source import Source
 
 __all__ = ["LANGUAGES", "UNSEEN", "Numbers", "words"]
@@ -76,11 +77,10 @@ class Numbers(Source):
       train_size: examples of the train split.
     """
 
-    train_size: int = 8000
+    train_size: ranges.Count = 8000
 
     def __post_init__(self):
-        if self.train_size < 1:
-            raise ValueError(f"Numbers: train_size={self.train_size} is empty; use 1 or more.")
+        ranges.check(self)
 
     def splits(self) -> tuple[str, ...]:
         """Names of the splits."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from mmjax.config import ranges
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluator:
@@ -14,7 +16,10 @@ class Evaluator:
       every: steps between runs while training; 0 = at the end only.
     """
 
-    every: int = 0
+    every: ranges.Natural = 0
+
+    def __post_init__(self):
+        ranges.check(self)
 
     def run(self, view: Any) -> dict[str, float]:
         """Metrics of a model bound to parameters (`mmjax.evaluate.view.View`).

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.config import ranges
 from mmjax.evaluate import judges as judges_lib
 from mmjax.evaluate import samples as samples_lib
 from mmjax.evaluate.evaluator import Evaluator
@@ -53,15 +54,16 @@ class Generation(Evaluator):
 
     judges: dict[str, Judge] = dataclasses.field(default_factory=lambda: dict(NUMBERS_JUDGES))
     cells: tuple[str, ...] = ()
-    num_examples: dict[str, int] = dataclasses.field(default_factory=lambda: {"*": 100})
+    num_examples: dict[str, ranges.Count] = dataclasses.field(default_factory=lambda: {"*": 100})
     splits: dict[str, str] = dataclasses.field(
         default_factory=lambda: {"audio": "{split}_new_voice"}
     )
     decodings: dict[str, Decoding] = dataclasses.field(default_factory=dict)
     through: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    num_samples: int = 4
+    num_samples: ranges.Natural = 4
 
     def __post_init__(self):
+        super().__post_init__()
         known = [f"{a}_to_{b}" for a, b in itertools.permutations(self.judges, 2)]
         asked = {"cells": self.cells, "num_examples": self.num_examples, "through": self.through}
         for field, names in asked.items():
@@ -71,9 +73,6 @@ class Generation(Evaluator):
                         f"Generation: {field} names {name!r}, which is no pair of two modalities"
                         f" with judges; such as {known[:2]}."
                     )
-        for name, count in self.num_examples.items():
-            if count < 1:
-                raise ValueError(f"Generation: num_examples={count} of {name!r} must be 1 or more.")
 
     def run(self, view):
         metrics: dict[str, float] = {}

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from mmjax.config import ranges
 from mmjax.data import toyworld
 from mmjax.data.source import Source
 from mmjax.modalities.modality import Example, Modality
@@ -52,8 +53,11 @@ class DigitReader(Judge):
 
     metric: ClassVar[str] = "read"
     chance: ClassVar[float | None] = 0.01  # of 100 numbers
-    neighbours: int = 5
-    examples: int = 2000
+    neighbours: ranges.Count = 5
+    examples: ranges.Count = 2000
+
+    def __post_init__(self):
+        ranges.check(self)
 
     def reader(self, source: Source) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
         """Pictures (8, 16) or (8, 16, 1), uint8 or 0..1 -> numbers int [N]."""
@@ -101,9 +105,12 @@ class SpeechReader(Judge):
     metric: ClassVar[str] = "recognised"
     chance: ClassVar[float | None] = 0.01  # of 100 numbers
     split: str = "val"  # of all numbers, which train does not hold
-    size: tuple[int, int] = (20, 20)
-    quiet: float = -35.0
-    shrinkage: float = 0.1
+    size: tuple[ranges.Count, ranges.Count] = (20, 20)
+    quiet: ranges.Finite = -35.0
+    shrinkage: ranges.Fraction = 0.1
+
+    def __post_init__(self):
+        ranges.check(self)
 
     def reader(self, source: Source, modality: Modality) -> Callable[[Sequence[Any]], np.ndarray]:
         """Decibels (frames, bands), or waveforms (samples,) -> numbers int [N]."""

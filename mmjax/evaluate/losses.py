@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from mmjax.config import ranges
 from mmjax.evaluate.evaluator import Evaluator
 
 
@@ -15,7 +16,7 @@ class Losses(Evaluator):
       num_batches: batches of each task. tasks: names; empty = all.
     """
 
-    num_batches: int = 4
+    num_batches: ranges.Count = 4
     tasks: tuple[str, ...] = ()
 
     def run(self, view):

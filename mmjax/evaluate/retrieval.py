@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Annotated
 
 import numpy as np
 
+from mmjax.config import ranges
 from mmjax.data.source import Source
 from mmjax.evaluate.evaluator import Evaluator
 
@@ -28,19 +30,18 @@ class Retrieval(Evaluator):
     """
 
     modalities: tuple[str, ...]
-    gallery: int = 100
-    num_galleries: int = 0
-    ks: tuple[int, ...] = (1, 5)
+    gallery: Annotated[int, ranges.Range(2)] = 100
+    num_galleries: ranges.Natural = 0
+    ks: tuple[ranges.Count, ...] = (1, 5)
     splits: dict[str, str] = dataclasses.field(default_factory=lambda: {"": "{split}"})
     source: Source | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         if len(self.modalities) < 2:
             raise ValueError(
                 f"Retrieval: modalities={self.modalities} has fewer than two; name at least two."
             )
-        if self.gallery < 2:
-            raise ValueError(f"Retrieval: gallery={self.gallery} must be 2 or more.")
 
     def chance(self, view):
         view, levels = view.on(self.source), {}
@@ -117,8 +118,8 @@ class ZeroShot(Evaluator):
 
     modalities: tuple[str, ...]
     text: str = "text"
-    prompts: dict[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    limit: int = 0
+    prompts: dict[ranges.Natural, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    limit: ranges.Natural = 0
     source: Source | None = None
 
     def _prompts(self, view) -> dict[int, tuple[str, ...]]:

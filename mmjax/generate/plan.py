@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
+from mmjax.config import ranges
 from mmjax.typing import TokenSpec
 
 __all__ = ["Decoding"]
@@ -43,17 +43,18 @@ class Decoding:
 
     stream: str
     scheme: Literal["auto", "maskgit", "roar", "autoregressive"] = "auto"
-    steps: int = 0
+    steps: ranges.Natural = 0
     schedule: Literal["cosine", "linear"] = "cosine"
-    temperature: float = 0.0
+    temperature: ranges.NonNegative = 0.0
     temperature_schedule: str = "constant"
-    top_k: int = 0
-    top_p: float = 1.0
-    guidance: float = 1.0
-    beams: int = 1
-    rerank: float = 0.0
+    top_k: ranges.Natural = 0
+    top_p: Annotated[float, ranges.Range(0, 1, has_low=False)] = 1.0
+    guidance: ranges.NonNegative = 1.0
+    beams: ranges.Count = 1
+    rerank: ranges.NonNegative = 0.0
 
     def __post_init__(self):
+        ranges.check(self, f"Decoding of {self.stream!r}")
         choices = {
             "scheme": ("auto", "maskgit", "roar", "autoregressive"),
             "schedule": ("cosine", "linear"),
@@ -61,16 +62,6 @@ class Decoding:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 self._refuse(name, f"is unknown; use {', '.join(allowed)}")
-        for name in ("steps", "top_k"):
-            if getattr(self, name) < 0:
-                self._refuse(name, "must be 0 or more")
-        for name in ("temperature", "guidance", "rerank"):
-            if not 0 <= getattr(self, name) < math.inf:
-                self._refuse(name, "must be a number from 0 on")
-        if not 0 < self.top_p <= 1:
-            self._refuse("top_p", "must be above 0 and at most 1")
-        if self.beams < 1:
-            self._refuse("beams", "must be 1 or more")
         if self.beams > 1 and self.temperature:
             self._refuse("beams", f"goes with temperature=0, not {self.temperature}")
         if self.rerank and self.beams == 1:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.config import ranges
 from mmjax.modalities.modality import Modality, Unreadable
 from mmjax.typing import Piece, TokenSpec, positions
 
@@ -48,25 +49,17 @@ class Audio(Modality):
         2015), so that few voices become many. Codes of the same sounds keep their speed.
     """
 
-    sample_rate: int = 16000
-    seconds: float = 10.0
-    num_mels: int = 64
-    window: int = 400
-    hop: int = 160
-    patch_frames: int = 4
-    dynamic_range: float = 50.0
-    speed_perturbation: float = 0.0
+    sample_rate: ranges.Count = 16000
+    seconds: ranges.Positive = 10.0
+    num_mels: ranges.Count = 64
+    window: ranges.Count = 400
+    hop: ranges.Count = 160
+    patch_frames: ranges.Count = 4
+    dynamic_range: ranges.Positive = 50.0
+    speed_perturbation: ranges.BelowOne = 0.0
 
     def __post_init__(self):
-        sizes = ("sample_rate", "num_mels", "window", "hop", "patch_frames")
-        for name in (*sizes, "seconds", "dynamic_range"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"Audio: {name}={getattr(self, name)} must be more than 0.")
-        if not 0 <= self.speed_perturbation < 1:
-            raise ValueError(
-                f"Audio: speed_perturbation={self.speed_perturbation} must be 0 or more and less"
-                " than 1; 0.1 plays clips up to a tenth slower or faster."
-            )
+        ranges.check(self)
         if self.hop > self.window:
             raise ValueError(
                 f"Audio: hop={self.hop} is more than window={self.window}, so samples between"

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from mmjax.config import ranges
 from mmjax.modalities.modality import Modality, Unreadable
 from mmjax.typing import Piece, TokenSpec, positions
 
@@ -41,33 +42,30 @@ class Image(Modality):
       mean, std: one number for all channels, or one a channel.
     """
 
-    size: tuple[int, int] = (224, 224)
-    patch: int = 16
-    channels: int = 3
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
+    size: tuple[ranges.Count, ranges.Count] = (224, 224)
+    patch: ranges.Count = 16
+    channels: ranges.Count = 3
+    mean: tuple[ranges.Finite, ...] = (0.5,)
+    std: tuple[ranges.Positive, ...] = (0.5,)
     resize: str = "stretch"
     is_finite: ClassVar[bool] = True
 
     def __post_init__(self):
+        ranges.check(self)
         height, width = self.size
-        if self.patch < 1 or min(self.size) < 1 or height % self.patch or width % self.patch:
+        if height % self.patch or width % self.patch:
             raise ValueError(
                 f"Image: size={self.size} is not divisible by patch={self.patch}; use multiples of"
                 " the patch."
             )
         if self.resize not in ("stretch", "crop"):
             raise ValueError(f"Image: resize={self.resize!r} is no rule; use 'stretch' or 'crop'.")
-        if self.channels < 1:
-            raise ValueError(f"Image: channels={self.channels} holds no pixel; use 1 or more.")
         for name, value in (("mean", self.mean), ("std", self.std)):
             if len(value) not in (1, self.channels):
                 raise ValueError(
                     f"Image: {name}={value} has {len(value)} numbers for channels={self.channels};"
                     " give one, or one a channel."
                 )
-        if min(self.std) <= 0:
-            raise ValueError(f"Image: std={self.std} must be positive; 0.5 maps 0..1 to -1..1.")
 
     def spec(self, name: str) -> TokenSpec:
         """One continuous grid stream."""

@@ -11,10 +11,11 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from mmjax.config import ranges
 from mmjax.modalities.modality import Modality
 from mmjax.typing import Piece, TokenSpec, positions
 
@@ -36,15 +37,12 @@ class Boxes(Modality):
       num_sentinels: ids for masked spans; more than the runs of a masked sequence.
     """
 
-    max_boxes: int = 20
-    bins: int = 1000
-    num_sentinels: int = 16
+    max_boxes: ranges.Count = 20
+    bins: Annotated[int, ranges.Range(2)] = 1000  # 1 cannot tell 0 from 1
+    num_sentinels: ranges.Natural = 16
 
     def __post_init__(self):
-        if self.max_boxes < 1:
-            raise ValueError(f"Boxes: max_boxes={self.max_boxes} must be 1 or more.")
-        if self.bins < 2:
-            raise ValueError(f"Boxes: bins={self.bins} cannot tell 0 from 1; use 2 or more.")
+        ranges.check(self)
 
     def spec(self, name: str) -> TokenSpec:
         """One sequence stream: four tokens a box and an end token."""
@@ -125,13 +123,12 @@ class Bins:
         whole, 0..num - 1, and is its own id.
     """
 
-    num: int
-    low: float | None = None
-    high: float | None = None
+    num: ranges.Count
+    low: ranges.Finite | None = None
+    high: ranges.Finite | None = None
 
     def __post_init__(self):
-        if self.num < 1:
-            raise ValueError(f"Bins: num={self.num} must be 1 or more.")
+        ranges.check(self)
         if (self.low is None) != (self.high is None):
             raise ValueError(f"Bins: low={self.low}, high={self.high}; give both or neither.")
         if self.low is not None and self.high is not None and not self.low < self.high:
@@ -174,9 +171,10 @@ class Metadata(Modality):
     """
 
     schema: dict[str, Bins] = dataclasses.field(default_factory=dict)
-    num_sentinels: int = 16
+    num_sentinels: ranges.Natural = 16
 
     def __post_init__(self):
+        ranges.check(self)
         if not self.schema:
             raise ValueError("Metadata: schema={} says nothing; name at least one number.")
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from mmjax.config import ranges
 from mmjax.modalities.modality import Modality, Unreadable
 from mmjax.tokenizers.sentencepiece import SentencePiece
 from mmjax.tokenizers.tokenizer import Tokenizer
@@ -28,8 +29,11 @@ class Text(Modality):
     """
 
     tokenizer: Tokenizer = SentencePiece()
-    max_tokens: int = 256
+    max_tokens: ranges.Count = 256
     is_finite: ClassVar[bool] = True
+
+    def __post_init__(self):
+        ranges.check(self)
 
     def spec(self, name: str) -> TokenSpec:
         """One sequence stream; before `fit` its fingerprint is empty."""

@@ -9,6 +9,7 @@ import dataclasses
 
 from etils import epy
 
+from mmjax.config import ranges
 from mmjax.models.config import ModelConfig
 from mmjax.models.quantizer import FSQ, Quantizer
 from mmjax.typing import TokenSpec, Vocabulary
@@ -35,26 +36,18 @@ class Autoencoder(ModelConfig):
       quantizer: what a code is.
     """
 
-    piece: tuple[int, int, int] = (16, 16, 3)
-    code_grid: tuple[int, int] = (14, 14)
-    width: int = 128
-    encoder_layers: int = 2
-    decoder_layers: int = 2
-    kernel: int = 3
-    expansion: int = 2
+    piece: tuple[ranges.Count, ranges.Count, ranges.Count] = (16, 16, 3)
+    code_grid: tuple[ranges.Count, ranges.Count] = (14, 14)
+    width: ranges.Count = 128
+    encoder_layers: ranges.Natural = 2
+    decoder_layers: ranges.Natural = 2
+    kernel: ranges.Count = 3
+    expansion: ranges.Count = 2
     quantizer: Quantizer = FSQ()
 
     def __post_init__(self):
-        for name in ("width", "expansion"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Autoencoder: {name}={getattr(self, name)} must be 1 or more.")
-        for name in ("encoder_layers", "decoder_layers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"Autoencoder: {name}={getattr(self, name)} must be 0 or more.")
-        for name in ("piece", "code_grid"):
-            if min(getattr(self, name)) < 1:
-                raise ValueError(f"Autoencoder: {name}={getattr(self, name)} must be 1 or more.")
-        if self.kernel % 2 == 0 or self.kernel < 1:
+        ranges.check(self)
+        if self.kernel % 2 == 0:
             raise ValueError(f"Autoencoder: kernel={self.kernel} must be odd, such as 3.")
 
     @property

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from etils import epy
 
+from mmjax.config import ranges
 from mmjax.typing import Array, TokenSpec, Vocabulary
 
 with epy.lazy_imports():
@@ -52,7 +53,10 @@ class HeadContext(NamedTuple):
 class Projection(Head):
     """Into the shared space; `width` 0 = model width. Not normalised: the objective does that."""
 
-    width: int = 0
+    width: ranges.Natural = 0
+
+    def __post_init__(self):
+        ranges.check(self)
 
     def init(self, key, width, vocabulary):
         out = self.width or width
@@ -67,9 +71,12 @@ class Projection(Head):
 class Scale(Head):
     """Learned similarity scale exp(log_scale), at most `max_scale`, and a bias; x is ignored."""
 
-    temperature: float = 0.07
-    bias: float = 0.0
-    max_scale: float = 100.0
+    temperature: ranges.Positive = 0.07
+    bias: ranges.Finite = 0.0
+    max_scale: Annotated[float, ranges.Range(0, has_low=False, has_inf=True)] = 100.0
+
+    def __post_init__(self):
+        ranges.check(self)
 
     def init(self, key, width, vocabulary):
         log_scale = jnp.full((), -jnp.log(self.temperature), jnp.float32)
@@ -115,7 +122,10 @@ class ValueHead(Head):
 class Classify(Head):
     """Class logits over a fixed set."""
 
-    num_classes: int
+    num_classes: ranges.Count
+
+    def __post_init__(self):
+        ranges.check(self)
 
     def init(self, key, width, vocabulary):
         kernel = jax.random.normal(key, (width, self.num_classes)) * 0.02

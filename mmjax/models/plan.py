@@ -7,8 +7,9 @@ parameters of a run are stacked and scanned, so compile time grows with runs, no
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
+from mmjax.config import ranges
 from mmjax.models.config import ModelConfig
 from mmjax.models.embed import Head
 from mmjax.models.routers import Router, TokenChoice
@@ -27,13 +28,14 @@ class MoE:
       block_rows: rows of a padded block in the sorted, dropless dispatch.
     """
 
-    num_experts: int = 8
-    width: int = 0
-    every: int = 2
+    num_experts: ranges.Count = 8
+    width: ranges.Natural = 0
+    every: ranges.Count = 2
     router: Router = TokenChoice()
-    block_rows: int = 128
+    block_rows: ranges.Count = 128
 
     def __post_init__(self):
+        ranges.check(self)
         chosen = getattr(self.router, "num_experts_per_tok", 1)
         if self.num_experts < chosen:
             raise ValueError(
@@ -58,7 +60,10 @@ class Run:
     """A pattern of blocks, repeated; its parameters are stacked over the repeats."""
 
     pattern: tuple[Block, ...]
-    repeats: int = 1
+    repeats: ranges.Count = 1
+
+    def __post_init__(self):
+        ranges.check(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,29 +86,27 @@ class Transformer(ModelConfig):
     """
 
     shape: Literal["encoder", "encoder_decoder", "decoder", "towers"] = "encoder_decoder"
-    width: int = 512
-    num_heads: int = 8
-    num_kv_heads: int = 0
-    head_dim: int = 0
-    encoder_layers: int = 8
-    decoder_layers: int = 8
-    mlp_width: int = 0
+    width: ranges.Count = 512
+    num_heads: ranges.Count = 8
+    num_kv_heads: ranges.Natural = 0
+    head_dim: ranges.Natural = 0
+    encoder_layers: ranges.Natural = 8
+    decoder_layers: ranges.Natural = 8
+    mlp_width: ranges.Natural = 0
     norm: Literal["rms", "layer"] = "rms"
-    norm_eps: float = 1e-6
+    norm_eps: ranges.Positive = 1e-6
     qk_norm: bool = True
     position: Literal["sincos", "rotary"] = "sincos"
-    max_wavelength: float = 10_000.0
+    max_wavelength: Annotated[float, ranges.Range(1)] = 10_000.0
     moe: MoE | None = MoE()
     heads: dict[str, Head] = dataclasses.field(default_factory=dict)
     lanes: tuple[str, ...] = ()
     runs: tuple[Run, ...] = ()
     remat_policy: Literal["none", "dots", "full"] = "none"
-    query_block: int = 512
+    query_block: ranges.Count = 512
 
     def __post_init__(self):
-        for name in ("width", "num_heads", "query_block"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Transformer: {name}={getattr(self, name)} must be 1 or more.")
+        ranges.check(self)
         if not self.head_dim and self.width % self.num_heads:
             raise ValueError(
                 f"Transformer: width={self.width} is not divisible by num_heads={self.num_heads};"
@@ -121,8 +124,8 @@ class Transformer(ModelConfig):
         if self.shape == "towers" and not (self.lanes or self.runs):
             raise ValueError("Transformer: shape='towers' needs lanes=('image', 'text', ...).")
         for run in self.layer_plan():
-            if run.repeats < 1 or not run.pattern:
-                raise ValueError(f"Transformer: {run} holds no block; use repeats of 1 or more.")
+            if not run.pattern:
+                raise ValueError(f"Transformer: {run} holds no block; name one in its pattern.")
             for block in run.pattern:
                 if block.moe and block.causal and block.moe.router.needs_whole_group:
                     raise ValueError(

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from etils import epy
 
+from mmjax.config import ranges
 from mmjax.typing import Array
 
 with epy.lazy_imports():
@@ -41,13 +42,10 @@ class Quantizer:
       decay: of the moving averages, a step.
     """
 
-    decay: float = 0.99
+    decay: ranges.BelowOne = 0.99
 
     def __post_init__(self):
-        if not 0 <= self.decay < 1:
-            raise ValueError(
-                f"{type(self).__name__}: decay={self.decay} must be 0 or more and below 1."
-            )
+        ranges.check(self)
 
     @property
     def num_codes(self) -> int:
@@ -103,12 +101,12 @@ class FSQ(Quantizer):
       levels: of each dimension; their product is the number of codes.
     """
 
-    levels: tuple[int, ...] = (8, 8, 8)
+    levels: tuple[Annotated[int, ranges.Range(2)], ...] = (8, 8, 8)
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.levels or min(self.levels) < 2:
-            raise ValueError(f"FSQ: levels={self.levels} must name 2 or more levels a dimension.")
+        if not self.levels:
+            raise ValueError("FSQ: levels=() has no dimension; name 2 or more levels for each.")
 
     @property
     def num_codes(self):
@@ -162,22 +160,11 @@ class VQ(Quantizer):
       dead_threshold: average uses a step below which a code is replaced; 0 = never.
     """
 
-    num_codes: int = 512  # type: ignore[assignment]
-    width: int = 16  # type: ignore[assignment]
+    num_codes: Annotated[int, ranges.Range(2)] = 512  # type: ignore[assignment]
+    width: ranges.Count = 16  # type: ignore[assignment]
     cosine: bool = True
-    commitment: float = 1.0
-    dead_threshold: float = 1.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name, least in (
-            ("num_codes", 2),
-            ("width", 1),
-            ("commitment", 0),
-            ("dead_threshold", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"VQ: {name}={getattr(self, name)} must be {least} or more.")
+    commitment: ranges.NonNegative = 1.0
+    dead_threshold: ranges.NonNegative = 1.0
 
     def init(self, key):
         codes_KD = self._scaled(jax.random.normal(key, (self.num_codes, self.width)))

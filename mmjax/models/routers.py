@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from etils import epy
 
+from mmjax.config import ranges
 from mmjax.typing import Array
 
 with epy.lazy_imports():
@@ -64,9 +65,12 @@ class TokenChoice(Router):
     mean load (auxiliary-loss-free balancing, Wang et al. 2024, arXiv 2408.15664).
     """
 
-    num_experts_per_tok: int = 2
-    bias_rate: float = 0.001
-    load_balance_loss_weight: float = 0.0
+    num_experts_per_tok: ranges.Count = 2
+    bias_rate: ranges.NonNegative = 0.001
+    load_balance_loss_weight: ranges.NonNegative = 0.0
+
+    def __post_init__(self):
+        ranges.check(self)
 
     def route(self, logits_WTE, state_E, stream_WT, valid_WT):
         del stream_WT
@@ -95,8 +99,11 @@ class ExpertChoice(Router):
     is meant (IMP does it).
     """
 
-    capacity_factor: float = 1.0
+    capacity_factor: ranges.Positive = 1.0
     allow_unmixed: bool = False
+
+    def __post_init__(self):
+        ranges.check(self)
 
     @property
     def needs_whole_group(self) -> bool:

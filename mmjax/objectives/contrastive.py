@@ -7,6 +7,7 @@ import itertools
 
 from etils import epy
 
+from mmjax.config import ranges
 from mmjax.models import embed as embed_lib
 from mmjax.objectives import objective
 from mmjax.typing import Array, Batch, Loss, Tokens
@@ -26,15 +27,12 @@ class Contrastive(objective.Objective):
       lanes: lane of a view; a view that is not named goes through the first lane.
     """
 
-    temperature: float = 0.07
-    width: int = 0
+    temperature: ranges.Positive = 0.07
+    width: ranges.Natural = 0
     lanes: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        if self.temperature <= 0:
-            raise ValueError(
-                f"{type(self).__name__}: temperature={self.temperature} must be above 0."
-            )
+        ranges.check(self)
 
     def heads(self, inputs, targets):
         heads: dict[str, embed_lib.Head] = {
@@ -96,8 +94,8 @@ class Sigmoid(Contrastive):
     divided by the number of present pairs.
     """
 
-    temperature: float = 0.1
-    bias: float = -10.0
+    temperature: ranges.Positive = 0.1
+    bias: ranges.Finite = -10.0
 
     def scale_head(self):
         return embed_lib.Scale(temperature=self.temperature, bias=self.bias)

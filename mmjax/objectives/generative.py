@@ -6,6 +6,7 @@ import dataclasses
 
 from etils import epy
 
+from mmjax.config import ranges
 from mmjax.models import embed as embed_lib
 from mmjax.objectives import objective
 from mmjax.typing import Array, Batch, Loss, Targets, Tokens
@@ -30,9 +31,12 @@ class MaskedTokens(objective.Objective):
       balance: `stream` = each target stream counts the same; `token` = each token does.
     """
 
-    vocab_chunk: int = 8192
+    vocab_chunk: ranges.Natural = 8192
     balance: str = "stream"
-    z_loss_weight: float = 0.0
+    z_loss_weight: ranges.NonNegative = 0.0
+
+    def __post_init__(self):
+        ranges.check(self)
 
     def heads(self, inputs, targets):
         heads: dict[str, embed_lib.Head] = {}

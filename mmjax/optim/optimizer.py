@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from etils import epy
 
+from mmjax.config import ranges
 from mmjax.typing import PyTree
 
 with epy.lazy_imports():
@@ -25,18 +26,15 @@ class Optimizer:
       grad_clip_norm: global norm; 0 = off.
     """
 
-    learning_rate: float = 1e-3
-    warmup_steps: int = -1
+    learning_rate: ranges.Positive = 1e-3
+    warmup_steps: Annotated[int, ranges.Range(0, also=(-1,))] = -1
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    final_scale: float = 0.0
-    weight_decay: float = 0.05
-    grad_clip_norm: float = 1.0
+    final_scale: ranges.Fraction = 0.0
+    weight_decay: ranges.NonNegative = 0.05
+    grad_clip_norm: ranges.NonNegative = 1.0
 
     def __post_init__(self):
-        if self.learning_rate <= 0:
-            raise ValueError(
-                f"{type(self).__name__}: learning_rate={self.learning_rate} must be above 0."
-            )
+        ranges.check(self)
 
     def rate(self, peak: float, total_steps: int):
         """Schedule step -> learning rate with this peak."""
@@ -67,8 +65,11 @@ class Optimizer:
 class Matrix:
     """Which dims of a parameter are the inputs and outputs of one matrix; the rest is a batch."""
 
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
+    inputs: tuple[ranges.Natural, ...]
+    outputs: tuple[ranges.Natural, ...]
+
+    def __post_init__(self):
+        ranges.check(self)
 
 
 def matrix_of(axes: tuple[str, ...], reduce: tuple[int, ...], ndim: int) -> Matrix | None:
@@ -89,9 +90,9 @@ def decay_mask(matrices: PyTree) -> PyTree:
 class AdamW(Optimizer):
     """AdamW (Loshchilov & Hutter 2019) with the betas of 4M."""
 
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
+    b1: ranges.BelowOne = 0.9
+    b2: ranges.BelowOne = 0.95
+    eps: ranges.Positive = 1e-8
 
     def make(self, matrices, total_steps):
         return optax.adamw(
@@ -107,11 +108,11 @@ class Muon(Optimizer):
     `learning_rate` is Adam's; matrices move at `matrix_learning_rate`.
     """
 
-    matrix_learning_rate: float = 1e-2
-    momentum: float = 0.95
-    ns_steps: int = 5
-    b1: float = 0.9
-    b2: float = 0.95
+    matrix_learning_rate: ranges.Positive = 1e-2
+    momentum: ranges.BelowOne = 0.95
+    ns_steps: ranges.Count = 5
+    b1: ranges.BelowOne = 0.9
+    b2: ranges.BelowOne = 0.95
 
     def make(self, matrices, total_steps):
         from mmjax.optim import muon

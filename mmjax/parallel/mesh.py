@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from etils import epy
+
+from mmjax.config import ranges
 
 with epy.lazy_imports():
     import jax
@@ -15,6 +17,7 @@ with epy.lazy_imports():
 AXES = ("replica", "data", "fsdp", "expert", "tensor", "sequence")
 # The expert axis is a batch axis outside MoE layers.
 BATCH_AXES = ("replica", "data", "fsdp", "expert")
+Size = Annotated[int, ranges.Range(1, also=(-1,))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,21 +28,19 @@ class MeshConfig:
     sharded over (replica, data, fsdp, expert).
     """
 
-    replica: int = 1
-    data: int = -1
-    fsdp: int = 1
-    expert: int = 1
-    tensor: int = 1
-    sequence: int = 1
+    replica: Size = 1
+    data: Size = -1
+    fsdp: Size = 1
+    expert: Size = 1
+    tensor: Size = 1
+    sequence: Size = 1
 
     def __post_init__(self):
+        ranges.check(self)
         sizes = self.as_dict()
         fills = [name for name, size in sizes.items() if size == -1]
         if len(fills) > 1:
             raise ValueError(f"MeshConfig: {' and '.join(fills)} are both -1; only one may fill.")
-        for name, size in sizes.items():
-            if size < 1 and size != -1:
-                raise ValueError(f"MeshConfig: {name}={size} must be 1 or more, or -1 to fill.")
         if self.sequence != 1:
             raise ValueError(
                 f"MeshConfig: sequence={self.sequence} is not supported yet; use sequence=1."

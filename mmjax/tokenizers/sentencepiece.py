@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mmjax import atomic
+from mmjax.config import ranges
 from mmjax.tokenizers.tokenizer import Tokenizer
 
 __all__ = ["SentencePiece"]
@@ -44,26 +45,23 @@ class SentencePiece(Tokenizer):
       max_texts: how many different texts are read for training, from the first on.
     """
 
-    vocab_size: int = 32_000
-    num_sentinels: int = 100
-    max_texts: int = 1_000_000
+    vocab_size: ranges.Count = 32_000
+    num_sentinels: ranges.Natural = 100
+    max_texts: ranges.Count = 1_000_000
 
     # The trained model travels with the object (also in a pickle) but is no field: the config
     # that is written down says how to train, the folder holds what was trained.
     _model = b""
 
     def __post_init__(self):
+        super().__post_init__()
         fixed = FIRST_SENTINEL + self.num_sentinels + NUM_BYTES
-        if self.num_sentinels < 0:
-            raise ValueError(f"SentencePiece: num_sentinels={self.num_sentinels}; use 0 or more.")
         if self.vocab_size <= fixed:
             raise ValueError(
                 f"SentencePiece: vocab_size={self.vocab_size} has no room for pieces beside 3"
                 f" specials, num_sentinels={self.num_sentinels} and {NUM_BYTES} bytes; use at least"
                 f" {fixed + 1}, better twice that."
             )
-        if self.max_texts < 1:
-            raise ValueError(f"SentencePiece: max_texts={self.max_texts} reads nothing; use 1 up.")
 
     @property
     def fingerprint(self) -> str:

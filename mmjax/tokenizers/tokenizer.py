@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from mmjax.config import ranges
+
 __all__ = ["Tokenizer"]
 
 Self = TypeVar("Self", bound="Tokenizer")
@@ -23,8 +25,11 @@ class Tokenizer:
       num_sentinels: ids set aside for masked spans; they follow one another.
     """
 
-    vocab_size: int
-    num_sentinels: int = 0
+    vocab_size: ranges.Count
+    num_sentinels: ranges.Natural = 0
+
+    def __post_init__(self):
+        ranges.check(self)
 
     @property
     def fingerprint(self) -> str:

@@ -263,7 +263,7 @@ def test_noise_has_the_rate_and_the_runs_that_were_asked_for(rate, mean_length):
         ({"keep": "some"}, "keep='some'"),
         ({"weight": -1.0}, "weight=-1"),
         ({"input_alpha": -0.1}, "input_alpha=-0.1"),
-        ({"target_alpha": {"text": float("nan")}}, "target_alpha="),
+        ({"target_alpha": {"text": float("nan")}}, r"target_alpha\['text'\]=nan"),
     ],
 )
 def test_wrong_policies(fields, message):

@@ -106,7 +106,7 @@ def test_integers_and_channels():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"seconds": 0.0}, "seconds=0.0 must be more than 0"),
+        ({"seconds": 0.0}, "seconds=0.0 must be a number above 0"),
         ({"hop": 500}, "hop=500 is more than window=400"),
         ({"num_mels": 128}, "num_mels=128 has bands narrower"),
     ],
@@ -204,5 +204,5 @@ def test_faster_sounds_end_in_silence():
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_a_share_of_speed_that_is_none_is_refused(share):
-    with pytest.raises(ValueError, match=r"Audio: speed_perturbation=.* 0 or more and less than 1"):
+    with pytest.raises(ValueError, match=r"Audio: speed_perturbation=.* 0 or more and below 1"):
         Audio(speed_perturbation=share)

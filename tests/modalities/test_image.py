@@ -63,7 +63,7 @@ def test_another_size_is_stretched():
         ({"patch": 0}, "patch=0"),
         ({"channels": 0}, "channels=0"),
         ({"mean": (0.1, 0.2)}, "2 numbers for channels=3"),
-        ({"std": (0.0,)}, "must be positive"),
+        ({"std": (0.0,)}, r"std\[0\]=0.0 must be a number above 0"),
     ],
 )
 def test_config_errors(fields, message):

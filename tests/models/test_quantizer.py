@@ -143,10 +143,10 @@ def test_a_used_codebook_has_no_dead_codes_left():
 
 def test_wrong_sizes_are_told():
     for make, message in (
-        (lambda: FSQ(levels=(8, 1)), r"FSQ: levels=\(8, 1\) must name 2 or more"),
-        (lambda: FSQ(levels=()), r"FSQ: levels=\(\) must"),
-        (lambda: VQ(num_codes=1), "VQ: num_codes=1 must be 2 or more"),
-        (lambda: VQ(decay=1.0), "VQ: decay=1.0 must be 0 or more and below 1"),
+        (lambda: FSQ(levels=(8, 1)), r"FSQ: levels\[1\]=1 must be a whole number of 2 or more"),
+        (lambda: FSQ(levels=()), r"FSQ: levels=\(\) has no dimension"),
+        (lambda: VQ(num_codes=1), "VQ: num_codes=1 must be a whole number of 2 or more"),
+        (lambda: VQ(decay=1.0), "VQ: decay=1.0 must be a number of 0 or more and below 1"),
     ):
         with pytest.raises(ValueError, match=message):
             make()
