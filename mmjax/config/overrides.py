@@ -79,6 +79,8 @@ def _worded(message: str, config: Any, args: Sequence[str]) -> str:
     is_option, path, rest = found[1], found[2].replace("-", "_"), found[3]
     if not is_option:  # the rule of a class
         return rest if found[2] == type(config).__name__ else f"{path}: {rest}"
+    if path not in paths(config):  # such as --no-x
+        return message
     keys, part = path.split("."), config
     owner, start = config, 0  # the innermost object on the path, and where it stands
     for i, key in enumerate(keys):

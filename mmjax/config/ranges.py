@@ -137,11 +137,14 @@ def _annotations(cls: type) -> Iterator[tuple[str, Any]]:
         return
     except (NameError, TypeError, AttributeError):
         pass
+    unresolved = contextlib.suppress(NameError, TypeError, AttributeError)
     for base in reversed(cls.__mro__):
-        scope = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
-        for name, hint in inspect.get_annotations(base).items():
+        scope, own = vars(sys.modules.get(base.__module__, typing)), {}
+        with unresolved:
+            own = inspect.get_annotations(base)
+        for name, hint in own.items():
             one = types.SimpleNamespace(__annotations__={name: hint})
-            with contextlib.suppress(NameError, TypeError, AttributeError):
+            with unresolved:
                 yield from typing.get_type_hints(one, scope, include_extras=True).items()
 
 

@@ -69,7 +69,10 @@ class Projection(Head):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scale(Head):
-    """Learned similarity scale exp(log_scale), at most `max_scale`, and a bias; x is ignored."""
+    """Learned similarity scale exp(log_scale), at most `max_scale`, and a bias; x is ignored.
+
+    `max_scale` inf = no limit.
+    """
 
     temperature: ranges.Positive = 0.07
     bias: ranges.Finite = 0.0

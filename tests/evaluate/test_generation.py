@@ -193,7 +193,7 @@ def test_a_config_holds_it():
 def test_config_errors():
     with pytest.raises(ValueError, match="Generation: cells names 'image_to_image'"):
         Generation(cells=("image_to_image",))
-    with pytest.raises(ValueError, match="num_examples=0 of"):
+    with pytest.raises(ValueError, match=r"Generation: num_examples\['text_to_image'\]=0 must be"):
         Generation(num_examples={"text_to_image": 0})
     with pytest.raises(ValueError, match="Generation: modality 'smell' is not in the model"):
         generation.raw_stream(Fake(), "smell")
