@@ -28,6 +28,7 @@ __all__ = [
     "kind",
     "parse_json",
     "quarantine",
+    "read_bytes",
     "read_json",
     "replacing",
     "sync",
@@ -101,23 +102,32 @@ def read_json(path: Any) -> dict[str, Any]:
     """The object of a JSON file.
 
     Raises:
-      DamagedFile: it is absent, no regular file, too long, no JSON, or no object; it repeats a key
+      DamagedFile: it cannot be read (see `read_bytes`), is no JSON, or no object; it repeats a key
         or holds a number that JSON has no word for.
+    """
+    try:
+        return parse_json(read_bytes(path, MAX_JSON).decode())
+    except UnicodeDecodeError:
+        raise DamagedFile("it is no UTF-8 text") from None
+
+
+def read_bytes(path: Any, limit: int) -> bytes:
+    """The content of a file of at most `limit` bytes.
+
+    Raises:
+      DamagedFile: it is missing, too long, or a link, a pipe, a device or a folder.
     """
     try:
         if not is_remote(path) and kind(path) != "file":
             raise DamagedFile(f"it is a {kind(path)}, not a file")
         size = epath.Path(path).stat().length
-        if size > MAX_JSON:
-            raise DamagedFile(f"it has {size} bytes, more than {MAX_JSON}")
-        text = path.read_text(encoding="utf-8")
+        if size > limit:
+            raise DamagedFile(f"it has {size} bytes, more than {limit}")
+        return path.read_bytes()
     except FileNotFoundError:
         raise DamagedFile("it is missing") from None
-    except UnicodeDecodeError:
-        raise DamagedFile("it is no UTF-8 text") from None
     except OSError as error:
         raise DamagedFile(f"it cannot be read ({error.strerror or error})") from error
-    return parse_json(text)
 
 
 def parse_json(text: str) -> dict[str, Any]:

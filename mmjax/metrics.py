@@ -14,6 +14,7 @@ from etils import epath
 
 from mmjax import files
 
+MAX_BYTES = 1 << 32  # of a metrics.jsonl that is read
 NOTEBOOK = "JPY_PARENT_PID"  # in the environment of Jupyter kernels and of what they start
 
 
@@ -58,7 +59,11 @@ class Writer:
         """Drops rows after a step: the steps since the last save are taken again."""
         if self._path is None or not self._path.exists():
             return
-        rows, bad = read_rows(self._path)
+        try:
+            rows, bad = read_rows(self._path)
+        except files.DamagedFile as error:
+            files.quarantine(self._path, self._path.parent, str(error))
+            return
         if bad:
             why = f"{len(bad)} of its lines cannot be read and are left out"
             files.quarantine(self._path, self._path.parent, why)
@@ -86,9 +91,13 @@ class Writer:
 
 
 def read_rows(path: Any) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """Rows of a `metrics.jsonl`, and the lines that are none, such as a last one that was cut."""
+    """Rows of a `metrics.jsonl`, and the lines that are none, such as a last one that was cut.
+
+    Raises:
+      DamagedFile: it is no file that can be read.
+    """
     rows, bad = [], []
-    for line in epath.Path(path).read_bytes().split(b"\n"):
+    for line in files.read_bytes(path, MAX_BYTES).split(b"\n"):
         try:
             row = files.parse_json(line.decode()) if line.strip() else None
             numbers = (float, int, type(None))

@@ -161,7 +161,9 @@ def _json(path: epath.Path) -> dict[str, Any]:
 
 
 def _rows(path: epath.Path) -> list[Row]:
-    return metrics.read_rows(path)[0] if path.exists() else []
+    with contextlib.suppress(files.DamagedFile):
+        return metrics.read_rows(path)[0]
+    return []
 
 
 def _config(folder: epath.Path) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def check(whole, again, workdir: Path, seed: int) -> str:
     result = outcome(lambda: again(workdir))
     if result is not None:
         mini.assert_same(result.state, whole[1].state)
-        assert metrics.read_rows(workdir / "metrics.jsonl")[1] == []
+        assert metrics.read_rows(workdir / "metrics.jsonl")[1] == []  # written on, and whole
         assert checkpoint.damaged(workdir, 16) == []
     assert [(workdir / name).read_text() for name in MINE] == ["mine"] * 3
     there = {p.name for p in workdir.rglob("*")}

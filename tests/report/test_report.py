@@ -15,6 +15,7 @@ import pytest
 
 import mmjax
 from mmjax import checkpoint, cli
+from mmjax.config import fingerprint
 from mmjax.evaluate import samples
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image
