@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import mmjax
-from mmjax import heap, lifecycle, printing
+from mmjax import children, code_file, compile_cache, heap, lifecycle, printing
 from mmjax.config.error import ConfigError, nearest
 from mmjax.export import command as export_command
 from mmjax.launch import command as launch_command
@@ -38,6 +38,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
 STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 PATH_HELP = "WORKDIR, WORKDIR@STEP or WORKDIR@best:METRIC"
 DATA_USAGE = "check CONFIG [--records N] [--out FILE] [--json] [--any.field value ...]"
+CODE_USAGE = "[--code FILE [--code-sha256 HEX]] [--compile-cache PATH]"
 CODE_HELP = "the config file of the run, when its config names classes of that file"
 
 
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"no command {args[0]!r}{nearest(args[0], VERBS)}")
         if argv is None and args[0] in COMPUTING and not _accelerator():
             heap.restart_with()
+        if argv is None:
+            children.keep_out_the_working_folder()
         VERBS[args[0]](args[1:])
         return 0
     except SystemExit as stop:  # --help of a verb
@@ -95,13 +98,6 @@ def _judge(error: BaseException, args: Sequence[str]) -> tuple[int, str]:
         if is_ours and (frame.line or "").startswith("raise "):
             return 2, str(error)
     return 0, ""
-
-
-def _keep_compiled(workdir: str) -> None:
-    """Compiled programs are kept in `WORKDIR/compile_cache`, unless the environment says where."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{workdir}/compile_cache")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
 def _accelerator() -> bool:
@@ -153,25 +149,24 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     for name, text in texts.items():
         train = verb(
             name,
-            "CONFIG --workdir DIR [--code FILE] [--any.field value ...]",
+            f"CONFIG --workdir DIR {CODE_USAGE} [--any.field value ...]",
             f"{text}; the same workdir resumes. Any field of the config is set by its dotted path;"
             f" `mmjax {name} CONFIG --help` lists the fields.",
         )
         train.add_argument("config", metavar="CONFIG", help="file.py or file.py:function")
         train.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
-        train.add_argument("--code", metavar="FILE", help="classes that a config.json names")
-    evaluate = verb(
-        "eval", "PATH [--split NAME] [--code FILE] [--json]", "Runs the evaluators of the config."
-    )
+        _add_code_options(train, "classes that a config.json names")
+    usage = f"PATH [--split NAME] {CODE_USAGE} [--json]"
+    evaluate = verb("eval", usage, "Runs the evaluators of the config.")
     evaluate.add_argument("--split", metavar="NAME", help="default: the config's eval_split")
-    usage = "PATH --given MODALITY=VALUE ... --out FILE [--code FILE]"
+    usage = f"PATH --given MODALITY=VALUE ... --out FILE {CODE_USAGE}"
     embed = verb("embed", usage, "Embeds images, sounds and text in the shared space.")
     embed.add_argument("--out", required=True, metavar="FILE", help=".npy or .parquet")
     generate = verb(
         "generate",
         "PATH --given MODALITY=VALUE ... --want MODALITY ... --out DIR [--num N] [--seed N]"
         " [--temperature T] [--steps N] [--guidance W] [--beams N] [--rerank W] [--overwrite]"
-        " [--code FILE]",
+        f" {CODE_USAGE}",
         "Makes some modalities from others; writes files and a page to look at.",
     )
     _add_generate_options(generate)
@@ -196,10 +191,16 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     for parser in (evaluate, embed, generate, export, info):
         parser.add_argument("path", metavar="PATH", help=PATH_HELP)
     for parser in (evaluate, embed, generate, export):
-        parser.add_argument("--code", metavar="FILE", help=CODE_HELP)
+        _add_code_options(parser, CODE_HELP)
     for parser in (doctor, listing, data, evaluate, info, report):
         parser.add_argument("--json", action="store_true", help="print JSON")
     return made
+
+
+def _add_code_options(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--code", metavar="FILE", help=text)
+    parser.add_argument("--code-sha256", metavar="HEX", help="what that file must have")
+    parser.add_argument("--compile-cache", metavar="PATH", help=compile_cache.HELP)
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -313,6 +314,8 @@ def _training(verb: str, args: list[str]) -> tuple[Any, str, str | None]:
     options, fields = parsers()[verb].parse_known_args(
         [a for a in args if a not in ("-h", "--help")] + (["--workdir="] if wants_help else [])
     )
+    if not wants_help:
+        _trust(options, options.workdir)
     from mmjax import config
 
     experiment = config.load(target, code=options.code)
@@ -327,14 +330,19 @@ def _training(verb: str, args: list[str]) -> tuple[Any, str, str | None]:
         raise ConfigError(f"{target} gives a {type(experiment).__name__}, not an Experiment.")
     file = target if Path(target).exists() else target.rpartition(":")[0]
     code = options.code or (file if file.endswith(".py") else None)
-    _keep_compiled(options.workdir)
     return experiment, options.workdir, code
+
+
+def _trust(options: argparse.Namespace, workdir: str) -> None:
+    """What may be run beside mmjax: the file of --code, and programs that are compiled already."""
+    code_file.check(options.code, options.code_sha256)
+    compile_cache.use(options.compile_cache, workdir)
 
 
 def _eval(args: list[str]) -> None:
     """The evaluators of the config, on the split that is asked for."""
     options = parsers()["eval"].parse_args(args)
-    _keep_compiled(options.path.rpartition("@")[0] or options.path)
+    _trust(options, options.path.partition("@")[0])
     from mmjax import evaluate
 
     scores = evaluate.evaluate(options.path, split=options.split, code=options.code)
@@ -349,7 +357,7 @@ def _embed(args: list[str]) -> None:
         raise ConfigError(f"--out {options.out}: {out.suffix!r} must be .npy or .parquet.")
     rows = _given(options.given)
     given = {m: [v for n, v in rows if n == m] for m, _ in rows}
-    _keep_compiled(options.path.rpartition("@")[0] or options.path)
+    _trust(options, options.path.partition("@")[0])
     from mmjax import evaluate
 
     found = evaluate.embed(options.path, given, code=options.code)
@@ -376,7 +384,7 @@ def _generate(args: list[str]) -> None:
         raise ConfigError(f"--given {' '.join(n for n, _ in rows)}: give each modality once.")
     if options.num < 1:
         raise ConfigError(f"--num {options.num} makes no sample; use 1 or more.")
-    _keep_compiled(options.path.rpartition("@")[0] or options.path)
+    _trust(options, options.path.partition("@")[0])
     from mmjax.generate import verbs
 
     names = ("num", "seed", "temperature", "steps", "guidance", "beams", "rerank")
@@ -411,7 +419,9 @@ def _write_embeddings(out: Path, rows: Sequence[tuple[str, str]], found: dict[st
 
 def _export(args: list[str]) -> None:
     """The encoder as a folder for Hugging Face transformers."""
-    export_command.run(parsers()["export"].parse_args(args))
+    options = parsers()["export"].parse_args(args)
+    _trust(options, options.path.partition("@")[0])
+    export_command.run(options)
 
 
 def _info(args: list[str]) -> None:

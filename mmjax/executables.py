@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath
 
 import mmjax
-from mmjax import config, heap, metrics, program
+from mmjax import children, config, heap, metrics, program
 from mmjax.data import loader
 from mmjax.evaluate.view import View
 
@@ -43,11 +43,16 @@ def compile_all(
     The other process, where there is one, goes on until `until` is closed; None = ends here.
     """
     with contextlib.ExitStack() as here:
-        lowered = _compile_apart(built, say, until or here) if _is_worth_it(built) else None
+        lowered, told = None, False
+        if _is_worth_it(built):
+            lowered = _marked(built)
+            if lowered is None:
+                lowered = _compile_apart(built, say, until or here)
+                told = lowered is not None
         found = {}
         for pair, executable, seconds in _compiled(built, lowered or {}):
             found[pair] = executable
-            metrics.say(_line(pair, executable, seconds), say and lowered is None)
+            metrics.say(_line(pair, executable, seconds), say and not told)
         return found
 
 
@@ -100,15 +105,29 @@ def _is_worth_it(built: program.Program) -> bool:
         and built.mesh.size == jax.device_count()
         and sum(x.size for x in jax.tree.leaves(built.parts.params)) >= LARGE
         and bool(_cache())
-        and not _mark(built).exists()
     )
 
 
 def _mark(built: program.Program) -> epath.Path:
-    """A file in the compile cache that says that it holds what this program needs."""
+    """A file in the compile cache that says of which steps it holds what this experiment needs.
+    The code behind an experiment changes, so the steps are told by their digest."""
     told = [config.fingerprint(built.experiment), mmjax.__version__, jax.__version__]
     digest = config.fingerprint([*told, jax.device_count(), os.environ.get("XLA_FLAGS", "")])
     return epath.Path(_cache()) / f"mmjax-{digest[:16]}"
+
+
+def _marked(built: program.Program) -> dict[Pair, Any] | None:
+    """The lowered steps, when the mark says that the cache holds them compiled."""
+    try:
+        text = _mark(built).read_text()
+    except (OSError, ValueError):
+        return None
+    lowered = {pair: _lowered(built, pair) for pair in _pairs(built)}
+    return lowered if text == _digest(lowered) else None
+
+
+def _digest(lowered: dict[Pair, Any]) -> str:
+    return config.fingerprint([[*pair, lowered[pair].as_text()] for pair in sorted(lowered)])
 
 
 def _cache() -> str:
@@ -127,7 +146,6 @@ def _compile_apart(
 
     environment = heap.environment_without()
     environment["JAX_COMPILATION_CACHE_DIR"] = _cache()
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)  # where the config's classes are found
     process = until.enter_context(_started(environment))
     with contextlib.suppress(BrokenPipeError):  # it ended before it had read all
         process.stdin.write(cloudpickle.dumps(built.experiment))
@@ -144,7 +162,7 @@ def _compile_apart(
         return None
     with contextlib.suppress(OSError):  # without the mark a later start does the same again
         _mark(built).parent.mkdir(parents=True, exist_ok=True)
-        _mark(built).touch()
+        _mark(built).write_text(_digest(lowered))
     return lowered
 
 
@@ -152,7 +170,7 @@ def _compile_apart(
 def _started(environment: dict[str, str]) -> Iterator[Any]:
     """The other process, which is killed at the end."""
     with subprocess.Popen(
-        [sys.executable, "-c", CHILD],
+        children.command(CHILD),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
+import re
 
 import jax
 from etils import epath
 
-from mmjax import checkpoint, config, files, program, rundir
+from mmjax import checkpoint, code_file, config, files, program, rundir
 from mmjax.evaluate.view import View
 from mmjax.experiment import Experiment
 from mmjax.parallel.mesh import MeshConfig
@@ -22,7 +21,7 @@ def read_experiment(folder: epath.Path, code: str | None = None) -> Experiment:
 
     Raises:
       NoCheckpoint: it holds no run. ConfigError: its config names classes of a config file that
-      was not given, or `code` is another file than the run was started with.
+      was not given, or `code` is another file than the run says that it was started with.
     """
     if not (folder / "config.json").exists():
         raise checkpoint.NoCheckpoint(
@@ -30,12 +29,7 @@ def read_experiment(folder: epath.Path, code: str | None = None) -> Experiment:
             " WORKDIR, WORKDIR@STEP or WORKDIR@best:METRIC."
         )
     if code is not None:
-        run = json.loads((folder / "run.json").read_text())
-        known = [start["code_sha256"] for start in run["starts"]]
-        if hashlib.sha256(epath.Path(code).read_bytes()).hexdigest() not in known:
-            raise config.ConfigError(
-                f"--code {code}: is not the file that {folder} was started with; give that file."
-            )
+        code_file.check_recorded(code, _recorded(folder), str(folder))
     try:
         document = records.read_config(folder)
     except files.DamagedFile as error:
@@ -44,6 +38,16 @@ def read_experiment(folder: epath.Path, code: str | None = None) -> Experiment:
             f" CONFIG --workdir {folder}` with the config of the run, which writes it anew."
         ) from error
     return config.from_json(document, config.seam_classes(code))
+
+
+def _recorded(folder: epath.Path) -> list[str]:
+    """The SHA-256 of the config file of each start; none where run.json cannot be read."""
+    try:
+        starts = records.read_run(folder)["starts"]
+    except files.DamagedFile:
+        return []
+    digests = [str(start.get("code_sha256")) for start in starts]
+    return [digest for digest in digests if re.fullmatch("[0-9a-f]{64}", digest)]
 
 
 def load(path: str, *, code: str | None = None, split: str = "", devices=None) -> View:

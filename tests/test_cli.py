@@ -15,24 +15,26 @@ import pytest
 
 from mmjax import cli, config, doctor, heap, lifecycle, printing
 
+CODE = ("--code", "--code-sha256", "--compile-cache")
 # The whole command line. A new option is a decision: change this with it.
 OPTIONS = {
     "doctor": ["--json"],
     "list": ["--json", "KIND"],
     "data": ["--json", "--out", "--records", "CONFIG", "check"],
-    "train": ["--code", "--workdir", "CONFIG"],
-    "train-tokenizer": ["--code", "--workdir", "CONFIG"],
-    "eval": ["--code", "--json", "--split", "PATH"],
-    "embed": ["--code", "--given", "--out", "PATH"],
+    "train": [*CODE, "--workdir", "CONFIG"],
+    "train-tokenizer": [*CODE, "--workdir", "CONFIG"],
+    "eval": [*CODE, "--json", "--split", "PATH"],
+    "embed": [*CODE, "--given", "--out", "PATH"],
     "generate": [
-        *("--beams", "--code", "--given", "--guidance", "--num", "--out", "--overwrite"),
+        *("--beams", *CODE, "--given", "--guidance", "--num", "--out", "--overwrite"),
         *("--rerank", "--seed", "--steps", "--temperature", "--want", "PATH"),
     ],
-    "export": ["--code", "--out", "--overwrite", "--parts", "--verify", "PATH"],
+    "export": [*CODE, "--out", "--overwrite", "--parts", "--verify", "PATH"],
     "info": ["--json", "--verify", "PATH"],
     "launch": [
-        *("--devices-per-process", "--dry-run", "--name", "--num-processes", "--project"),
-        *("--restarts", "--spot", "--topology", "--workdir", "--zone", "CONFIG", "TARGET"),
+        *("--compile-cache", "--devices-per-process", "--dry-run", "--name", "--num-processes"),
+        *("--project", "--restarts", "--spot", "--topology", "--workdir", "--zone", "CONFIG"),
+        "TARGET",
     ],
     "report": ["--json", "WORKDIR"],
 }

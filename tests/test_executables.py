@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -187,11 +188,22 @@ def test_only_large_models_on_all_cpus_compile_apart(built, tmp_path, monkeypatc
     assert not executables._is_worth_it(built)  # some thousand parameters
     monkeypatch.setattr(executables, "LARGE", 1000)
     assert executables._is_worth_it(built)
-    executables._mark(built).touch()
-    assert not executables._is_worth_it(built)  # done before
-    executables._mark(built).unlink()
     monkeypatch.setattr(executables.jax, "process_count", lambda: 2)
     assert not executables._is_worth_it(built)
     monkeypatch.setattr(executables.jax, "process_count", lambda: 1)
     monkeypatch.setattr(executables, "_cache", str)
     assert not executables._is_worth_it(built)  # nowhere to leave them
+
+
+def test_the_mark_is_of_the_steps_and_not_of_the_config_alone(built, tmp_path, monkeypatch):
+    monkeypatch.setattr(executables, "_cache", lambda: str(tmp_path))
+    monkeypatch.setattr(executables, "CHILD", f"print({executables.READY!r})")
+    assert executables._marked(built) is None
+    assert apart(built)
+    found = executables._marked(built)
+    assert sorted(found) == [("image_text", "default"), ("text", "default")]
+    # The same config, after a change of the code of a layer.
+    text = {pair: one.as_text() + "// changed" for pair, one in found.items()}
+    changed = lambda built, pair: types.SimpleNamespace(as_text=lambda: text[pair])
+    monkeypatch.setattr(executables, "_lowered", changed)
+    assert executables._marked(built) is None

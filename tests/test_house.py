@@ -52,11 +52,14 @@ ALLOWED = {
     "experiment": PARTS | {"evaluate.evaluator", "config.error"},
     "program": PARTS | {"experiment"},
     "rundir": RUN,
-    "load": RUN,
+    "load": RUN | {"code_file"},
     "evaluate": RUN | {"generate"},
     "generate": RUN | {"report.frame", "report.gallery"},
     "heap": set(),
-    "executables": RUN | {"heap"},
+    "children": {""},
+    "code_file": {"config.error"},
+    "compile_cache": {"config.error"},
+    "executables": RUN | {"heap", "children"},
     "train": RUN | {"executables"},
     "testing": RUN,
     "report": RUN | {"run"},
@@ -67,8 +70,8 @@ ALLOWED = {
     "train_tokenizer": RUN | {"train"},
     "cli": RUN
     | {"data_check", "printing", "doctor", "listing", "train", "train_tokenizer", "generate"}
-    | {"report", "export", "launch", "heap"},
-    "launch": {"", "config", "lifecycle"},
+    | {"report", "export", "launch", "heap", "children", "code_file", "compile_cache"},
+    "launch": {"", "config", "lifecycle", "children", "compile_cache"},
     "__main__": {"cli"},
 }
 OUTSIDE = {  # package -> the only modules of mmjax that may import it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -14,7 +15,8 @@ import small
 from etils import epath
 
 import mmjax
-from mmjax import checkpoint, config, lifecycle, program, rundir
+from mmjax import checkpoint, code_file, config, lifecycle, program, rundir
+from mmjax import load as load_lib
 from mmjax import step as step_lib
 from mmjax.evaluate import Retrieval
 from mmjax.models import names
@@ -261,10 +263,56 @@ def test_a_run_starts_from_nothing_that_is_absent(tmp_path, capfd):
     assert "compiled" not in capfd.readouterr().err
 
 
-def test_code_must_be_the_file_of_the_run(trained, tmp_path):
+def test_code_must_be_the_file_of_the_run(trained, tmp_path, monkeypatch):
+    workdir = shutil.copytree(trained[0], tmp_path / "copy")
+    run = json.loads((workdir / "run.json").read_text())
+    run["starts"][0]["code_sha256"] = "0" * 64
+    (workdir / "run.json").write_text(json.dumps(run))
     (tmp_path / "other.py").write_text("")
+    digest = hashlib.sha256(b"").hexdigest()
+    said = rf"is not the file that .*SHA-256 {digest}, but run.json records {'0' * 64}\)"
+    with pytest.raises(config.ConfigError, match=said):
+        mmjax.load(str(workdir), code=str(tmp_path / "other.py"))
+    with pytest.raises(config.ConfigError, match="cannot be read"):
+        mmjax.load(str(workdir), code=str(tmp_path / "absent.py"))
+
+
+@pytest.mark.fault("run.json does not say which code a run had", "asks, or wants --code-sha256")
+@pytest.mark.parametrize("run", ["", "{", '{"starts": 3}', '{"starts": [{"code_sha256": ""}]}'])
+def test_code_that_nothing_is_recorded_of_is_asked_for(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "run.json").write_text(run)
+    (tmp_path / "config.json").write_text("{}")
+    file = tmp_path / "mine.py"
+    file.write_text(f"# {run}")
+    read = lambda: load_lib.read_experiment(epath.Path(tmp_path), str(file))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(config.ConfigError, match=f"give --code-sha256 {digest}"):
+        read()
+    for stream in ("stdin", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdin.readline", lambda: "\n", raising=False)
+    with pytest.raises(config.ConfigError, match="does not say which file"):
+        read()
+    monkeypatch.setattr("sys.stdin.readline", lambda: "y\n", raising=False)
+    assert read() == {}
+    assert capsys.readouterr().err.count("run " + str(file)) == 2
+    monkeypatch.setattr("sys.stdin.readline", lambda: "\n", raising=False)
+    assert read() == {}  # the answer holds for this process
+
+
+def test_the_digest_of_the_user_counts(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("# of the digest")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(config.ConfigError, match=rf"has SHA-256 {digest}, but --code-sha256 says"):
+        code_file.check(str(file), "ab")
+    with pytest.raises(config.ConfigError, match="give both"):
+        code_file.check(None, digest)
+    code_file.check(str(file), None)
     with pytest.raises(config.ConfigError, match="is not the file"):
-        mmjax.load(str(trained[0]), code=str(tmp_path / "other.py"))
+        code_file.check_recorded(str(file), ["0" * 64], "w")
+    code_file.check(str(file), digest.upper())
+    code_file.check_recorded(str(file), ["0" * 64], "w")
 
 
 def test_a_program_holds_no_arrays(trained):

@@ -6,11 +6,14 @@ import argparse
 
 __all__ = ["USAGE", "add_arguments", "run"]
 
-USAGE = "PATH --out DIR [--parts encoder] [--verify] [--overwrite] [--code FILE]"
+USAGE = (
+    "PATH --out DIR [--parts encoder] [--verify] [--overwrite] [--code FILE [--code-sha256 HEX]]"
+    " [--compile-cache PATH]"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options beside PATH and --code."""
+    """The options beside PATH, --code and --compile-cache."""
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
     parser.add_argument("--parts", default="encoder", metavar="PART", help="encoder")
     parser.add_argument(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from mmjax import compile_cache
 from mmjax.config.error import ConfigError
 from mmjax.launch import local, tpu
 
 __all__ = ["USAGE", "add_arguments", "run"]
 
 USAGE = (
-    "local CONFIG --workdir DIR [-n N] [--devices-per-process K] [--restarts N] [-- ...]\n"
+    "local CONFIG --workdir DIR [-n N] [--devices-per-process K] [--restarts N]"
+    " [--compile-cache PATH] [-- ...]\n"
     "       mmjax launch tpu CONFIG --workdir gs://... --topology v5e-64 --name NAME --zone ZONE"
-    " [--project P] [--spot] [--dry-run] [-- ...]"
+    " [--project P] [--spot] [--compile-cache PATH] [--dry-run] [-- ...]"
 )
 ONLY = {
     "local": ("num_processes", "devices_per_process", "restarts"),
@@ -27,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="TARGET", help="local or tpu")
     parser.add_argument("config", metavar="CONFIG", help="file.py or file.py:function")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument("--compile-cache", metavar="PATH", help=compile_cache.HELP)
     parser.add_argument("-n", "--num-processes", type=int, metavar="N", help="local: processes")
     parser.add_argument(
         "--devices-per-process", type=int, metavar="K", help="local: GPUs, or simulated ones"
@@ -54,13 +57,14 @@ def run(parse: Callable[[list[str]], argparse.Namespace], args: list[str]) -> in
             option = given[0].replace("_", "-")
             raise ConfigError(f"--{option} is for launch {target}, not {options.target}.")
     _check(options.config, overrides)
+    kept = options.compile_cache or ""
     if options.target == "local":
         return local.local(
             options.config,
             options.workdir,
             processes=1 if options.num_processes is None else options.num_processes,
             devices_per_process=options.devices_per_process or 0,
-            overrides=overrides,
+            overrides=[*(["--compile-cache", kept] if kept else []), *overrides],
             restarts=10 if options.restarts is None else options.restarts,
         )
     missing = [f"--{n}" for n in NEEDED if getattr(options, n) is None]
@@ -75,12 +79,15 @@ def run(parse: Callable[[list[str]], argparse.Namespace], args: list[str]) -> in
         project=options.project or "",
         spot=bool(options.spot),
         overrides=tuple(overrides),
+        compile_cache=kept,
     )
     return tpu.tpu(job, dry_run=bool(options.dry_run))
 
 
 def _check(target: str, overrides: list[str]) -> None:
     """A wrong config is told here, before machines are asked for."""
+    if "--compile-cache" in overrides:
+        raise ConfigError("--compile-cache is an option of launch; write it before --.")
     if "--code" in overrides:
         return
     from mmjax import config

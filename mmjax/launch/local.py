@@ -16,9 +16,12 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mmjax import children
 from mmjax.config.error import ConfigError
 
 __all__ = ["local"]
+
+TRAIN = "from mmjax import cli; sys.exit(cli.main())"
 
 AT_ONCE, LATER = (69, 75), 74  # exit codes that are started again; see docs/errors.md
 FIRST_WAIT, LONGEST_WAIT = 5.0, 300.0  # seconds before a start after 74; doubled each time
@@ -55,7 +58,7 @@ def local(
             raise ConfigError(f"{name} {value}: use {least} or more.")
     if devices_per_process < 0:
         raise ConfigError(f"--devices-per-process {devices_per_process}: use 1 or more.")
-    train = [sys.executable, "-m", "mmjax", "train", config, "--workdir", workdir, *overrides]
+    train = children.command(TRAIN, "train", config, "--workdir", workdir, *overrides)
     stop, wait = _Stop(), FIRST_WAIT
     with stop.listening():
         for start in range(restarts + 1):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import mmjax
+from mmjax import compile_cache
 from mmjax.config.error import ConfigError
 
 __all__ = ["Job", "Step", "tpu"]
@@ -62,7 +63,7 @@ class Job:
       topology: v5e-64; sizes count chips for v5e and v6e, cores for v4 and v5p, as Google does.
       name: of the slice, and of the folder on its hosts. zone, project: where; "" = gcloud's own.
       spot: cheaper, and taken away at any time.
-      overrides: further arguments of `mmjax train`.
+      overrides: further arguments of `mmjax train`. compile_cache: of its option; "" = its default.
     """
 
     config: str
@@ -73,6 +74,7 @@ class Job:
     project: str = ""
     spot: bool = False
     overrides: tuple[str, ...] = ()
+    compile_cache: str = ""
 
     def __post_init__(self):
         generation, _, size = self.topology.partition("-")
@@ -130,7 +132,14 @@ class Job:
 
     @property
     def _archive(self) -> str:
-        return f"/tmp/mmjax-{self.name}.tar.gz"
+        """In a folder of the user's own: in /tmp others could exchange what the hosts will run."""
+        try:
+            return str(compile_cache.own_folder("launch") / f"mmjax-{self.name}.tar.gz")
+        except compile_cache.Refused as why:
+            raise ConfigError(
+                f"launch tpu: there is no place for the archive of the code: {why}; set"
+                " XDG_CACHE_HOME to a folder of your own."
+            ) from why
 
     @property
     def _folder(self) -> str:
@@ -198,7 +207,8 @@ class Job:
         inside = root is not None and file.is_relative_to(root / "configs")
         shown = str(file.relative_to(root)) if inside and root else file.name
         function = self.config.removeprefix(str(self._config_file))
-        train = shlex.join([shown + function, "--workdir", self.workdir])
+        kept = ["--compile-cache", self.compile_cache] if self.compile_cache else []
+        train = shlex.join([shown + function, "--workdir", self.workdir, *kept])
         more = f" -- {shlex.join(self.overrides)}" if self.overrides else ""
         joined = "MMJAX_DISTRIBUTED=1 " if self.hosts > 1 else ""
         run = f"{joined}.venv/bin/mmjax launch local -n 1 {train}{more}; echo $? > code"

@@ -88,6 +88,17 @@ def test_output_is_prefixed(tmp_path, capfdbinary):
     ]
 
 
+def test_the_compile_cache_is_passed_on(monkeypatch):
+    commands = []
+    monkeypatch.setattr(local, "_run", lambda command, *_: commands.append(command) or 0)
+    args = ["launch", "local", f"{mini.QUICKSTART}:tiny", "--workdir", "w"]
+    for more in ([], ["--compile-cache", "gs://b/c"]):
+        assert cli.main([*args, *more, "--", "--total_steps", "3"]) == 0
+    ends = ["train", args[2], "--workdir", "w", "--total_steps", "3"]
+    assert commands[0][-6:] == ends
+    assert commands[1][-8:] == [*ends[:4], "--compile-cache", "gs://b/c", *ends[4:]]
+
+
 def test_processes_are_told_who_they_are(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--a=1 --xla_force_host_platform_device_count=8")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")

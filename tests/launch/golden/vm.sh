@@ -15,10 +15,10 @@ done
 exit 1'
 
 # pack
-tar --create --gzip --file /tmp/mmjax-one.tar.gz --exclude __pycache__ -C /checkout mmjax configs pyproject.toml constraints.txt README.md LICENSE
+tar --create --gzip --file ~/.cache/mmjax/launch/mmjax-one.tar.gz --exclude __pycache__ -C /checkout mmjax configs pyproject.toml constraints.txt README.md LICENSE
 
 # copy
-gcloud compute tpus tpu-vm scp /tmp/mmjax-one.tar.gz one: --zone us-east5-a --worker all
+gcloud compute tpus tpu-vm scp ~/.cache/mmjax/launch/mmjax-one.tar.gz one: --zone us-east5-a --worker all
 
 # install
 gcloud compute tpus tpu-vm ssh one --zone us-east5-a --worker all --command 'set -e; mkdir -p mmjax-one; tar -xzf mmjax-one.tar.gz -C mmjax-one; cd mmjax-one; curl -LsSf https://astral.sh/uv/install.sh | sh; ~/.local/bin/uv venv --quiet --allow-existing --python 3.11; ~/.local/bin/uv pip install --quiet -c constraints.txt -e '"'"'.[tpu,cloud]'"'"''

@@ -1,0 +1,50 @@
+"""Python processes of our own: they import what this one imports, from the same places.
+
+Python looks for modules in the working folder first (`-c`, `-m`) and would run a `random.py` that
+lies there. So these processes start isolated (`-I`), and are told where this one looks.
+"""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+
+import mmjax
+
+__all__ = ["command", "keep_out_the_working_folder", "search_path"]
+
+# The package is loaded by its file, since another one may be installed beside a checkout. Folders
+# of user packages are read for their .pth files; what they add to the path is in `path` already.
+BEGIN = """\
+import importlib.util, site, sys
+for folder in {user_folders!r}: site.addsitedir(folder)
+sys.path[:] = {path!r}
+spec = importlib.util.spec_from_file_location("mmjax", {file!r})
+sys.modules["mmjax"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["mmjax"])
+"""
+
+
+def command(program: str, *arguments: str) -> list[str]:
+    """A command line that runs a program text; what is printed there is not held back."""
+    user_folders = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    begin = BEGIN.format(user_folders=user_folders, path=search_path(), file=mmjax.__file__)
+    flags = ["-I", "-u", *(["-B"] if sys.dont_write_bytecode else [])]
+    return [sys.executable, *flags, "-c", begin + program, *arguments]
+
+
+def search_path() -> list[str]:
+    """`sys.path` of this process, as absolute paths. The working folder comes last where Python
+    itself has put it first: what the user keeps there is found, and hides nothing."""
+    here, first = os.getcwd(), sys.path[0] if sys.path else None
+    started_as_module = getattr(sys.modules["__main__"], "__spec__", None) is not None
+    implicit = started_as_module and not sys.flags.safe_path and first == here
+    explicit = [p for p in (sys.path[1:] if implicit else sys.path) if p]
+    last = [here] if implicit or "" in sys.path else []
+    return list(dict.fromkeys([*map(os.path.abspath, explicit), *last]))
+
+
+def keep_out_the_working_folder() -> None:
+    """For all Python processes that are started from here, such as data workers."""
+    os.environ["PYTHONSAFEPATH"] = "1"
