@@ -18,7 +18,7 @@ PACKAGE = ROOT / "mmjax"
 
 # Who may import whom inside mmjax (DESIGN 4). A name stands for a module or a whole package; every
 # module may import its own package.
-BASE = {"typing", "files", "atomic", "config.ranges"}
+BASE = {"typing", "files", "atomic", "contained", "config.ranges"}
 MODEL = BASE | {"parallel", "models"}
 STEP = MODEL | {"objectives", "optim"}
 DATA = BASE | {"parallel", "tokenizers", "modalities", "lifecycle", "metrics"}
@@ -34,6 +34,7 @@ ALLOWED = {
     "typing": {"config.ranges"},
     "atomic": {"files"},
     "files": set(),
+    "contained": set(),
     "run": BASE | {"config", "lifecycle"},
     "config": {""},  # only to find the folder of the package
     "lifecycle": set(),

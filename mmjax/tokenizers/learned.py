@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mmjax import atomic, config
+from mmjax import atomic, config, contained
 from mmjax.typing import TokenSpec, Vocabulary
 
 __all__ = ["Learned"]
 
 FORMAT = 1
 MANIFEST, WEIGHTS = "tokenizer.json", "weights.safetensors"
+MAX_MANIFEST, MAX_WEIGHTS = 1 << 24, 1 << 33  # bytes of the files that are read
+MAX_CODES = 1 << 24
 BATCH = 256  # values at a time; fewer are padded, so that two shapes are compiled
 
 
@@ -135,14 +137,8 @@ class Learned:
         from mmjax.models import names
 
         def find(path, leaf):
-            name = names.path_name(path)
-            if name.startswith("codebook/") and name not in self.tensors:
-                return jax.numpy.zeros(leaf.shape)
-            array = self.tensors.get(name)
-            if array is None or array.shape != leaf.shape:
-                have = "is missing" if array is None else f"has shape {array.shape}"
-                raise ValueError(f"Learned: tensor {name} {have}, not of shape {leaf.shape}.")
-            return jax.numpy.asarray(array)
+            array = self._tensor(names.path_name(path), leaf.shape)
+            return jax.numpy.zeros(leaf.shape) if array is None else jax.numpy.asarray(array)
 
         return tuple(tree_map_with_path(find, tree) for tree in self._split[1:])  # type: ignore[return-value]
 
@@ -184,37 +180,85 @@ class Learned:
 
     @classmethod
     def read(cls, folder: Any) -> Learned:
-        """The artefact of a folder. Raises ValueError when it is damaged."""
-        from safetensors import numpy as safetensors
-
+        """The artefact of a folder. Raises ValueError when it is damaged, or no artefact."""
         path = epath.Path(folder)
         try:
-            manifest = json.loads((path / MANIFEST).read_text())
-            if manifest["format"] != FORMAT:
-                raise ValueError(f"format={manifest['format']}, this version reads {FORMAT}")
-            spec: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in manifest["spec"].items()
-            }
-            found = cls(
-                preprocessing=manifest["preprocessing"],
-                spec=TokenSpec(**spec),
-                model=config.from_json(manifest["model"], config.seam_classes()),
-                tensors=safetensors.load((path / WEIGHTS).read_bytes()),
-                parent=manifest["parent"],
-            )
-            written = manifest["fingerprints"]
-        except Exception as error:
+            manifest = json.loads(contained.read_bytes(path, MANIFEST, MAX_MANIFEST))
+            found, written = cls._parsed(path, manifest), manifest["fingerprints"]
+            codes = str(written["codes"])[:12]
+            have = found.fingerprints
+        except Exception as error:  # of libraries too, for content that nobody has written
+            said = f"no {error}" if isinstance(error, KeyError) else error
             raise ValueError(
-                f"Learned: {path} is no tokenizer that can be read ({error}); train it again with"
+                f"Learned: {path} is no tokenizer that can be read ({said}); train it again with"
                 " mmjax train-tokenizer."
             ) from error
-        if found.fingerprints != written:
+        if have != written:
             raise ValueError(
-                f"Learned: {path} is damaged: its content has fingerprint"
-                f" {found.fingerprints['codes'][:12]}, but tokenizer.json says"
-                f" {written['codes'][:12]}; copy it again, or train it again."
+                f"Learned: {path} is damaged: its content has fingerprint {have['codes'][:12]}, but"
+                f" tokenizer.json says {codes}; copy it again, or train it again."
             )
         return found
+
+    @classmethod
+    def _parsed(cls, path: Any, manifest: dict[str, Any]) -> Learned:
+        from safetensors import numpy as safetensors
+
+        from mmjax.models.autoencoder import Autoencoder
+
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format={manifest['format']!r:.40}, this version reads {FORMAT}")
+        if manifest["class"] != "Learned":
+            raise ValueError(f"class={manifest['class']!r:.40}, not Learned")
+        spec: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in manifest["spec"].items()
+        }
+        model = config.from_json(manifest["model"], config.seam_classes())
+        if type(model) is not Autoencoder:
+            raise ValueError(f"its model is a {type(model).__name__}, not an Autoencoder")
+        if "class" not in dict(manifest["preprocessing"]):
+            raise ValueError("its preprocessing is of no modality")
+        content = contained.read_bytes(path, WEIGHTS, MAX_WEIGHTS)
+        if int.from_bytes(content[:8], "little") > MAX_MANIFEST:
+            raise ValueError(f"the header of {WEIGHTS} is too long")
+        found = cls(
+            preprocessing=manifest["preprocessing"],
+            spec=TokenSpec(**spec),
+            model=model,
+            tensors=safetensors.load(content),
+            parent=dict(manifest["parent"]),
+        )
+        found._check()
+        return found
+
+    def _check(self) -> None:
+        """Raises ValueError unless the tensors are those of the model."""
+        layers = self.model.encoder_layers + self.model.decoder_layers
+        if layers > len(self.tensors) or self.vocab_size > MAX_CODES:
+            raise ValueError(
+                f"{layers} layers and {self.vocab_size} codes are more than {len(self.tensors)}"
+                " tensors hold"
+            )
+        for name, array in self.tensors.items():
+            if array.dtype != np.float32 or not np.isfinite(array).all():
+                raise ValueError(f"tensor {name} ({array.dtype}) is not of finite float32 numbers")
+        from jax.tree_util import tree_leaves_with_path
+
+        from mmjax.models import names
+
+        for tree in self._split[1:]:
+            for place, leaf in tree_leaves_with_path(tree):
+                self._tensor(names.path_name(place), leaf.shape)
+
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+        """None for state that only training needs. Raises ValueError unless it has that shape."""
+        array = self.tensors.get(name)
+        if array is None and name.startswith("codebook/") and name != "codebook/codes":
+            return None
+        if array is None or array.shape != shape:
+            have = "is missing" if array is None else f"has shape {array.shape}"
+            raise ValueError(f"Learned: tensor {name} {have}, not of shape {shape}.")
+        return array
 
 
 def without_field(preprocessing: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import atomic
+from mmjax import contained, files
 from mmjax.config import ranges
 from mmjax.tokenizers.tokenizer import Tokenizer
 
@@ -26,6 +26,7 @@ __all__ = ["SentencePiece"]
 
 FORMAT = 1  # of tokenizer.json
 MODEL_FILE = "sentencepiece.model"
+MAX_MANIFEST, MAX_MODEL = 1 << 20, 1 << 28  # bytes of the files that are read
 UNKNOWN, BEGIN, END, FIRST_SENTINEL = 0, 1, 2, 3
 NUM_BYTES = 256
 CHUNK = 1000  # characters: sentencepiece leaves out what is longer than 4,192 bytes
@@ -130,9 +131,9 @@ class SentencePiece(Tokenizer):
             "fingerprint": self._digest(model),
         }
         path.mkdir(parents=True, exist_ok=True)
-        with atomic.replacing(path / MODEL_FILE) as partial:
+        with files.replacing(path / MODEL_FILE) as partial:
             partial.write_bytes(model)
-        with atomic.replacing(path / "tokenizer.json") as partial:
+        with files.replacing(path / "tokenizer.json") as partial:
             partial.write_text(json.dumps(manifest, indent=2) + "\n")
         return self._with(model)
 
@@ -150,24 +151,47 @@ class SentencePiece(Tokenizer):
 
     def _load(self, path: Any) -> SentencePiece:
         try:
-            manifest = json.loads((path / "tokenizer.json").read_text())
-            written, digest = manifest["fields"], manifest["files"][MODEL_FILE]
-            model = (path / MODEL_FILE).read_bytes()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            manifest = json.loads(contained.read_bytes(path, "tokenizer.json", MAX_MANIFEST))
+            written, digest = manifest["fields"], str(manifest["files"][MODEL_FILE])
+            kind = manifest.get("class")
+            model = contained.read_bytes(path, MODEL_FILE, MAX_MODEL)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"SentencePiece: {path} is damaged ({error}); delete the folder to train again."
             ) from error
-        if manifest.get("class") != "SentencePiece" or written != self._fields():
+        if kind != "SentencePiece" or written != self._fields():
             raise ValueError(
-                f"SentencePiece: {path} holds {manifest.get('class')} {written}, but the config"
-                f" says {self._fields()}; use these sizes, or another folder."
+                f"SentencePiece: {path} holds {kind!r:.40} {written!r:.200}, but the config says"
+                f" {self._fields()}; use these sizes, or another folder."
             )
         if hashlib.sha256(model).hexdigest() != digest:
             raise ValueError(
                 f"SentencePiece: {path / MODEL_FILE} is not the file that tokenizer.json names"
                 f" (SHA-256 {digest[:12]}); delete the folder to train again."
             )
-        return self._with(model)
+        ready = self._with(model)
+        ready._check(path / MODEL_FILE)
+        return ready
+
+    def _check(self, file: Any) -> None:
+        """Raises ValueError unless the model is one that `fit` makes: its ids mean what we say."""
+        sentinels = [f"<s_{i}>" for i in range(self.num_sentinels)]
+        pieces = [f"<0x{i:02X}>" for i in range(NUM_BYTES)]
+        wanted = ["<unk>", "<s>", "</s>", *sentinels, *pieces]
+        try:
+            processor, why = self._processor, ""
+            size = processor.get_piece_size()
+            if not len(wanted) <= size <= self.vocab_size:
+                why = f"it has {size} pieces"
+            elif [processor.id_to_piece(i) for i in range(len(wanted))] != wanted:
+                why = f"its first {len(wanted)} pieces are others"
+        except (RuntimeError, ValueError, OSError) as error:
+            why = str(error).strip() or type(error).__name__
+        if why:
+            raise ValueError(
+                f"SentencePiece: {file} is no model of vocab_size={self.vocab_size},"
+                f" num_sentinels={self.num_sentinels} ({why}); delete the folder to train again."
+            )
 
     def _train(self, values: Iterable[Any]) -> bytes:
         import sentencepiece
