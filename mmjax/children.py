@@ -11,8 +11,11 @@ import site
 import sys
 
 import mmjax
+from mmjax.config.error import ConfigError
 
-__all__ = ["command", "keep_out_the_working_folder", "search_path"]
+__all__ = ["command", "keep_out_the_working_folder", "refuse_compilers_here", "search_path"]
+
+COMPILERS, FLAG = "cuda_sdk_lib", "--xla_gpu_cuda_data_dir"
 
 # The package is loaded by its file, since another one may be installed beside a checkout. Folders
 # of user packages are read for their .pth files; what they add to the path is in `path` already.
@@ -48,3 +51,13 @@ def search_path() -> list[str]:
 def keep_out_the_working_folder() -> None:
     """For all Python processes that are started from here, such as data workers."""
     os.environ["PYTHONSAFEPATH"] = "1"
+
+
+def refuse_compilers_here() -> None:
+    """Raises ConfigError when the working folder holds what XLA takes for the toolkit of CUDA,
+    whose programs it then starts (`bin/ptxas`), before it looks elsewhere."""
+    if os.path.exists(COMPILERS) and FLAG not in os.environ.get("XLA_FLAGS", ""):
+        raise ConfigError(
+            f"The working folder holds {COMPILERS!r}, whose compilers XLA would run; start"
+            f" somewhere else, or name the toolkit that you mean by XLA_FLAGS={FLAG}=FOLDER."
+        )

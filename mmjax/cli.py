@@ -54,9 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args[0] not in VERBS:
             raise ConfigError(f"no command {args[0]!r}{nearest(args[0], VERBS)}")
-        if argv is None and args[0] in COMPUTING and not _accelerator():
-            heap.restart_with()
         if argv is None:
+            if args[0] in COMPUTING and not _accelerator():
+                heap.restart_with()
+            elif args[0] in COMPUTING:
+                children.refuse_compilers_here()
             children.keep_out_the_working_folder()
         VERBS[args[0]](args[1:])
         return 0

@@ -73,6 +73,16 @@ class DataConfig:
         ranges.check(self)
 
 
+def _check_name(field: str, name: str) -> None:
+    """Raises ValueError for a name that would lead out of a folder, or match other names."""
+    wrong = set(name) & set("/\\@*?[]") or not name.isprintable() or len(name.encode()) > 100
+    if wrong or not name or name.startswith("."):
+        raise ValueError(
+            f"Experiment: {field} has {name[:100]!r}, but files are named after it; use letters,"
+            " digits, - and _, at most 100, and no dot first."
+        )
+
+
 def _identity(kind: str, **kwargs):
     """A field whose change a resume refuses (model, tokens, numerics), journals or ignores."""
     return dataclasses.field(metadata={"identity": kind}, **kwargs)
@@ -109,6 +119,11 @@ class Experiment:
 
     def __post_init__(self):
         ranges.check(self)
+        for field in ("modalities", "tasks", "evaluators"):
+            for name in getattr(self, field):
+                _check_name(field, name)
+        for field in ("train_split", "eval_split"):
+            _check_name(f"data.{field}", getattr(self.data, field))
         if not self.tasks:
             raise ValueError("Experiment: tasks={} trains nothing; name at least one task.")
         for name, task in self.tasks.items():

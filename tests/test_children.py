@@ -145,3 +145,16 @@ def test_nothing_of_the_environment_runs_in_a_child(planted, tmp_path):
     )
     assert run(ask, planted, **env) == "3\n"
     assert not (planted / "MARK").exists()
+
+
+@pytest.mark.fault("the working folder holds compilers that XLA would start", "refused")
+def test_compilers_of_the_working_folder_are_refused(tmp_path):
+    (tmp_path / "cuda_sdk_lib" / "bin").mkdir(parents=True)
+    (tmp_path / "show.py").write_text("raise ValueError('went on')")
+    codes = []
+    for platform, flags in (("cuda", ""), ("cpu", ""), ("cuda", "--xla_gpu_cuda_data_dir=/cuda")):
+        env = environment(tmp_path, JAX_PLATFORMS=platform, XLA_FLAGS=flags)
+        command = [sys.executable, "-m", "mmjax", "train", "show.py", "--workdir", "run"]
+        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+        codes.append((done.returncode, "went on" in done.stderr, "whose compilers" in done.stderr))
+    assert codes == [(2, False, True), (2, True, False), (2, True, False)]

@@ -14,6 +14,7 @@ import textwrap
 from pathlib import Path
 from typing import Any, Literal
 
+import mini
 import pytest
 
 from mmjax import config
@@ -384,3 +385,46 @@ def test_seam_classes_refuse_a_second_class_of_one_name(file):
     file.write_text(textwrap.dedent(CONFIG_FILE).replace("Mine", "Task"))
     with pytest.raises(ConfigError, match=r"'Task' is defined in mmjax\.data\.task and in"):
         config.seam_classes(str(file))
+
+
+# ------------------------------------------------------------------------------- names
+
+LEADING_OUT = (
+    "../../out",
+    "/out",
+    "a/b",
+    "a\\b",
+    "..",
+    ".",
+    ".hidden",
+    "",
+    "a\0",
+    "a\nb",
+    "*",
+    "[a]",
+)
+
+
+@pytest.mark.fault("a config.json has names that lead out of the workdir", "refused")
+@pytest.mark.parametrize("name", [*LEADING_OUT, "a@b", "[a]", "a" * 101, "\u00e9" * 51, "\x1b[2J"])
+@pytest.mark.parametrize("field", ["modalities", "tasks", "evaluators"])
+def test_names_of_which_files_are_made(field, name):
+    tree = config.to_json(mini.evaluated())
+    tree[field][name] = next(iter(tree[field].values()))
+    with pytest.raises(config.ConfigError, match=rf"{field} has .*, but files are named after it"):
+        config.from_json(tree, config.seam_classes())
+
+
+@pytest.mark.parametrize("field", ["train_split", "eval_split"])
+def test_splits_are_names_too(field):
+    tree = config.to_json(mini.get_config())
+    tree["data"][field] = "../../out"
+    with pytest.raises(config.ConfigError, match=rf"data\.{field} has '\.\./\.\./out'"):
+        config.from_json(tree, config.seam_classes())
+
+
+def test_most_names_are_fine():
+    for name in ("image", "tok_image", "depth-2", "new voice", "t\u00e9xte", "a.b", "a:b"):
+        base = mini.get_config()
+        tasks = {name: base.tasks["text"]}
+        assert dataclasses.replace(base, tasks=tasks).tasks == tasks

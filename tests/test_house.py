@@ -57,7 +57,7 @@ ALLOWED = {
     "evaluate": RUN | {"generate"},
     "generate": RUN | {"report.frame", "report.gallery"},
     "heap": set(),
-    "children": {""},
+    "children": {"", "config.error"},
     "code_file": {"config.error"},
     "compile_cache": {"config.error"},
     "executables": RUN | {"heap", "children"},

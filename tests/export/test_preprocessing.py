@@ -6,12 +6,14 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+import PIL.EpsImagePlugin
 import PIL.Image
 import pytest
 import soundfile
 
 from mmjax import export
 from mmjax.export import describe
+from mmjax.modalities import image as image_lib
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image
 from mmjax.modalities.text import Text
@@ -178,3 +180,32 @@ def test_what_is_no_image_or_sound_is_refused(template, kind, value):
         modality.encode(value)
     with pytest.raises(ValueError, match=r"image|sound"):
         twin(template, modality, kind)(value)
+
+
+PICTURE = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 16 8
+%%EndComments
+0 0 16 8 rectfill
+showpage
+"""
+
+
+@pytest.mark.fault("a picture holds PostScript, for which Pillow starts Ghostscript", "refused")
+def test_pictures_start_no_program(template, tmp_path, monkeypatch):
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/MARK\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(PIL.EpsImagePlugin, "gs_binary", None)
+    file = tmp_path / "cat.png"
+    file.write_bytes(PICTURE)
+    with PIL.Image.open(file) as opened, pytest.raises(OSError, match="mage"):
+        opened.load()  # what Pillow does by itself
+    assert (tmp_path / "MARK").exists()
+    (tmp_path / "MARK").unlink()
+    modality = Image(size=(8, 16), patch=4)
+    with pytest.raises(PIL.UnidentifiedImageError):
+        twin(template, modality, "image")(file)
+    with pytest.raises(ValueError, match="no known image format"):
+        modality.encode(modality.read(str(file)))
+    assert not (tmp_path / "MARK").exists()
+    assert template.FORMATS == image_lib.FORMATS

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+# Pillow knows more; for some of those it starts other programs, such as Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's mode "L"
 QUIET = 1e-8  # band power about 65 dB below a full-scale tone: quieter clips are not raised
 PADDING = -1  # of token ids, behind the end of a text
@@ -65,7 +67,9 @@ def _pixels(value, channels):
     import PIL.ImageOps
 
     if isinstance(value, (str, Path)):
-        with PIL.Image.open(value) as opened:
+        PIL.Image.init()
+        known = [name for name in FORMATS if name in PIL.Image.OPEN]
+        with PIL.Image.open(value, formats=known) as opened:
             opened.load()
             return _pixels(opened, channels)
     if isinstance(value, PIL.Image.Image):
