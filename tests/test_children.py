@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import mini
 import pytest
 
+import mmjax
 from mmjax import children, cli
 
 ROOT = Path(cli.__file__).parent.parent
@@ -89,6 +92,31 @@ def test_the_command_runs_nothing_of_the_working_folder(verb, planted, tmp_path)
     assert "compiled text/default" in said
     assert len(list((tmp_path / "cache").glob("mmjax-*"))) == 1
     assert sorted(p.stem for p in planted.iterdir()) == sorted(PLANTED)
+
+
+@pytest.mark.ci
+@pytest.mark.timeout(600)
+@pytest.mark.fault("a workdir holds modules, start-up files, compiled programs", "they are not run")
+def test_a_workdir_runs_nothing_where_it_is_the_working_folder_too(planted, tmp_path):
+    mmjax.train(mini.evaluated(), planted, devices=jax.devices()[:1])
+    places = [planted, planted / "tokenizers", *(planted / "tokenizers").iterdir()]
+    for folder in (*places, planted / "checkpoints" / "12"):
+        for name in (*PLANTED, "config", "conftest", "__init__"):
+            (folder / f"{name}.py").write_text(f"open({str(planted / 'MARK')!r}, 'a').write('!')")
+        (folder / "evil.pth").write_text("import random\n")
+    (planted / "compile_cache").mkdir()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "mmjax").write_text(SCRIPT)
+    env = environment(tmp_path)
+    command = [sys.executable, str(tmp_path / "bin" / "mmjax"), "eval", "."]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=env, cwd=planted, timeout=400
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "image_to_text_R@1" in done.stdout
+    assert "compile_cache in the workdir is no longer used" in done.stderr
+    assert not (planted / "MARK").exists()
+    assert not list((planted / "compile_cache").iterdir())
 
 
 def run(program: str, cwd: Path, **env: str) -> str:

@@ -221,6 +221,69 @@ def test_names_to_avoid():
     assert not [p for p in modules() if p.stem in avoided or p.parent.name in avoided]
 
 
+# -------------------------------------------------------------------- code from data
+
+# Calls that run what they read, and the only places that may: the config file that the user names;
+# what a process of ours gets from its parent; modules of mmjax by name; a folder just exported.
+RUNS_CODE = {
+    *("pickle.load", "pickle.loads", "pickle.Unpickler", "cloudpickle.load", "cloudpickle.loads"),
+    *("dill.load", "dill.loads", "joblib.load", "marshal.load", "marshal.loads", "shelve.open"),
+    *("torch.load", "numpy.lib.format.read_array", "yaml.load", "yaml.unsafe_load"),
+    *("eval", "exec", "compile", "__import__", "importlib.import_module", "runpy.run_path"),
+    *("runpy.run_module", "os.system", "os.popen", "code.interact", "ctypes.CDLL"),
+}
+UNLESS = {"allow_pickle": False, "shell": False, "trust_remote_code": False, "weights_only": True}
+MAY_RUN_CODE = {
+    ("config/files.py", "exec"),
+    ("config/files.py", "compile"),
+    ("config/files.py", "importlib.import_module"),
+    ("__init__.py", "importlib.import_module"),
+    ("executables.py", "cloudpickle.load"),
+    ("export/peer.py", "trust_remote_code"),
+}
+
+
+def runs_code(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, name) of each call of RUNS_CODE, and of each that is told to run what it reads."""
+    tree, names = ast.parse(path.read_text(encoding="utf-8")), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {a.asname or a.name.split(".")[0]: a.name if a.asname else a.name.split(".")[0]
+                      for a in node.names}  # fmt: skip
+        elif isinstance(node, ast.ImportFrom):
+            names |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load):
+            head, dot, rest = ast.unparse(node).partition(".")
+            if (name := f"{names.get(head, head)}{dot}{rest}") in RUNS_CODE:
+                yield node.lineno, name
+        if isinstance(node, ast.keyword) and node.arg in UNLESS:
+            value = node.value
+            if not (isinstance(value, ast.Constant) and value.value is UNLESS[node.arg]):
+                yield value.lineno, node.arg
+
+
+def test_nothing_that_is_read_is_run():
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = str(path.relative_to(PACKAGE))
+        found |= {(name, what): f"{name}:{line}: {what}" for line, what in runs_code(path)}
+    assert not [text for place, text in found.items() if place not in MAY_RUN_CODE]
+    assert set(found) == MAY_RUN_CODE  # no exception that nobody needs
+
+
+def test_the_search_for_what_runs_code_finds_it(tmp_path):
+    file = tmp_path / "x.py"
+    file.write_text(
+        "import pickle as p, numpy as np, os.path\nfrom torch import load as fetch\n"
+        "def f(g=eval):\n    p.loads(b'')\n    np.load('a', allow_pickle=True)\n    fetch('b')\n"
+        "    os.system('c')\n    run('d', shell=x)\n    np.load('e', allow_pickle=False)\n"
+        "    model.eval()\n    load('f')\n"
+    )
+    found = {(3, "eval"), (4, "pickle.loads"), (5, "allow_pickle"), (6, "torch.load")}
+    assert set(runs_code(file)) == found | {(7, "os.system"), (8, "shell")}
+
+
 # ---------------------------------------------------------------------- tracked files
 
 # Written so that this file does not find itself.

@@ -101,6 +101,8 @@ def _checked(out: str, parts: str, verify: bool, overwrite: bool) -> Path:
     if "://" in out:
         raise ConfigError(f"--out {out}: is not on this machine; export here, then copy.")
     target = Path(out).absolute()
+    if target.is_symlink():
+        raise ConfigError(f"--out {out}: is a link; name the folder that it leads to.")
     if target.exists() and not target.is_dir():
         raise ConfigError(f"--out {out}: is a file; name a folder.")
     if target.exists() and any(target.iterdir()):
