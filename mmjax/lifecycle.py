@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
@@ -137,7 +138,7 @@ def lock(workdir: str | os.PathLike[str]) -> Iterator[None]:
 
     A path in a bucket has no locks of this kind and is not guarded.
 
-    Raises WorkdirBusy naming the holder.
+    Raises WorkdirBusy naming the holder; StorageError where the file is a link, or no file.
     """
     if "://" in os.fspath(workdir):
         yield
@@ -154,7 +155,16 @@ def lock(workdir: str | os.PathLike[str]) -> Iterator[None]:
 
 def _acquire(path: Path) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            descriptor = os.open(path, flags, 0o644)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+                raise
+            raise _no_lock(path) from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise _no_lock(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -174,6 +184,10 @@ def _acquire(path: Path) -> int:
         if _is_same_file(path, descriptor):
             return descriptor
         os.close(descriptor)  # it was taken over between open and flock
+
+
+def _no_lock(path: Path) -> StorageError:
+    return StorageError(f"{str(path)!r}: is no plain file, as the lock of a run is; remove it.")
 
 
 def _steal_from_the_dead(path: Path, descriptor: int) -> None:

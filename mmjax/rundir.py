@@ -26,6 +26,7 @@ from mmjax.run import records
 from mmjax.typing import PyTree
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
+MAX_TOKENIZER = 1 << 33  # bytes of a file of a tokenizer
 REFUSED = ("model", "tokens", "data", "numerics")  # kinds of fields that a resume may not change
 
 
@@ -188,8 +189,8 @@ def _copy_learned(experiment: Experiment, target: epath.Path) -> None:
         if partial.exists():
             partial.rmtree()
         partial.mkdir(parents=True)
-        for file in folder.iterdir():
-            (partial / file.name).write_bytes(file.read_bytes())
+        for entry in files.entries(folder):
+            (partial / entry.name).write_bytes(files.read_bytes(entry.path, MAX_TOKENIZER))
         partial.rename(target / folder.name)
 
 

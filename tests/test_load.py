@@ -22,6 +22,7 @@ from mmjax.evaluate import Retrieval
 from mmjax.models import names
 from mmjax.models.plan import Block, Run
 from mmjax.run import manifest as manifest_lib
+from mmjax.run import records
 
 ONE = jax.devices()[:1]
 
@@ -265,9 +266,9 @@ def test_a_run_starts_from_nothing_that_is_absent(tmp_path, capfd):
 
 def test_code_must_be_the_file_of_the_run(trained, tmp_path, monkeypatch):
     workdir = shutil.copytree(trained[0], tmp_path / "copy")
-    run = json.loads((workdir / "run.json").read_text())
+    run = records.read_run(workdir)
     run["starts"][0]["code_sha256"] = "0" * 64
-    (workdir / "run.json").write_text(json.dumps(run))
+    records.write_run(workdir, run)
     (tmp_path / "other.py").write_text("")
     digest = hashlib.sha256(b"").hexdigest()
     said = rf"is not the file that .*SHA-256 {digest}, but run.json records {'0' * 64}\)"
@@ -281,7 +282,7 @@ def test_code_must_be_the_file_of_the_run(trained, tmp_path, monkeypatch):
 @pytest.mark.parametrize("run", ["", "{", '{"starts": 3}', '{"starts": [{"code_sha256": ""}]}'])
 def test_code_that_nothing_is_recorded_of_is_asked_for(run, tmp_path, monkeypatch, capsys):
     (tmp_path / "run.json").write_text(run)
-    (tmp_path / "config.json").write_text("{}")
+    records.write_config(tmp_path, mini.get_config())
     file = tmp_path / "mine.py"
     file.write_text(f"# {run}")
     read = lambda: load_lib.read_experiment(epath.Path(tmp_path), str(file))
@@ -294,10 +295,10 @@ def test_code_that_nothing_is_recorded_of_is_asked_for(run, tmp_path, monkeypatc
     with pytest.raises(config.ConfigError, match="does not say which file"):
         read()
     monkeypatch.setattr("sys.stdin.readline", lambda: "y\n", raising=False)
-    assert read() == {}
+    assert read() == mini.get_config()
     assert capsys.readouterr().err.count("run " + str(file)) == 2
     monkeypatch.setattr("sys.stdin.readline", lambda: "\n", raising=False)
-    assert read() == {}  # the answer holds for this process
+    assert read() == mini.get_config()  # the answer holds for this process
 
 
 def test_the_digest_of_the_user_counts(tmp_path):
