@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from mmjax import printing
+
 NOTEBOOK = "JPY_PARENT_PID"  # in the environment of Jupyter kernels and of what they start
 
 
@@ -123,7 +125,7 @@ class Progress:
 def say(text: str, active: bool = True) -> None:
     """A line of the run's story, on standard error."""
     if active:
-        print(text, file=sys.stderr, flush=True)
+        print(printing.visible(text), file=sys.stderr, flush=True)
 
 
 def summary(metrics: dict[str, float]) -> str:

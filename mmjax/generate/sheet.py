@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ def write(
 
 def _card(name: str, value: str | Path, shape: tuple[int, int]) -> str:
     caption = name if isinstance(value, str) else f"{name}: {value.name}"
-    return gallery.card(gallery.show(name, value, shape), html.escape(caption))
+    return gallery.card(gallery.show(name, value, shape), frame.escape(caption))
 
 
 def _facts(request: Mapping[str, Any]) -> Iterator[str]:

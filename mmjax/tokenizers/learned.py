@@ -26,6 +26,7 @@ __all__ = ["Learned"]
 
 FORMAT = 1
 MANIFEST, WEIGHTS = "tokenizer.json", "weights.safetensors"
+FREE = ("field", "max_pixels", "max_samples")
 BATCH = 256  # values at a time; fewer are padded, so that two shapes are compiled
 
 
@@ -218,5 +219,5 @@ class Learned:
 
 
 def without_field(preprocessing: dict[str, Any]) -> dict[str, Any]:
-    """Preprocessing without the name of the field that it reads, which no id depends on."""
-    return {k: v for k, v in preprocessing.items() if k != "field"}
+    """Preprocessing without what no id depends on: the name of the field, and limits."""
+    return {k: v for k, v in preprocessing.items() if k not in FREE}
