@@ -241,7 +241,7 @@ def _note_of(path: epath.Path) -> epath.Path:
 def _sha256(ids_NL: np.ndarray) -> str:
     hashed = hashlib.sha256()
     for start in range(0, len(ids_NL), BATCH):
-        hashed.update(np.ascontiguousarray(ids_NL[start : start + BATCH]))
+        hashed.update(np.ascontiguousarray(ids_NL[start : start + BATCH]).data)
     return hashed.hexdigest()
 
 

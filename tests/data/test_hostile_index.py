@@ -163,6 +163,14 @@ def test_a_file_that_is_no_index_is_made_again(kind, how, source, tmp_path, capf
     assert capfd.readouterr().err.count("it is made again") == 1
 
 
+def test_members_that_lie_over_one_another_are_not_read(source, tmp_path):
+    """A thousand entries of one member would take a thousand times as long to read."""
+    path = stored(tmp_path, "tar")
+    spoilt(path, "one member many times")
+    with pytest.raises(ValueError, match="claims more bytes than it has"):
+        index._unpacked(path.read_bytes())
+
+
 ROWS_WRONG = {
     "rows beyond the records": {"train": at(0, 12)},
     "rows below zero": {"train": at(0, -1)},

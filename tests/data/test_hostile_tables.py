@@ -292,6 +292,20 @@ from mmjax.data.source import BadRecord"""
     assert megabytes < 60
 
 
+@pytest.mark.parametrize("kind", list("zbs"))
+def test_footers_that_unpack_to_more_than_the_file_are_refused(kind, tmp_path):
+    path = write(tmp_path / "x", "group_size:1", [b"a", b"b"])
+    content, end = bytearray(path.read_bytes()), path.stat().st_size
+    made = chunks.Chunks(path)
+    place = chunks._message(next(made._records(end - chunks.BLOCK, end)))[1]
+    content[place + 32 : place + 40] = (1 << 40).to_bytes(8, "little")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="claims more bytes than the file has"):
+        chunks.Chunks(path)
+    with pytest.raises(ValueError, match="claims more bytes than the file has"):
+        chunks._unpacked(ord(kind), b"\x80\x80\x80\x80\x80\x40" + bytes(20), end)
+
+
 def test_footers_changed_at_random_are_refused_or_harmless(tmp_path):
     path = write(tmp_path / "x", "group_size:1,uncompressed", [bytes([i]) * 50 for i in range(20)])
     good, rng = path.read_bytes(), np.random.default_rng(0)
