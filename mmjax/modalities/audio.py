@@ -278,7 +278,8 @@ class Audio(Modality):
         if isinstance(value, bytes):
             with _opened(value) as file:
                 return file.frames / file.samplerate
-        return self._samples(value)[1] / self.sample_rate
+        samples, rate = value if isinstance(value, tuple) else (value, self.sample_rate)
+        return len(self._array(samples)) / rate
 
     def _level(self, samples: np.ndarray) -> np.ndarray:
         """Bands in -2..2 of the frames that touch the samples: float32 (frames, num_mels)."""

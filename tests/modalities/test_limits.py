@@ -215,6 +215,7 @@ def test_long_sounds_are_decoded_only_as_far_as_they_are_used():
     piece = small.encode(sound(np.zeros((200_000, 2))))
     assert piece.num_cut > 0
     assert "12.50 s are cut" in small.adapted(sound(np.zeros((200_000, 2))))  # by its header
+    assert "25.00 s are cut" in small.adapted((np.zeros(25_000, np.float32), 1000))
 
 
 def test_sounds_of_very_many_channels_are_decoded_in_parts(monkeypatch):
