@@ -74,10 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(error: BaseException, args: Sequence[str]) -> int:
     code, message = _judge(error, args)
     if not code or os.environ.get("MMJAX_TRACEBACK"):
-        traceback.print_exception(error)
+        text = "".join(traceback.format_exception(error))
+        print(printing.visible(text), file=sys.stderr, end="")
     if code:
         verb = f" {args[0]}" if args[0] in VERBS else ""
-        print(f"mmjax{verb}: {message}", file=sys.stderr)
+        print(printing.visible(f"mmjax{verb}: {message}"), file=sys.stderr)
     return code or 1
 
 

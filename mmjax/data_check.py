@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import html
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from etils import epy
 
-from mmjax import atomic, lifecycle
+from mmjax import files, lifecycle, printing
 from mmjax.data import batches
 from mmjax.data.reader import NAMED, Reader, values_of
 from mmjax.data.source import BadRecord, Source, key_of
@@ -62,7 +61,7 @@ def data_check(
         if out is not None:
             target = Path(out)
             target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic.replacing(target) as partial:
+            with files.replacing(target) as partial:
                 partial.write_text(_page(experiment.name, checked), encoding="utf-8")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -220,7 +219,7 @@ def text(report: Mapping[str, Any]) -> str:
         for name, cells in _cells(found).items():
             lines.append(f"  {name:12} " + "   ".join(cells))
         lines += [f"  bad: {line}" for line in _bad(found)]
-    return "\n".join([*lines, *([report["path"]] if report["path"] else [])])
+    return printing.visible("\n".join([*lines, *([report["path"]] if report["path"] else [])]))
 
 
 def _cells(found: Found) -> dict[str, list[str]]:
@@ -262,10 +261,10 @@ def _card(
             notes[name] += f"; {changed}"
     shape = gallery.picture_shape(values.values())
     shown = "".join(
-        f'{gallery.show(name, value, shape)}<p class="soft">{html.escape(notes[name])}</p>'
+        f'{gallery.show(name, value, shape)}<p class="soft">{frame.escape(notes[name])}</p>'
         for name, value in values.items()
     )
-    return gallery.card(shown, html.escape(key))
+    return gallery.card(shown, frame.escape(key))
 
 
 def _page(name: str, checked: Sequence[Found]) -> str:
@@ -273,15 +272,15 @@ def _page(name: str, checked: Sequence[Found]) -> str:
     for found in checked:
         heads = "".join(f'<th scope="col">{h}</th>' for h in HEADS)
         rows = "".join(
-            f'<tr><th scope="row">{html.escape(stream)}</th>'
-            + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
+            f'<tr><th scope="row">{frame.escape(stream)}</th>'
+            + "".join(f"<td>{frame.escape(cell)}</td>" for cell in cells) + "</tr>"
             for stream, cells in _cells(found).items()
         )  # fmt: skip
-        bad = "".join(f"<li>{html.escape(line)}</li>" for line in _bad(found)) or "<li>none</li>"
+        bad = "".join(f"<li>{frame.escape(line)}</li>" for line in _bad(found)) or "<li>none</li>"
         title = f"{found['source']}, split {found['split']}"
         facts = f"{found['records']} records, {found['read']} read, for {', '.join(found['tasks'])}"
         blocks.append(
-            f'<section><h2>{html.escape(title)}</h2><p class="soft">{html.escape(facts)}</p>'
+            f'<section><h2>{frame.escape(title)}</h2><p class="soft">{frame.escape(facts)}</p>'
             '<div class="blocks"><div class="scroll card"><table class="scores">'
             f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
             f'<div class="card"><h3>Bad records</h3><ul>{bad}</ul></div><div class="gallery">'

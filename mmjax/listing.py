@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mmjax import config
+from mmjax import config, printing
 from mmjax.config.files import seam_modules
 
 __all__ = ["KINDS", "listing", "recipes", "text"]
@@ -92,4 +92,4 @@ def text(found: dict[str, list[dict[str, str]]]) -> str:
             lines.append(f"  {item['name']:{width}}  {item['does']}")
             lines += [f"  {'':{width}}  {m}" for m in more]
         blocks.append("\n".join(lines if items else [*lines, "  none"]))
-    return "\n\n".join(blocks)
+    return printing.visible("\n\n".join(blocks))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mmjax import files
+from mmjax import files, printing
 
 MAX_BYTES = 1 << 32  # of a metrics.jsonl that is read
 NOTEBOOK = "JPY_PARENT_PID"  # in the environment of Jupyter kernels and of what they start
@@ -156,7 +156,7 @@ class Progress:
 def say(text: str, active: bool = True) -> None:
     """A line of the run's story, on standard error."""
     if active:
-        print(text, file=sys.stderr, flush=True)
+        print(printing.visible(text), file=sys.stderr, flush=True)
 
 
 def summary(metrics: dict[str, float]) -> str:

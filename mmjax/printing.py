@@ -1,11 +1,39 @@
-"""What the commands print."""
+"""What the commands print, and how text of strangers is shown: nothing in it acts or hides."""
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
-__all__ = ["as_json", "table", "tree"]
+__all__ = ["as_json", "inline", "table", "tree", "visible"]
+
+# What moves a cursor, colours, retitles or turns the direction of what is shown, and the halves of
+# surrogate pairs, which no terminal or file can take.
+HIDDEN = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069"
+    "\\ud800-\\udfff]"
+)
+SPACED = re.compile("[\\n\\t\\u2028\\u2029]")
+
+
+def visible(text: str) -> str:
+    """Text with its control and direction characters spelled out, `\\x1b`, `\\u202e`.
+
+    For whatever leaves for a terminal or a page. Newlines and tabs stay: they are ours.
+    """
+    return HIDDEN.sub(_spelled, text)
+
+
+def inline(text: str, room: int = 500) -> str:
+    """A stranger's text as part of a line of ours: without newlines, and not without end."""
+    shown = visible(SPACED.sub(_spelled, text[: room + 1]))
+    return shown if len(shown) <= room else f"{shown[: room - 3]}..."
+
+
+def _spelled(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return {9: "\\t", 10: "\\n"}.get(code) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
 
 
 def as_json(value: Any) -> str:
@@ -32,7 +60,7 @@ def table(scores: dict[str, Any]) -> str:
         number = value["value"] if isinstance(value, dict) else value
         shown = f"{number:.4f}" if isinstance(number, float) else str(number)
         lines.append(f"{name:{width}}  {shown}" + (f"  (chance {chance:.4g})" if chance else ""))
-    return "\n".join(lines)
+    return visible("\n".join(lines))
 
 
 def tree(value: Any, indent: str = "") -> str:
@@ -48,4 +76,4 @@ def tree(value: Any, indent: str = "") -> str:
             shown = ", ".join(map(str, inner)) if isinstance(inner, (list, tuple)) else inner
             shown = f"{shown:,}" if type(shown) is int else shown
             lines.append(f"{indent}{key:{max(1, 24 - len(indent))}} {shown}")
-    return "\n".join(lines)
+    return visible("\n".join(lines))

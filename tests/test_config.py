@@ -368,6 +368,72 @@ def test_identity_is_inherited_until_a_field_says_another():
         config.identity(root, "shape")
 
 
+# ------------------------------------------------------------------ files that are no config
+
+
+@pytest.mark.fault(
+    "a CONFIG that is neither .py nor .json", "it is not run; exit 2 with what configs are"
+)
+@pytest.mark.parametrize("name", ["x.yaml", "x.yml", "x.txt", "x", "x.pyc", "x.py.bak", "x.JSON"])
+@pytest.mark.parametrize("function", ["", ":get_config"])
+def test_other_files_than_python_are_never_run(name, function, tmp_path):
+    (tmp_path / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(ConfigError, match=r"configs are Python: file\.py:function"):
+        config.load(f"{tmp_path / name}{function}")
+    with pytest.raises(ConfigError, match="configs are Python"):
+        config.load_module(tmp_path / name)  # as --code
+    assert not (tmp_path / "ran").exists()
+
+
+def deep(kind):
+    if kind == "json":
+        return (
+            b'{"format": 1, "config": '
+            + b'{"class": "Experiment", "model": ' * 400
+            + b"1"
+            + b"}" * 401
+        )
+    return b"-" * 1_000_000 + b"1"  # fmt: skip
+
+
+@pytest.mark.fault(
+    "a CONFIG that is a folder, a pipe, a device, huge, binary, or nested without end",
+    "exit 2 with one line",
+)
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("suffix", ["py", "json"])
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("folder", "is a folder, no file"),
+        ("pipe", "is a pipe, no file"),
+        ("device", "is a device, no file"),
+        ("huge", "bytes, more than"),
+        ("binary", "can't decode byte"),
+        ("nul", r"cannot contain null bytes|cannot be read: Expecting"),
+        ("deep", "nested too deeply"),
+        ("circle", "is a link to itself"),
+    ],
+)
+def test_what_is_no_text_is_refused_as_a_config(what, said, suffix, tmp_path):
+    path = tmp_path / f"x.{suffix}"
+    if what == "folder":
+        path.mkdir()
+    elif what == "pipe":
+        os.mkfifo(path)
+    elif what in ("device", "circle"):
+        path.symlink_to("/dev/zero" if what == "device" else path)
+    else:
+        content = {"binary": b"\x89\xff\xfe" * 99, "nul": b"a = 1\0", "deep": deep(suffix)}
+        path.write_bytes(content.get(what, b""))
+        if what == "huge":
+            os.truncate(path, 1 << 40)
+    with pytest.raises(ConfigError, match=said) as caught:
+        config.load(str(path))
+    assert f"x.{suffix}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_config_error_survives_pickling():
     assert str(pickle.loads(pickle.dumps(ConfigError("x")))) == "x"
 

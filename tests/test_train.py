@@ -179,8 +179,12 @@ def test_a_refusal_lists_only_what_may_not_change(whole, capsys):
 
 
 def test_a_workdir_that_cannot_be_written_exits_74(tmp_path, monkeypatch, capsys):
+    opened = lifecycle.os.open
+
     def refuse(path, *args, **kwargs):
-        raise PermissionError(13, "Permission denied", str(path))
+        if str(path).startswith(str(tmp_path)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **kwargs)
 
     monkeypatch.setattr(lifecycle.os, "open", refuse)
     assert mmjax_train(tmp_path) == 74

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmjax import confined
 from mmjax.config.error import ConfigError, nearest
 from mmjax.config.serial import from_json
 
@@ -38,6 +39,7 @@ SEAM_PACKAGES = (
     "evaluate",
 )
 SEAM_MODULES = ("experiment", "checkpoint", "metrics", "generate.plan")
+MAX_CONFIG = 1 << 24  # bytes
 PREFIX = "mmjax_config_"  # of the modules made from config files
 
 
@@ -51,7 +53,7 @@ def load(target: str, *, code: str | None = None, kind: type | None = None) -> A
 
     Raises ConfigError naming the file or function, and the nearest one that exists.
     """
-    path, _, name = (target, "", "") if Path(target).exists() else target.partition(":")
+    path, _, name = (target, "", "") if os.path.lexists(target) else target.partition(":")
     name = name or "get_config"
     if path.endswith(".json"):
         config = _read(Path(path), code)
@@ -77,12 +79,14 @@ def load_module(path: str | os.PathLike[str], *, beside: str | None = None) -> t
         `common = config.load_module("common.py", beside=__file__)`.
     """
     file = Path(beside).parent / path if beside else Path(path)
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise ConfigError(f"Config {str(file)!r}: no such file{_nearest_file(file)}.")
-    try:
-        source = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Config {str(file)!r} cannot be read: {error}.") from error
+    if file.suffix != ".py":  # what is called otherwise was not meant to be run
+        raise ConfigError(
+            f"Config {str(file)!r}: configs are Python: file.py:function; or the config.json that a"
+            " run wrote."
+        )
+    source = _text(file)
     digest = hashlib.sha256(f"{file.resolve()}\0{source}".encode()).hexdigest()[:12]
     name = f"{PREFIX}{re.sub(r'[^0-9a-zA-Z]', '_', file.stem)}_{digest}"
     if name in sys.modules:
@@ -94,7 +98,7 @@ def load_module(path: str | os.PathLike[str], *, beside: str | None = None) -> t
         with _config_errors(file):
             linecache.checkcache(module.__file__)
             # Not by the import system: its bytecode cache misses two edits within one second.
-            exec(compile(source, module.__file__, "exec"), module.__dict__)
+            exec(_compiled(source, module.__file__), module.__dict__)
     except BaseException:
         del sys.modules[name]
         raise
@@ -152,14 +156,34 @@ def seam_classes(code: str | None = None) -> dict[str, type]:
     return classes
 
 
-def _read(path: Path, code: str | None) -> Any:
+def _text(file: Path) -> str:
+    """The text of a config: a file of ordinary size, in UTF-8."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        return confined.read(file, MAX_CONFIG).decode()
     except FileNotFoundError:
-        raise ConfigError(f"Config {str(path)!r}: no such file.") from None
-    except (OSError, ValueError) as error:
+        raise ConfigError(f"Config {str(file)!r}: no such file.") from None
+    except (OSError, UnicodeDecodeError, confined.Refused) as error:
+        raise ConfigError(f"Config {str(file)!r} cannot be read: {error}.") from error
+
+
+def _compiled(source: str, name: str) -> types.CodeType:
+    try:
+        return compile(source, name, "exec")
+    except (ValueError, RecursionError, MemoryError) as error:  # NUL bytes; nested without end
+        said = str(error) or "it is nested too deeply"
+        raise ConfigError(f"Config {name!r} is no Python: {said}.") from error
+
+
+def _read(path: Path, code: str | None) -> Any:
+    text = _text(path)
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"Config {str(path)!r} cannot be read: {error}.") from error
-    return from_json(tree, seam_classes(code))
+    try:
+        return from_json(tree, seam_classes(code))
+    except RecursionError as error:
+        raise ConfigError(f"Config {str(path)!r} is nested too deeply.") from error
 
 
 def _call(module: types.ModuleType, path: str, name: str) -> Any:
@@ -190,7 +214,8 @@ def _config_errors(file: Path):
     except ConfigError:
         raise
     except SyntaxError as error:
-        raise ConfigError(f"{error.filename}:{error.lineno}: {error.msg}.") from error
+        where = f"{error.filename or file}:{error.lineno or 1}"
+        raise ConfigError(f"{where}: {error.msg}.") from error
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f for f in frames if os.path.realpath(f.filename) == os.path.realpath(file)]

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmjax import atomic
-from mmjax.data.files import Files, Table
+from mmjax import files
+from mmjax.data import chunks
+from mmjax.data.files import LIMIT, MAX_JSON, Files, Table
 from mmjax.data.source import BadRecord
 
 __all__ = ["ArrayRecords", "decode_record", "encode_record", "write_array_records"]
@@ -27,7 +28,7 @@ class ArrayRecords(Files):
     """ArrayRecord files that `write_array_records` wrote."""
 
     def _table(self, path: Path) -> Table:
-        return _ArrayFile(path)
+        return _ArrayFile(path, self.max_record_bytes)
 
 
 def encode_record(example: Mapping[str, Any]) -> bytes:
@@ -44,7 +45,10 @@ def encode_record(example: Mapping[str, Any]) -> bytes:
 def decode_record(content: bytes) -> dict[str, Any]:
     """The values of a record. Raises BadRecord for bytes that are none."""
     try:
-        line, _, rest = content.partition(b"\n")
+        end = content.find(b"\n", 0, MAX_JSON)
+        if end < 0:
+            raise ValueError(f"it has no line of at most {MAX_JSON} bytes")
+        line, rest = content[:end], content[end + 1 :]
         header = json.loads(line)
         found, start = dict(header["values"]), 0
         for name, length in header["bytes"]:
@@ -64,7 +68,7 @@ def write_array_records(path: str | Path, examples: Iterable[Mapping[str, Any]])
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    with atomic.replacing(path) as partial:
+    with files.replacing(path) as partial:
         writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
         for example in examples:
             writer.write(encode_record(example))
@@ -74,14 +78,21 @@ def write_array_records(path: str | Path, examples: Iterable[Mapping[str, Any]])
 
 
 class ArrayFile:
-    """Raw records of one ArrayRecord file; opened at first use."""
+    """Raw records of one ArrayRecord file; opened at first use.
 
-    def __init__(self, path: Path):
+    Of a chunk of records more is unpacked than `limit` only where it is large in the file, too.
+    """
+
+    def __init__(self, path: Path, limit: int = LIMIT):
         from array_record.python import array_record_data_source
 
+        self._limit = limit
         try:
+            self._chunks = chunks.Chunks(path)
             self._data = array_record_data_source.ArrayRecordDataSource(str(path))
             self._length = len(self._data)
+            if self._length != self._chunks.count:
+                raise ValueError(f"{self._length} records, but a footer for {self._chunks.count}")
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"ArrayRecord: {str(path)!r} cannot be read: {error}.") from error
 
@@ -91,6 +102,9 @@ class ArrayFile:
     def raw(self, row: int) -> bytes:
         """Bytes of a record. Raises BadRecord where the file is damaged."""
         try:
+            chunk = self._chunks.find(row)
+            if chunk.size > max(self._limit, 4 * chunk.stored):
+                raise BadRecord("too_large", f"{chunk.size} bytes, more than {self._limit}")
             return self._data[row]
         except (OSError, ValueError, RuntimeError, IndexError) as error:
             raise BadRecord("array_record", str(error)[:200]) from error
@@ -101,8 +115,8 @@ class _ArrayFile:
 
     numbered = True
 
-    def __init__(self, path: Path):
-        self._file = ArrayFile(path)
+    def __init__(self, path: Path, limit: int = LIMIT):
+        self._file = ArrayFile(path, limit)
         count = len(self._file)
         names: dict[str, None] = {}
         for row in range(0, count, max(1, count // SAMPLE)):

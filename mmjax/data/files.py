@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import hashlib
-import io
 import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 
-from mmjax import metrics
+from mmjax import confined, metrics
 from mmjax.config import ranges
-from mmjax.data import index
+from mmjax.data import index, npy
 from mmjax.data.source import BadRecord, Source
 
 PICKLES = ("pickle", "pkl", "pyd", "pth", "pt", "joblib", "dill")
 SHOWN = 20  # fields that an error names
+MAX_JSON = 1 << 23  # bytes of a JSON value, which takes up to thirty times as much in memory
+MAX_KEY = 1024  # characters of a name that is kept whole
+MAX_ROWS_BYTES = 1 << 26  # of the index of splits, beside 8 a record
+LIMIT = 1 << 28  # bytes of a record
 
 
 class Table(Protocol):
@@ -61,6 +65,8 @@ class Files(Source):
         names. Empty = the name that the format gives.
       identity: field of the record; records with equal ones are positives of one another.
       cache: folder of the index; empty = `.mmjax` beside the data.
+      max_record_bytes: of the values of one record; one that holds more, or would when unpacked,
+        counts as bad.
     """
 
     path: str = ""
@@ -73,6 +79,9 @@ class Files(Source):
     key: str = ""
     identity: str = ""
     cache: str = ""
+    max_record_bytes: Annotated[int, ranges.Range(1, 2**50)] = dataclasses.field(
+        default=LIMIT, metadata={"identity": "none"}
+    )
 
     def __post_init__(self):
         ranges.check(self)
@@ -124,9 +133,12 @@ class Files(Source):
         return FileRecords(self, paths, tables, self._rows(split, paths, tables))
 
     def fingerprint(self) -> str:
-        """SHA-256 of the fields but for `cache`, and of names, sizes and ends of the files."""
+        """SHA-256 of the fields that values depend on, and of names, sizes and ends of the files.
+
+        Not of `cache`, nor of the limit, which changes no value that it lets in.
+        """
         kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("cache", "path", "files"):
+        for name in ("cache", "path", "files", "max_record_bytes"):
             del kept[name]
         digest = hashlib.sha256(f"{type(self).__name__} {json.dumps(kept)}".encode())
         for split in self.splits()[:1] if self._made() else self.splits():
@@ -157,7 +169,17 @@ class Files(Source):
                 f"{type(self).__name__}: {str(first)!r}{more} does not exist; check path or files"
                 f" (the working folder is {str(Path.cwd())!r})."
             )
+        for path in paths:
+            if what := self._not_read(path):
+                raise ValueError(
+                    f"{type(self).__name__}: {str(path)!r} is {what}, no file; leave it out of path"
+                    " or files."
+                )
         return paths
+
+    def _not_read(self, path: Path) -> str:
+        """What a path leads to, where that cannot be read as data; else empty."""
+        return confined.kind(path)
 
     def _tables(self, paths: Sequence[Path]) -> list[Table]:
         return [self._table(path) for path in paths]
@@ -186,7 +208,8 @@ class Files(Source):
         name = f"splits-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
         places = index.folders(self.cache, paths[0])
         stamps = [self._stamp(p) for p in paths]
-        known = index.load(name, places)
+        check = functools.partial(index.check_rows, stamps=stamps, shares=shares, total=total)
+        known = index.load(name, places, MAX_ROWS_BYTES + 8 * total, check)
         if known:
             loose = not self.key and any(table.numbered for table in tables)
             self._check_known(known[0], stamps, shares, loose, places[0] / f"{name}.npz")
@@ -243,7 +266,7 @@ class Files(Source):
             value = table.read(row, [self.key]).get(self.key)
         except BadRecord:
             value = None  # it will be counted when it is read; until then it has a name
-        return f"\x7f{path.name}/{table.key(row)}" if value is None else _plain(value)
+        return f"\x7f{path.name}/{table.key(row)}" if value is None else _short(_plain(value))
 
 
 class FileRecords:
@@ -280,6 +303,10 @@ class FileRecords:
         number, row = self._find(index)
         table, source = self._tables[number], self._source
         raw = table.read(row, self._names)
+        size = sum(map(_weight, raw.values()))
+        if size > source.max_record_bytes:
+            most = source.max_record_bytes
+            raise BadRecord("too_large", f"{size} bytes, more than max_record_bytes={most}")
         example = {}
         fields = self._fields or {name: [name] for name in raw if name != "__key__"}
         for key, names in fields.items():
@@ -310,25 +337,32 @@ def _decoded(name: str, value: Any) -> Any:
     if not isinstance(value, bytes) or kind not in ("npy", "json", "cls"):
         return value
     try:
-        return {"npy": _array, "json": json.loads, "cls": int}[kind](value)
+        return {"npy": npy.parsed, "json": _json, "cls": int}[kind](value)
     except Exception as error:  # the parsers raise whatever broken bytes lead them to
         raise BadRecord(f"no_{kind}", f"{name}: {error}") from error
 
 
-def _array(content: bytes) -> np.ndarray:
-    """An .npy file; its size is checked before memory is taken, and objects are refused."""
-    file = io.BytesIO(content)
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"format {version} of npy is not known")
-    read = np.lib.format.read_array_header_1_0
-    if version == (2, 0):
-        read = np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
-    if dtype.hasobject:
-        raise ValueError("it holds pickled objects, which may run any code")
-    flat = np.frombuffer(content, dtype, offset=file.tell())
-    return flat.reshape(shape, order="F" if fortran else "C")
+def _json(content: bytes) -> Any:
+    if len(content) > MAX_JSON:
+        raise ValueError(f"{len(content)} bytes of JSON, more than {MAX_JSON}")
+    return json.loads(content)
+
+
+def _weight(value: Any) -> int:
+    """About how many bytes a value takes."""
+    if isinstance(value, (list, tuple)):
+        return sum(map(_weight, value))
+    if isinstance(value, (bytes, str)):
+        return len(value)
+    return value.nbytes if isinstance(value, np.ndarray) else 8
+
+
+def _short(key: str) -> str:
+    """A key; of a long one its beginning, and a hash of the whole."""
+    if len(key) <= MAX_KEY:
+        return key
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return f"{key[:MAX_KEY]}...{digest}"
 
 
 def _plain(value: Any) -> str:

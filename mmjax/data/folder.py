@@ -6,20 +6,22 @@ import collections
 import csv
 import dataclasses
 import hashlib
-import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmjax.data.files import Files, Table
+from mmjax import confined
+from mmjax.data.files import LIMIT, MAX_JSON, Files, Table
 from mmjax.data.source import BadRecord
 
 __all__ = ["Folder"]
 
 TABLES = ("metadata.csv", "metadata.jsonl")
 MAX_CELL = 1 << 26  # characters
+MAX_CELLS = 1 << 25  # of a table, which is kept in memory
+MAX_TABLE = 1 << 30  # bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,30 +41,33 @@ class Folder(Files):
     root: str = ""
 
     def _table(self, path: Path) -> Table:
-        tables = [path / name for name in TABLES if (path / name).exists()]
+        tables = _tables(path)
         if path.is_dir() and not tables:
-            return _Stems(path)
+            return _Stems(path, self.max_record_bytes)
         path = tables[0] if path.is_dir() else path
         if path.suffix not in (".csv", ".jsonl"):
             raise ValueError(
                 f"Folder: {str(path)!r} is no .csv or .jsonl table and no folder; give one."
             )
         root = Path(self.root).expanduser() if self.root else path.parent
-        return _Rows(path, root, self.file_columns)
+        return _Rows(path, root, self.file_columns, self.max_record_bytes)
+
+    def _not_read(self, path: Path) -> str:
+        return "" if path.is_dir() else super()._not_read(path)
 
     def _stamp(self, path: Path) -> str:
         if not path.is_dir():
             return super()._stamp(path)
         stems, digest = _Stems(path), hashlib.blake2b(digest_size=12)
         for i in range(len(stems)):
-            sizes = [(name, file.stat().st_size) for name, file in stems.files(i).items()]
+            sizes = [(name, _size(file)) for name, file in stems.files(i).items()]
             digest.update(f"{stems.key(i)} {sizes}".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def _paths(self, split: str) -> list[Path]:
         found = []
         for path in super()._paths(split):
-            tables = [path / name for name in TABLES if (path / name).exists()]
+            tables = _tables(path)
             if len(tables) > 1:
                 raise ValueError(f"Folder: {str(path)!r} has {TABLES}; keep one, or name it.")
             if path.is_dir() and not tables:
@@ -71,45 +76,93 @@ class Folder(Files):
         return found
 
 
+def _tables(folder: Path) -> list[Path]:
+    """The tables of a folder. Raises ValueError for one that is no file, or a link out of it."""
+    found = [folder / name for name in TABLES if os.path.lexists(folder / name)]
+    for path in found:
+        try:
+            os.close(confined.descriptor(path, folder))
+        except (OSError, confined.Refused) as error:
+            raise ValueError(
+                f"Folder: {error}; put a table there, or name the one that you mean in path."
+            ) from error
+    return found
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; of what a link leads to, where that is there."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
 class _Rows:
-    """A table in memory."""
+    """A table in memory: of a CSV file its cells, of a JSON-lines file its lines."""
 
     numbered = True
 
-    def __init__(self, path: Path, root: Path, file_columns: Sequence[str]):
-        self._root, self._files = root, set(file_columns)
-        self._rows = _csv(path) if path.suffix == ".csv" else _json_lines(path)
-        self.names = list(dict.fromkeys(n for r in self._rows if isinstance(r, dict) for n in r))
+    def __init__(self, path: Path, root: Path, file_columns: Sequence[str], limit: int = LIMIT):
+        self._root, self._files, self._limit = root, set(file_columns), limit
+        size = path.stat().st_size
+        if size > MAX_TABLE:
+            raise ValueError(
+                f"Folder: {str(path)!r} has {size} bytes, more than {MAX_TABLE}, and is kept in"
+                " memory; divide it, or write it as Parquet."
+            )
+        self._rows: list[Any] = []
+        if path.suffix == ".csv":
+            self.names, self._rows = _csv(path)
+        else:
+            self._rows = _json_lines(path)
+            values = map(self._cells, range(len(self._rows)))
+            self.names = list(dict.fromkeys(n for v in values if isinstance(v, dict) for n in v))
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def _cells(self, row: int) -> dict[str, Any] | str:
+        """Cells by column; what is wrong, where there are none."""
+        found = self._rows[row]
+        if isinstance(found, bytes):
+            return _json_object(found)
+        if isinstance(found, str):
+            return found
+        return {n: cell or None for n, cell in zip(self.names, found, strict=True)}
 
     def key(self, row: int) -> str:
         return str(row)
 
     def label(self, row: int) -> str:
-        cells = self._rows[row]
+        cells = self._cells(row)
         files = [cells.get(n) for n in sorted(self._files)] if isinstance(cells, dict) else []
         return " ".join([str(row), *(f"({name})" for name in files if name)])
 
     def read(self, row: int, names: Sequence[str]) -> dict[str, Any]:
-        cells = self._rows[row]
+        cells = self._cells(row)
         if isinstance(cells, str):
             raise BadRecord("row", cells)
-        found = {name: cells.get(name) for name in names}
-        for name in self._files & found.keys():
+        found, room = {name: cells.get(name) for name in names}, self._limit
+        for name in sorted(self._files & found.keys()):
             if found[name] is not None:
-                found[name] = read_file(self._root, found[name])
+                found[name] = content = read_file(self._root, found[name], room)
+                room -= len(content)
         return found
 
 
-def read_file(root: Path, name: Any) -> bytes:
-    """A file that a record names. Raises BadRecord when it is absent or outside of `root`."""
+def read_file(root: Path, name: Any, limit: int) -> bytes:
+    """A file that a record names.
+
+    Raises BadRecord when it is absent, no regular file, larger than `limit`, or outside of `root`,
+    be it by its name or by links.
+    """
     if not isinstance(name, str) or os.path.isabs(name) or ".." in Path(name).parts:
         raise BadRecord("outside", f"{name!r} is no name of a file inside {root}")
     try:
-        return (root / name).read_bytes()
-    except (OSError, ValueError) as error:
+        return confined.read(root / name, limit, root)
+    except confined.Refused as error:
+        raise BadRecord(error.reason, error.detail) from error
+    except OSError as error:
         raise BadRecord("no_file", f"{root / name}: {error}") from error
 
 
@@ -125,17 +178,28 @@ def _refuse_lone_table(folder: Path) -> None:
             )
 
 
-def _csv(path: Path) -> list[dict[str, Any] | str]:
-    """Cells by column; what is wrong, where a row has another number of them."""
-    text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+def _csv(path: Path) -> tuple[list[str], list[tuple[str, ...] | str]]:
+    """Names of the columns, and cells of each row; what is wrong, where it has another number."""
     before = csv.field_size_limit(MAX_CELL)
+    rows: list[tuple[str, ...] | str] = []
+    room = MAX_CELLS
     try:
-        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        with os.fdopen(
+            confined.descriptor(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
+        ) as file:
+            reader = csv.reader(_text_lines(file), strict=True)
+            head = next(reader, [])
+            for row in reader:
+                room -= len(row)
+                if room < 0:
+                    raise csv.Error(f"it has more than {MAX_CELLS} cells; write it as Parquet")
+                if row:
+                    said = f"it has {len(row)} cells of {len(head)}"
+                    rows.append(tuple(row) if len(row) == len(head) else said)
     except csv.Error as error:
         raise ValueError(f"Folder: {str(path)!r} is no CSV file: {error}.") from error
     finally:
         csv.field_size_limit(before)
-    head, *rows = lines or [[]]
     other = next((mark for mark in (";", "\t") if len(head) == 1 and mark in head[0]), "")
     if other:
         raise ValueError(
@@ -144,27 +208,37 @@ def _csv(path: Path) -> list[dict[str, Any] | str]:
         )
     if not head or len(set(head)) < len(head):
         raise ValueError(f"Folder: {str(path)!r} needs a first line of different column names.")
-    return [
-        {n: cell or None for n, cell in zip(head, row, strict=True)}
-        if len(row) == len(head)
-        else f"it has {len(row)} cells of {len(head)}"
-        for row in rows
-        if row
-    ]
+    return head, rows
 
 
-def _json_lines(path: Path) -> list[dict[str, Any] | str]:
-    """An object a line; what is wrong, where there is none."""
-    found: list[dict[str, Any] | str] = []
-    for line in path.read_bytes().splitlines():
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line.decode("utf-8", "surrogateescape"))
-        except (ValueError, RecursionError) as error:
-            value = error
-        found.append(value if isinstance(value, dict) else f"no JSON object: {value}"[:200])
+def _text_lines(file: Any) -> Iterator[str]:
+    while line := file.readline(MAX_CELL):
+        if len(line) == MAX_CELL:
+            raise csv.Error(f"it has a line of more than {MAX_CELL} characters")
+        yield line
+
+
+def _json_lines(path: Path) -> list[bytes | str]:
+    """The lines with something on them; what is wrong, where one is too long."""
+    found: list[bytes | str] = []
+    with os.fdopen(confined.descriptor(path), "rb") as file:
+        while line := file.readline(MAX_JSON):
+            if len(line) == MAX_JSON and line[-1:] != b"\n":
+                while len(line) == MAX_JSON and line[-1:] != b"\n":
+                    line = file.readline(MAX_JSON)
+                found.append(f"a line of more than {MAX_JSON} bytes")
+            elif line.strip():
+                found.append(line.strip())
     return found
+
+
+def _json_object(line: bytes) -> dict[str, Any] | str:
+    """The object of a line; what is wrong, where there is none."""
+    try:
+        value = json.loads(line.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        value = error
+    return value if isinstance(value, dict) else f"no JSON object: {value}"[:200]
 
 
 class _Stems:
@@ -172,7 +246,8 @@ class _Stems:
 
     numbered = False
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, limit: int = LIMIT):
+        self._root, self._limit = path, limit
         records: dict[str, dict[str, Path]] = {}
         for folder, folders, files in os.walk(path):
             folders[:] = sorted(f for f in folders if f[0] != ".")
@@ -197,6 +272,9 @@ class _Stems:
         return self._records[row]
 
     def read(self, row: int, names: Sequence[str]) -> dict[str, Any]:
-        files = self._records[row]
-        found = {n: read_file(files[n].parent, files[n].name) for n in names if n in files}
-        return {"__key__": self._keys[row], **found}
+        files, room = self._records[row], self._limit
+        found: dict[str, Any] = {"__key__": self._keys[row]}
+        for name in (n for n in names if n in files):
+            found[name] = read_file(self._root, str(files[name].relative_to(self._root)), room)
+            room -= len(found[name])
+        return found

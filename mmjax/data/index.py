@@ -3,35 +3,58 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
+import io
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from glob import glob
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmjax import atomic
+from mmjax import confined, files, metrics
+from mmjax.data import npy
 
+Index = tuple[dict[str, Any], dict[str, np.ndarray]]
 EDGE = 1 << 16  # bytes at each end of a file that tell it from another of its size
+BESIDE = ".mmjax"  # folder of indices, beside the data
 MAX_PATHS = 1_000_000  # of the braces of one pattern
 
 
 def find(pattern: str) -> list[Path]:
     """Files that a pattern of `*`, `?`, `[..]`, `**`, `{a,b}` and `{000..123}` names, in order.
 
-    A path without wildcards is given back whether it exists or not; so are those of braces.
+    A path without wildcards is given back whether it exists or not; so are those of braces. `**`
+    does not follow links to folders, which may lead round in circles.
     """
     found: dict[str, None] = {}
     for name in braces(pattern):
         name = os.path.expanduser(name)
         wild = any(c in name for c in "*?[") and not os.path.exists(name)
-        found |= dict.fromkeys(sorted(glob(name, recursive=True)) if wild else [name])
+        found |= dict.fromkeys(sorted(_glob(name)) if wild else [name])
     return [Path(name) for name in found]
+
+
+def _glob(pattern: str) -> Iterator[str]:
+    """As the module `glob`, but for links to folders below a `**`, which are not gone into."""
+    parts = re.match(r"(?P<top>(?:.*?/)?)\*\*(?:/(?P<rest>.*))?$", pattern)
+    if not parts:
+        yield from glob.iglob(pattern)
+        return
+    rest = parts["rest"]
+    for top in glob.iglob(parts["top"]) if parts["top"] else [""]:
+        for folder, folders, names in os.walk(top or "."):
+            folders[:] = sorted(f for f in folders if f[0] != ".")
+            here = folder if top else folder[2:]
+            if rest is None:
+                yield from (os.path.join(here, name) for name in names if name[0] != ".")
+            else:
+                yield from _glob(os.path.join(glob.escape(here), rest))
 
 
 def braces(pattern: str) -> list[str]:
@@ -56,7 +79,7 @@ def stamp(path: Path) -> str:
     """Tells whether a file is the one that was looked at: name, size, hash of its two ends."""
     size = path.stat().st_size
     digest = hashlib.blake2b(f"{path.name} {size} ".encode(), digest_size=12)
-    with path.open("rb") as file:
+    with os.fdopen(confined.descriptor(path), "rb") as file:
         digest.update(file.read(EDGE))
         file.seek(max(0, size - EDGE))
         digest.update(file.read(EDGE))
@@ -68,19 +91,89 @@ def folders(cache: str, data: Path) -> list[Path]:
     if cache:
         return [Path(cache).expanduser()]
     own = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return [data.parent / ".mmjax", Path(own) / "mmjax"]
+    return [data.parent / BESIDE, Path(own) / "mmjax"]
 
 
-def load(name: str, places: Sequence[Path]) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-    """(notes, arrays) that `save` wrote; None when there are none that can be read."""
+def load(
+    name: str,
+    places: Sequence[Path],
+    limit: int,
+    check: Callable[[dict[str, Any], dict[str, np.ndarray]], None],
+) -> Index | None:
+    """(notes, arrays) that `save` wrote; None when there are none that can be used.
+
+    An index may have come with the data. It is believed only as far as it is checked; one that is
+    wrong is as good as none, and a line says so.
+
+    Args:
+      limit: of the file, in bytes.
+      check: raises ValueError for notes and arrays that cannot be of these data.
+    """
+    wrong = ""
     for place in places:
+        path = place / f"{name}.npz"
         try:
-            with np.load(place / f"{name}.npz", allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
-            return json.loads(arrays.pop("notes").tobytes()), arrays
-        except Exception:  # absent or damaged: it is made again
+            notes, arrays = _unpacked(confined.read(path, limit, _root(place)))
+            check(notes, arrays)
+            return notes, arrays
+        except OSError:  # absent
             continue
+        except Exception as error:  # whatever broken bytes lead to
+            wrong = wrong or f"{path} is no index of these data ({error}); it is made again"
+    if wrong:
+        metrics.say(wrong)
     return None
+
+
+def _unpacked(content: bytes) -> Index:
+    """Notes and arrays of an .npz file that `save` wrote. Nothing in it is compressed."""
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        members = file.infolist()
+        if sum(m.file_size for m in members) > len(content):
+            raise ValueError("it claims more bytes than it has")
+        if any(m.compress_type != zipfile.ZIP_STORED for m in members):
+            raise ValueError("it is compressed")
+        arrays = {m.filename.removesuffix(".npy"): npy.parsed(file.read(m)) for m in members}
+    notes = json.loads(arrays.pop("notes").tobytes())
+    if not isinstance(notes, dict):
+        raise ValueError("its notes are no object")
+    return notes, arrays
+
+
+def _root(place: Path) -> Path | None:
+    """What a place may not lead out of: the folder of the data. A cache is the user's own."""
+    return place.parent if place.name == BESIDE else None
+
+
+def check_column(arrays: Mapping[str, np.ndarray], name: str, dtype: Any) -> np.ndarray:
+    """A column of an index. Raises ValueError when it is not there or of another type."""
+    column = arrays.get(name)
+    if column is None or column.dtype != np.dtype(dtype) or column.ndim != 1:
+        raise ValueError(f"it has no column {name} of {np.dtype(dtype)}")
+    return column
+
+
+def check_rows(
+    notes: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    stamps: list[str],
+    shares: Mapping[str, float],
+    total: int,
+) -> None:
+    """Raises ValueError for an index of splits that is none, or whose rows are not of these files.
+
+    One of other files or shares is looked at only for what it was made of.
+    """
+    if not isinstance(notes.get("files"), list) or not isinstance(notes.get("shares"), dict):
+        raise ValueError("it does not say which files and shares it is of")
+    if notes["files"] != stamps or notes["shares"] != shares:
+        return
+    merged = np.concatenate([check_column(arrays, n, np.int64) for n in shares or ["all"]])
+    seen = np.zeros(total, bool)
+    if len(merged) == total and total and merged.min() >= 0 and merged.max() < total:
+        seen[merged] = True
+    if len(merged) != total or not seen.all():
+        raise ValueError(f"its splits do not hold each of {total} records once")
 
 
 def save(
@@ -93,9 +186,11 @@ def save(
     content = np.frombuffer(json.dumps(notes).encode(), np.uint8)
     for place in places:
         target = place / f"{name}.npz"
+        if place.resolve() != place.parent.resolve() / place.name and _root(place):
+            continue  # a link, which would have us write anywhere
         with contextlib.suppress(OSError):
             place.mkdir(parents=True, exist_ok=True)
-            with atomic.replacing(target) as partial, partial.open("wb") as file:
+            with files.replacing(target) as partial, partial.open("wb") as file:
                 np.savez(file, notes=content, **arrays)  # type: ignore[arg-type]
             return target
     return None

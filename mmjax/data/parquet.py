@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from mmjax import confined
 from mmjax.config import ranges
-from mmjax.data.files import Files, Table
+from mmjax.data import pages
+from mmjax.data.files import LIMIT, Files, Table
 from mmjax.data.folder import read_file
 from mmjax.data.source import BadRecord
 
 __all__ = ["Parquet"]
+
+ROWS_A_BYTE = 8  # of a file; what claims more is refused, as every row takes memory
+OBJECT = 64  # bytes that an object of Python takes beside its content
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +32,9 @@ class Parquet(Files):
     A column of bytes, or of structs with `bytes` and `path` (image and audio columns), is a file's
     content; lists are arrays; null is absent. Where `bytes` is null, `path` names a file beside
     the table. A whole row group is read for one row of it: write small ones, such as
-    `write_table(..., row_group_size=100)`.
+    `write_table(..., row_group_size=100)`. A group is refused, and its rows count as bad, when it
+    would take more memory than `cache_bytes`, `max_record_bytes` and four times its bytes in the
+    file: a few bytes may stand for gigabytes.
 
     Fields:
       cache_bytes: memory for row groups, in each process.
@@ -36,7 +44,7 @@ class Parquet(Files):
 
     def _tables(self, paths: Sequence[Path]) -> list[Table]:
         groups = _Groups(self.cache_bytes)
-        return [_Parquet(path, groups) for path in paths]
+        return [_Parquet(path, groups, self.max_record_bytes) for path in paths]
 
 
 class _Groups:
@@ -51,7 +59,7 @@ class _Groups:
         with self.lock:
             key = (table.path, group, names)
             if key not in self.kept:
-                found = table.file.read_row_group(group, list(names), use_threads=False)
+                found = table.read_group(group, names, self.room)
                 self.kept[key], self.used = found, self.used + found.nbytes
                 while self.used > self.room and len(self.kept) > 1:
                     self.used -= self.kept.popitem(last=False)[1].nbytes
@@ -64,19 +72,31 @@ class _Parquet:
 
     numbered = True
 
-    def __init__(self, path: Path, groups: _Groups):
+    def __init__(self, path: Path, groups: _Groups, limit: int = LIMIT):
+        self.path, self._groups, self._limit = path, groups, limit
+        self._file = self._opened()
+        self.names = self._file.schema_arrow.names
+        meta = self._file.metadata
+        rows = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+        self._ends = np.cumsum(rows, dtype=np.int64)
+        size = path.stat().st_size
+        if min(rows, default=0) < 0 or sum(rows) > ROWS_A_BYTE * size:
+            raise ValueError(f"Parquet: {str(path)!r} claims {sum(rows)} rows in {size} bytes.")
+
+    def _opened(self, as_codes: Sequence[str] = ()) -> Any:
+        """The file; columns of text that are named come as codes and a dictionary."""
         import pyarrow
         from pyarrow import parquet
 
-        self.path, self._groups = path, groups
         try:
-            self.file = parquet.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+            return parquet.ParquetFile(
+                self.path,
+                memory_map=True,
+                page_checksum_verification=True,
+                read_dictionary=list(as_codes),
+            )
         except (OSError, pyarrow.ArrowException) as error:
-            raise ValueError(f"Parquet: {str(path)!r} cannot be read: {error}.") from error
-        self.names = self.file.schema_arrow.names
-        meta = self.file.metadata
-        rows = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
-        self._ends = np.cumsum(rows, dtype=np.int64)
+            raise ValueError(f"Parquet: {str(self.path)!r} cannot be read: {error}.") from error
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -92,23 +112,98 @@ class _Parquet:
         names = tuple(name for name in names if name in self.names)
         try:
             table = self._groups.get(self, group, names)
-            cells = {name: table.column(name)[row - first] for name in names}
-            return {name: self._value(cell) for name, cell in cells.items()}
-        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            columns = {name: table.column(name).slice(row - first, 1) for name in names}
+            return {name: self._value(column) for name, column in columns.items()}
+        except (OSError, ValueError, IndexError, pyarrow.ArrowException) as error:
             raise BadRecord("parquet", str(error)[:200]) from error
 
-    def _value(self, cell: Any) -> Any:
+    def read_group(self, group: int, names: tuple[str, ...], room: int) -> Any:
+        """The columns of a row group, in pieces where they may take more than there is room for.
+
+        Raises BadRecord for a group that takes more.
+        """
         import pyarrow
 
+        needs = self._needs(group, names)
+        room = max(room, self._limit, 4 * sum(need.stored for need in needs.values()))
+        if sum(need.total for need in needs.values()) <= room:
+            return self._file.read_row_group(group, list(names), use_threads=False)
+        if sum(need.as_codes for need in needs.values()) <= room:
+            coded = [path for path, need in needs.items() if need.as_codes < need.total]
+            return self._opened(coded).read_row_group(group, list(names), use_threads=False)
+        row = sum(need.value + need.largest for need in needs.values())
+        is_flat = not any(need.is_nested for need in needs.values())
+        batches, used = [], 0
+        if is_flat and row <= room:  # rows are no larger than values, which pages bound
+            some = max(1, room // (8 * row))
+            pieces = self._file.iter_batches(some, [group], list(names), use_threads=False)
+            for batch in pieces:
+                batches.append(batch)
+                used += batch.nbytes
+                if used > room:
+                    break
+        if not batches or used > room:
+            raise BadRecord(
+                "too_large",
+                f"its row group may take more than {room} bytes; write smaller row groups, or raise"
+                " cache_bytes",
+            )
+        return pyarrow.Table.from_batches(batches)
+
+    def _needs(self, group: int, names: tuple[str, ...]) -> dict[str, pages.Need]:
+        """What each column of these fields takes, by its path."""
+        meta, number = self._file.metadata, confined.descriptor(self.path)
+        found = {}
+        try:
+            for i in range(meta.num_columns):
+                column, chunk = meta.schema.column(i), meta.row_group(group).column(i)
+                if column.path.partition(".")[0] in names or column.path in names:
+                    found[column.path] = need = pages.need(number, chunk, column)
+                    if need.values < meta.row_group(group).num_rows:
+                        raise ValueError(f"column {column.path} has fewer values than rows")
+        finally:
+            os.close(number)
+        return found
+
+    def _value(self, column: Any) -> Any:
+        """The value of a column of one row."""
+        from pyarrow import types
+
+        cell = column[0]
         if not cell.is_valid:
             return None
-        if pyarrow.types.is_list(cell.type) or pyarrow.types.is_large_list(cell.type):
+        if types.is_dictionary(cell.type):
+            cell = cell.value
+        if types.is_list(cell.type) or types.is_large_list(cell.type):
+            is_plain = types.is_primitive(cell.type.value_type)
+            self._check(cell.values.nbytes if is_plain else _weight(column.chunk(0)))
             return cell.values.to_numpy(zero_copy_only=False)
-        if pyarrow.types.is_string(cell.type) or pyarrow.types.is_large_string(cell.type):
+        if types.is_string(cell.type) or types.is_large_string(cell.type):
             return cell.as_buffer().to_pybytes()  # its bytes, which need not be text
+        if types.is_nested(cell.type):
+            self._check(_weight(column.chunk(0)))
         value = cell.as_py()
         if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
             if value["bytes"] is not None or value["path"] is None:
                 return value["bytes"]
-            return read_file(self.path.parent, value["path"])
+            return read_file(self.path.parent, value["path"], self._limit)
         return value
+
+    def _check(self, size: int) -> None:
+        if size > self._limit:
+            raise BadRecord("too_large", f"{size} bytes, more than {self._limit}")
+
+
+def _weight(array: Any) -> int:
+    """About how many bytes an Arrow array takes as objects of Python."""
+    from pyarrow import compute, types
+
+    own = OBJECT * len(array)
+    if types.is_dictionary(array.type):
+        lengths = compute.binary_length(array.dictionary)  # type: ignore[attr-defined]
+        return own + (compute.sum(lengths.take(array.indices)).as_py() or 0)  # type: ignore[attr-defined]
+    if types.is_struct(array.type):
+        return own + sum(map(_weight, array.flatten()))
+    if types.is_nested(array.type):
+        return own + _weight(array.flatten())
+    return own + array.nbytes

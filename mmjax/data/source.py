@@ -5,11 +5,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Protocol
 
+from mmjax import printing
+
+MAX_NAME = 200  # characters of the name of a record, where it is told
+
 
 class BadRecord(Exception):
     """One record that cannot be used. `reason` is a short word for counts."""
 
     def __init__(self, reason: str, detail: str):
+        # What is said of a record may hold text of the record: it stays a part of one line.
+        detail = printing.inline(detail)
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
 
@@ -29,7 +35,7 @@ class Records(Protocol):
 def key_of(records: Records, index: int) -> str:
     """The name of a record; its number, when the records have no names."""
     key = getattr(records, "key", None)
-    return str(index) if key is None else key(index)
+    return str(index) if key is None else printing.inline(key(index), MAX_NAME)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

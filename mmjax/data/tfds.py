@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmjax import confined
 from mmjax.config import ranges
 from mmjax.data.array_records import ArrayFile
-from mmjax.data.files import Files, Table
+from mmjax.data.files import LIMIT, Files, Table
 from mmjax.data.source import BadRecord
 
 __all__ = ["TFDS"]
+
+MAX_INFO = 1 << 24  # bytes of a description
+UNPACKED = 8  # times that a number of one byte takes in memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +31,8 @@ class TFDS(Files):
     Splits are its own, so `files` and `shares` stay empty. Images and sounds come as the bytes
     that were stored; sounds that were decoded while preparing, as an array with their rate. The
     files must be ArrayRecord: TFRecord has no random access. A field in others is named by its
-    path, `objects/bbox`, and is flat.
+    path, `objects/bbox`, and is flat. A record may have an eighth of `max_record_bytes`, since its
+    numbers take up to eight times as much when they are unpacked. All files lie in the folder.
     """
 
     shares: dict[str, ranges.NonNegative] = dataclasses.field(default_factory=dict)
@@ -41,13 +47,17 @@ class TFDS(Files):
 
     def splits(self) -> tuple[str, ...]:
         """Names of the splits that were prepared."""
-        return tuple(split["name"] for split in self._json("dataset_info.json").get("splits", ()))
+        return tuple(self._shards())
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.path).expanduser()
 
     def _json(self, name: str) -> dict[str, Any]:
-        path = Path(self.path).expanduser() / name
+        path = self._folder / name
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            found = json.loads(confined.read(path, MAX_INFO, self._folder))
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"TFDS: {str(path)!r} cannot be read: {error}; give the folder of a prepared"
                 " version, such as mnist/3.0.1."
@@ -55,6 +65,22 @@ class TFDS(Files):
         if not isinstance(found, dict):
             raise ValueError(f"TFDS: {str(path)!r} holds no JSON object.")
         return found
+
+    def _shards(self) -> dict[str, dict[str, Any]]:
+        """What `dataset_info.json` says of each split."""
+        splits = self._json("dataset_info.json").get("splits", [])
+        if not isinstance(splits, list) or not all(
+            isinstance(s, dict)
+            and isinstance(s.get("name"), str)
+            and isinstance(s.get("shardLengths"), list)
+            and isinstance(s.get("filepathTemplate", ""), str)
+            for s in splits
+        ):
+            raise ValueError(
+                f"TFDS: {str(self._folder)!r}: dataset_info.json does not say the name and the"
+                " shardLengths of each split; prepare the data again."
+            )
+        return {split["name"]: split for split in splits}
 
     def _paths(self, split: str) -> list[Path]:
         info = self._json("dataset_info.json")
@@ -64,13 +90,13 @@ class TFDS(Files):
                 f"TFDS: {self.path!r} is stored as {kind}, which has no random access; run `tfds"
                 " build --file_format=array_record`, or its convert_format."
             )
-        found = next(s for s in info["splits"] if s["name"] == split)
+        found = self._shards()[split]
         shards = len(found["shardLengths"])
         template = found.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
         paths = []
         for i in range(shards):
             words = {
-                "{DATASET}": info["name"],
+                "{DATASET}": str(info.get("name")),
                 "{SPLIT}": split,
                 "{FILEFORMAT}": kind,
                 "{SHARD_INDEX}": f"{i:05}",
@@ -78,14 +104,27 @@ class TFDS(Files):
                 "{SHARD_X_OF_Y}": f"{i:05}-of-{shards:05}",
             }
             name = functools.reduce(lambda text, word: text.replace(*word), words.items(), template)
-            paths.append(Path(self.path).expanduser() / name)
-        absent = [p for p in paths if not p.exists()]
-        if absent:
-            raise ValueError(f"TFDS: {str(absent[0])!r} does not exist; prepare the data again.")
+            paths.append(self._folder / name)
+        for path in paths:
+            try:
+                os.close(confined.descriptor(path, self._folder))
+            except FileNotFoundError:
+                raise ValueError(
+                    f"TFDS: {str(path)!r} does not exist; prepare the data again."
+                ) from None
+            except (OSError, confined.Refused) as error:
+                raise ValueError(f"TFDS: {error}; all its files lie in its folder.") from error
         return paths
 
     def _table(self, path: Path) -> Table:
-        return _Examples(path, _rates("", self._json("features.json")))
+        try:
+            rates = _rates("", self._json("features.json"))
+        except (AttributeError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"TFDS: {str(self._folder)!r}: features.json describes no features; prepare the"
+                " data again."
+            ) from error
+        return _Examples(path, rates, self.max_record_bytes // UNPACKED)
 
 
 def _rates(path: str, feature: dict[str, Any]) -> dict[str, int]:
@@ -104,8 +143,9 @@ class _Examples:
 
     numbered = True
 
-    def __init__(self, path: Path, rates: dict[str, int]):
-        self._file, self._rates, self.names = ArrayFile(path), rates, list(rates)
+    def __init__(self, path: Path, rates: dict[str, int], limit: int = LIMIT // UNPACKED):
+        self._file, self._rates, self.names = ArrayFile(path, limit), rates, list(rates)
+        self._limit = limit
 
     def __len__(self) -> int:
         return len(self._file)
@@ -117,8 +157,11 @@ class _Examples:
         from google.protobuf.message import DecodeError
         from tensorflow_datasets.proto import tf_example_pb2
 
+        content = self._file.raw(row)
+        if len(content) > self._limit:
+            raise BadRecord("too_large", f"{len(content)} bytes, more than {self._limit}")
         try:
-            example = tf_example_pb2.Example.FromString(self._file.raw(row))  # type: ignore[attr-defined]
+            example = tf_example_pb2.Example.FromString(content)  # type: ignore[attr-defined]
         except DecodeError as error:
             raise BadRecord("example", str(error)[:200]) from error
         features = example.features.feature

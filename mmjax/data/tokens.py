@@ -3,7 +3,9 @@
     WORKDIR/tokens/<stream>@<fingerprint>/<fingerprint of the source>/<split>.npy
 
 Rows are examples, in the smallest unsigned type; a first id of `vocab_size` says that the example
-has no value, `vocab_size + 1` that its value cannot be encoded. Data workers map the file.
+has no value, `vocab_size + 1` that its value cannot be encoded. Beside it `<split>.json` holds how
+many rows are done and their SHA-256, which is checked once; a file that is damaged, or of other
+data, is computed anew. Data workers map the file.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mmjax import metrics
+from mmjax import confined, files, metrics
+from mmjax.data import npy
 from mmjax.data.source import BadRecord, Source
 from mmjax.modalities.modality import Modality
 from mmjax.parallel import distributed
@@ -31,6 +34,7 @@ __all__ = ["TokenTable", "prepare"]
 
 BATCH = 1024  # examples at a time
 NOTE_SECONDS = 60.0  # between two notes of how far it has come
+MAX_NOTE = 1 << 16  # bytes
 MAX_KNOWN = 1 << 20  # different values that are remembered
 
 
@@ -52,11 +56,11 @@ class TokenTable:
         Raises LookupError for a value that could not be encoded: encode it to see why.
         """
         if self.ids_NL is None:
-            self.ids_NL = _open(epath.Path(self.path))
+            self.ids_NL = _open(epath.Path(self.path), self.spec)
         ids_L = self.ids_NL[index]
         if ids_L[0] == self.spec.vocab_size:
             return None
-        if ids_L[0] > self.spec.vocab_size:
+        if ids_L.max() >= self.spec.vocab_size:  # also what no tokenizer gives
             raise LookupError(f"Stream {self.spec.name!r}: example {index} could not be encoded.")
         return Piece(positions(self.spec.grid or len(ids_L)), ids_L=ids_L.astype(np.int32))
 
@@ -89,11 +93,12 @@ def prepare(
             continue
         place = f"{name}@{spec.fingerprint[:12]}", source.fingerprint()[:12]
         path = epath.Path(folder).joinpath("tokens", *place, f"{split}.npy")
-        ids_NL = None
-        if not path.exists() and distributed.is_main():
+        count, ids_NL = len(source.open(split)), None
+        is_there = _is_whole(path, spec, count)
+        if not is_there and distributed.is_main():
             ids_NL = _Filler(modalities[name], spec, source, split, path).run()
         distributed.barrier(f"tokens {name} {split}")
-        if path.exists():
+        if is_there or _is_whole(path, spec, count):
             tables[name] = TokenTable(spec, str(path))
             continue
         if ids_NL is None:  # a host that does not share the folder
@@ -169,19 +174,20 @@ class _Filler:
     # ---- on disk: <split>.npy.partial, and in <split>.json how many rows of it are done
 
     def _begin(self, count: int) -> tuple[np.ndarray, int]:
-        shape, dtype = (count, self.spec.max_tokens), np.min_scalar_type(self.spec.vocab_size + 1)
+        ids_NL = np.zeros((count, self.spec.max_tokens), _dtype(self.spec))
         if self.path is None:
-            return np.zeros(shape, dtype), 0
-        partial = self._partial
+            return ids_NL, 0
         try:
-            if partial.exists() and self._done.exists():
-                ids_NL = np.array(_open(partial))
-                if ids_NL.shape == shape and ids_NL.dtype == dtype:
-                    return ids_NL, int(json.loads(self._done.read_text()))
+            done = _done(self._partial, self._note_path, self.spec, count)
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if "://" not in str(self.path) and not os.access(self.path.parent, os.W_OK):
+                raise PermissionError
         except OSError:
             self.path = None  # evaluated from a folder that only its owner may write to
-        return np.zeros(shape, dtype), 0
+            return ids_NL, 0
+        if done:
+            ids_NL[:done] = _open(self._partial, self.spec)[:done]
+        return ids_NL, done
 
     @property
     def _partial(self) -> epath.Path:
@@ -189,28 +195,31 @@ class _Filler:
         return self.path.parent / f"{self.split}.npy.partial"
 
     @property
-    def _done(self) -> epath.Path:
+    def _note_path(self) -> epath.Path:
         assert self.path is not None
-        return self.path.parent / f"{self.split}.json"
+        return _note_of(self.path)
 
     def _note(self, ids_NL: np.ndarray, done: int) -> None:
         """Writes what is done, rarely enough that writing stays a small part of the work."""
         if self.path is not None and time.monotonic() - self._noted > NOTE_SECONDS:
-            self._write(ids_NL)
-            self._done.write_text(json.dumps(done))
+            self._write(ids_NL, done)
             self._noted = time.monotonic()
 
-    def _write(self, ids_NL: np.ndarray) -> None:
+    def _write(self, ids_NL: np.ndarray, done: int) -> None:
+        """The ids, then the note: that of before holds for them, too, as far as it goes."""
         content = io.BytesIO()
         np.save(content, ids_NL)
-        self._partial.write_bytes(content.getvalue())
+        with files.replacing(self._partial) as file:
+            file.write_bytes(content.getvalue())
+        note = {"rows": done, "sha256": _sha256(ids_NL[:done])}
+        with files.replacing(self._note_path) as file:
+            file.write_text(json.dumps(note) + "\n")
 
     def _finish(self, ids_NL: np.ndarray) -> None:
         if self.path is None:
             return
-        self._write(ids_NL)
+        self._write(ids_NL, len(ids_NL))
         self._partial.replace(self.path)
-        self._done.unlink(missing_ok=True)
 
 
 def digest(value: Any) -> bytes:
@@ -221,8 +230,73 @@ def digest(value: Any) -> bytes:
     return hashlib.blake2b(pickle.dumps(value), digest_size=16).digest()
 
 
-def _open(path: epath.Path) -> np.ndarray:
-    """Mapped where the file is local."""
-    if os.path.exists(path):
-        return np.load(os.fspath(path), mmap_mode="r")
-    return np.load(io.BytesIO(path.read_bytes()))
+def _dtype(spec: TokenSpec) -> np.dtype:
+    return np.min_scalar_type(spec.vocab_size + 1)
+
+
+def _note_of(path: epath.Path) -> epath.Path:
+    return path.parent / f"{path.name.removesuffix('.npy')}.json"
+
+
+def _sha256(ids_NL: np.ndarray) -> str:
+    hashed = hashlib.sha256()
+    for start in range(0, len(ids_NL), BATCH):
+        hashed.update(np.ascontiguousarray(ids_NL[start : start + BATCH]).data)
+    return hashed.hexdigest()
+
+
+def _is_whole(path: epath.Path, spec: TokenSpec, count: int) -> bool:
+    """Whether a file holds the ids of `count` examples, as they were written.
+
+    A line says why one does not that is there.
+    """
+    return path.exists() and _done(path, _note_of(path), spec, count) == count
+
+
+def _done(path: epath.Path, note: epath.Path, spec: TokenSpec, count: int) -> int:
+    """How many rows of a file can be used: those that its note says, if they are as it says."""
+    if not path.exists() or (not note.exists() and path.name.endswith(".partial")):
+        return 0
+    try:
+        said = json.loads(_content(note, MAX_NOTE))
+        if not isinstance(said, dict) or type(said.get("rows")) is not int:
+            raise ValueError(f"{note.name} does not say how many rows there are")
+        ids_NL = _open(path, spec)
+        is_part = path.name.endswith(".partial") and 0 <= said["rows"] <= count
+        if len(ids_NL) != count or (said["rows"] != count and not is_part):
+            raise ValueError(f"{said['rows']} of {len(ids_NL)} rows for {count} examples")
+        if _sha256(ids_NL[: said["rows"]]) != said.get("sha256"):
+            raise ValueError(f"its content is not what {note.name} says")
+        return said["rows"]
+    except FileNotFoundError as error:
+        wrong = f"{error.filename or note} is absent"
+    except (ValueError, RecursionError, EOFError) as error:
+        wrong = str(error)
+    metrics.say(f"{path} is no table of these tokens ({wrong}); they are computed anew")
+    return 0
+
+
+def _content(path: epath.Path, limit: int) -> bytes:
+    return path.read_bytes() if "://" in str(path) else confined.read(path, limit, path.parent)
+
+
+def _open(path: epath.Path, spec: TokenSpec) -> np.ndarray:
+    """The ids of a file, mapped where it is local.
+
+    Raises ValueError for a file of another shape or type than the spec says.
+    """
+    if "://" in str(path):
+        ids_NL = npy.parsed(path.read_bytes())
+    else:
+        with os.fdopen(confined.descriptor(path, path.parent), "rb") as file:
+            shape, fortran, dtype = npy.header(file)
+            room = os.fstat(file.fileno()).st_size - file.tell()
+            if len(shape) != 2 or fortran or shape[0] * shape[1] * dtype.itemsize != room:
+                raise ValueError(f"shape {shape} of {dtype} in {room} bytes")
+            start = file.tell()
+            if not room:
+                return np.zeros((0, spec.max_tokens), _dtype(spec))
+            ids_NL = np.memmap(file, dtype, "r", start, shape)
+    if ids_NL.ndim != 2 or ids_NL.shape[1] != spec.max_tokens or ids_NL.dtype != _dtype(spec):
+        raise ValueError(f"rows of {ids_NL.shape[1:]} {ids_NL.dtype}, not {spec.max_tokens}")
+    return ids_NL

@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmjax import metrics
+from mmjax import confined, metrics
 from mmjax.data import index
-from mmjax.data.files import Files, Table
+from mmjax.data.files import LIMIT, Files, Table
 from mmjax.data.source import BadRecord
 
 __all__ = ["WebDataset"]
 
 BLOCK = 512
 MAX_OPEN = 64  # files; neighbours in an epoch lie in few of them
+SPARE = 1 << 20  # bytes that an index may have beyond those of its tar file
 MAX_NAME = 1 << 16  # bytes of an extended header
 KINDS = {b"1": "a link", b"2": "a link", b"3": "a device", b"4": "a device", b"6": "a pipe"}
 
@@ -41,13 +42,14 @@ class WebDataset(Files):
         for i, path in enumerate(paths):
             places = index.folders(self.cache, path)
             name = f"{path.name}-{index.stamp(path)}"
-            known = index.load(name, places)
+            check = functools.partial(_check, size=path.stat().st_size)
+            known = index.load(name, places, path.stat().st_size + SPARE, check)
             if known is None:
                 bar = bar or metrics.Progress(len(paths), i, True, name="index of tar files")
                 known = _index(path)
                 index.save(name, *known, places)
                 new += 1
-            tables.append(_Tar(path, *known))
+            tables.append(_Tar(path, *known, limit=self.max_record_bytes))
             if bar:
                 bar.advance(i + 1)
         if bar:
@@ -63,8 +65,14 @@ class _Tar:
 
     numbered = False
 
-    def __init__(self, path: Path, notes: dict[str, Any], arrays: dict[str, np.ndarray]):
-        self.path, self.names = path, [*notes["fields"], "__key__"]
+    def __init__(
+        self,
+        path: Path,
+        notes: dict[str, Any],
+        arrays: dict[str, np.ndarray],
+        limit: int = LIMIT,
+    ):
+        self.path, self.names, self._limit = path, [*notes["fields"], "__key__"], limit
         self._starts, self._fields = arrays["starts"], arrays["fields"]
         self._offsets, self._sizes = arrays["offsets"], arrays["sizes"]
         self._keys, self._key_ends = arrays["keys"], arrays["key_ends"]
@@ -80,31 +88,22 @@ class _Tar:
         found: dict[str, Any] = {"__key__": self.key(row)} if "__key__" in names else {}
         here = slice(*self._starts[row : row + 2].tolist())
         columns = (column[here].tolist() for column in (self._fields, self._offsets, self._sizes))
+        wanted = [place for place in zip(*columns, strict=True) if self.names[place[0]] in names]
+        total = sum(size for _, _, size in wanted)
+        if total > self._limit:
+            raise BadRecord("too_large", f"{total} bytes, more than {self._limit}")
         file = _opened(self)
-        for number, offset, size in zip(*columns, strict=True):
+        for number, offset, size in wanted:
             name = self.names[number]
-            if name not in names:
-                continue
             found[name] = os.pread(file.number, size, offset)
             if len(found[name]) < size:
                 raise BadRecord("cut", f"{self.path} ends inside field {name}")
         return found
 
 
-class _OpenFile:
-    """The descriptor of a file, closed with this object."""
-
-    def __init__(self, path: Path):
-        self.number = os.open(path, os.O_RDONLY)
-
-    def __del__(self):
-        if hasattr(self, "number"):
-            os.close(self.number)
-
-
 @functools.lru_cache(maxsize=MAX_OPEN)
-def _opened(tar: _Tar) -> _OpenFile:
-    return _OpenFile(tar.path)
+def _opened(tar: _Tar) -> confined.Open:
+    return confined.Open(tar.path)
 
 
 class Member(NamedTuple):
@@ -154,6 +153,35 @@ def _index(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return {"fields": list(fields)}, arrays
 
 
+def _check(notes: dict[str, Any], arrays: dict[str, np.ndarray], size: int) -> None:
+    """Raises ValueError for an index whose places are not inside a tar file of `size` bytes."""
+    fields = notes.get("fields")
+    if not isinstance(fields, list) or not all(isinstance(name, str) for name in fields):
+        raise ValueError("it does not name the fields")
+    starts, offsets, sizes, key_ends = (
+        index.check_column(arrays, name, np.int64)
+        for name in ("starts", "offsets", "sizes", "key_ends")
+    )
+    numbers, keys = (
+        index.check_column(arrays, "fields", np.uint16),
+        index.check_column(arrays, "keys", np.uint8),
+    )
+    count = len(numbers)
+    is_whole = (
+        len(offsets) == len(sizes) == count > 0
+        and len(starts) == len(key_ends) + 1 > 1
+        and (starts[0], starts[-1]) == (0, count)
+        and (np.diff(starts) > 0).all()
+        and key_ends[0] >= 0
+        and key_ends[-1] == len(keys)
+        and (np.diff(key_ends) >= 0).all()
+        and numbers.max() < len(fields)
+    )
+    # Compared this way round, no sum can overflow.
+    if not is_whole or sizes.min() < 0 or offsets.min() < 0 or (offsets > size - sizes).any():
+        raise ValueError("it has places outside of the file")
+
+
 def members(path: Path) -> Iterator[Member]:
     """The files in a tar file (ustar, GNU or pax).
 
@@ -163,7 +191,7 @@ def members(path: Path) -> Iterator[Member]:
     size = path.stat().st_size
     if size == 0:
         raise ValueError(f"WebDataset: {str(path)!r} is empty (0 bytes); remove it.")
-    with path.open("rb", buffering=BLOCK * 64) as file:
+    with os.fdopen(confined.descriptor(path), "rb", buffering=BLOCK * 64) as file:
         place, extended = 0, {}
         while True:
             file.seek(place)

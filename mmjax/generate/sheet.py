@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmjax import atomic
+from mmjax import files
 from mmjax.report import frame, gallery
 
 
@@ -34,14 +33,14 @@ def write(
     ]
     title = f"{', '.join(given) or 'nothing'} to {', '.join(want)}"
     main = f'<div class="gallery">{"".join(cells)}</div>'
-    with atomic.replacing(out / "index.html") as partial:
+    with files.replacing(out / "index.html") as partial:
         text = frame.page("generated samples", title, main, facts=_facts(request))
         partial.write_text(text, encoding="utf-8")
 
 
 def _card(name: str, value: str | Path, shape: tuple[int, int]) -> str:
     caption = name if isinstance(value, str) else f"{name}: {value.name}"
-    return gallery.card(gallery.show(name, value, shape), html.escape(caption))
+    return gallery.card(gallery.show(name, value, shape), frame.escape(caption))
 
 
 def _facts(request: Mapping[str, Any]) -> Iterator[str]:

@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import sys
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import mmjax
-from mmjax import files, load
+from mmjax import confined, files, load, metrics
 from mmjax.config.error import ConfigError, nearest
 from mmjax.evaluate.view import View
 from mmjax.experiment import Experiment
@@ -24,6 +25,8 @@ from mmjax.generate.rerank import contrasts
 from mmjax.typing import Piece
 
 CHUNK = 100  # samples that are decoded before they are written
+PLAIN = re.compile(r"[^/\\\x00.][^/\\\x00]*")  # a name of a file of ours: no folder, not hidden
+MAX_RECORD = 1 << 28  # bytes of `samples.json`
 DRAWN = 0.7  # temperature of several samples, which would be equal at 0
 
 
@@ -81,7 +84,7 @@ def write(
     rerank: float = 0.0,
     overwrite: bool = False,
     code: str | None = None,
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    say: Callable[[str], None] = metrics.say,
 ) -> dict[str, Any]:
     """Generates files: `OUT/<modality>_<i>.<suffix>`, `samples.json` and `index.html`.
 
@@ -260,7 +263,7 @@ def _former(out: Path, overwrite: bool) -> dict[str, Any] | None:
         raise ConfigError(f"--out {out}: is a file; name a folder.")
     with contextlib.suppress(files.DamagedFile):
         found = files.read_json(out / "samples.json")
-        if _are_samples(found):
+        if _is_record(found):
             return found
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise ConfigError(
@@ -269,16 +272,26 @@ def _former(out: Path, overwrite: bool) -> dict[str, Any] | None:
     return None
 
 
-def _are_samples(found: dict[str, Any]) -> bool:
-    """Whether this is what an earlier call wrote; its files may be deleted, so that their names
-    must not lead anywhere else."""
-    try:
-        names = [name for sample in found["samples"] for name in sample["files"].values()]
-        numbers = [sample["index"] for sample in found["samples"]]
-        is_plain = all(Path(name).name == name and name not in (".", "..") for name in names)
-        return isinstance(found["request"], dict) and is_plain and all(n >= 0 for n in numbers)
-    except (KeyError, TypeError, AttributeError):
+def _is_record(found: Any) -> bool:
+    """Whether an object is what `_record` writes, and names no file outside of its folder."""
+    if not isinstance(found, dict) or not isinstance(found.get("request"), dict):
         return False
+    samples = found.get("samples")
+    return isinstance(samples, list) and all(
+        isinstance(s, dict)
+        and type(s.get("index")) is int
+        and isinstance(s.get("files"), dict)
+        and all(isinstance(f, str) and PLAIN.fullmatch(f) for f in s["files"].values())
+        for s in samples
+    )
+
+
+def _is_there(out: Path, name: str) -> bool:
+    """Whether a sample was written; a link that leads out of the folder is none."""
+    with contextlib.suppress(OSError, confined.Refused):
+        os.close(confined.descriptor(out / name, out))
+        return True
+    return False
 
 
 def _begun(
@@ -288,7 +301,7 @@ def _begun(
     out.mkdir(parents=True, exist_ok=True)
     if before is None:
         return {}
-    whole = [s for s in before["samples"] if all((out / f).exists() for f in s["files"].values())]
+    whole = [s for s in before["samples"] if all(_is_there(out, f) for f in s["files"].values())]
     if json.loads(json.dumps(request)) == before["request"]:
         return {s["index"]: s for s in whole}
     if not overwrite:

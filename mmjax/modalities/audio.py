@@ -7,23 +7,32 @@ Supervision" (Whisper).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fractions
 import functools
 import io
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from mmjax import confined
 from mmjax.config import ranges
 from mmjax.modalities.modality import Modality, Unreadable
 from mmjax.typing import Piece, TokenSpec, positions
 
 __all__ = ["Audio"]
 
-MAX_SAMPLES = 1 << 26  # of all channels of a file
 RATES = range(1_000, 768_001)  # samples a second of a file
+BLOCK = 1 << 20  # samples of all channels that are decoded at a time
+SAMPLES_A_BYTE = 1 << 16  # that a file can hold; what claims more is broken
+PHASES = 20_000  # of the resampling filter, whose length goes with them
+MAX_FILE = 1 << 30  # bytes of a file that a command names
+# First bytes of WAV, RF64, W64, FLAC, OGG, AIFF, AU, CAF and MP3: the decoder knows many more.
+BEGINNINGS = tuple(b"RIFF RIFX RF64 riff fLaC OggS FORM .snd caff ID3".split())
 MARGIN = 0.1  # seconds that are decoded beyond what is used: the resampling filter looks ahead
 PHASE_STEPS, MOMENTUM = 60, 0.99  # of the fast Griffin-Lim algorithm
 FIT_STEPS = 30  # of the fit of FFT bins to bands
@@ -45,6 +54,8 @@ class Audio(Modality):
       window, hop: length and distance of frames, in samples.
       patch_frames: frames of one token.
       dynamic_range: decibels.
+      max_samples: of all channels that are decoded of a file, or held by an array; a sound of more
+        counts as bad. Of a file only `seconds` are decoded.
       speed_perturbation: share by which training plays clips slower or faster, at most (Ko et al.
         2015), so that few voices become many. Codes of the same sounds keep their speed.
     """
@@ -57,6 +68,9 @@ class Audio(Modality):
     patch_frames: ranges.Count = 4
     dynamic_range: ranges.Positive = 50.0
     speed_perturbation: ranges.BelowOne = 0.0
+    max_samples: Annotated[int, ranges.Range(1, 2**50)] = dataclasses.field(
+        default=1 << 26, metadata={"identity": "none"}
+    )
 
     def __post_init__(self):
         ranges.check(self)
@@ -127,7 +141,7 @@ class Audio(Modality):
 
     def adapted(self, value: Any) -> str:
         """The lengths where a sound is cut."""
-        seconds = self._samples(value)[1] / self.sample_rate
+        seconds = self._seconds(value)
         most = self._num_tokens * self.patch_frames * self.hop / self.sample_rate
         return f"{seconds:.2f} s are cut to the first {most:.2f} s" if seconds > most else ""
 
@@ -199,9 +213,8 @@ class Audio(Modality):
         Raises ValueError when the file is absent or no sound.
         """
         try:
-            with open(item, "rb") as file:
-                return self._samples(file.read())[0]
-        except (OSError, Unreadable) as error:
+            return self._samples(confined.read(item, MAX_FILE))[0]
+        except (OSError, confined.Refused, Unreadable) as error:
             raise ValueError(
                 f"Audio: {item!r} cannot be read: {error}; give a sound file."
             ) from error
@@ -223,21 +236,45 @@ class Audio(Modality):
     def _samples(self, value: Any, seconds: float = math.inf) -> tuple[np.ndarray, int]:
         """The first `seconds` at least, at `sample_rate`, and how many samples there are in all."""
         if isinstance(value, bytes):
-            samples, rate, total = _decoded(value, seconds)
+            samples, rate, total = _decoded(value, seconds, self.max_samples)
         elif isinstance(value, tuple):
-            samples, rate = _checked(value[0]), int(value[1])
+            samples, rate = self._array(value[0]), int(value[1])
             total = len(samples)
+            if rate not in RATES:
+                raise Unreadable("sample_rate", f"Audio: {rate} samples a second")
+            if seconds < math.inf:
+                samples = samples[: math.ceil((seconds + MARGIN) * rate)]
         else:
-            samples = _checked(value)
+            samples = self._array(value)
             return samples, len(samples)
         if rate != self.sample_rate:
             from scipy import signal
 
-            common = math.gcd(rate, self.sample_rate)
-            up, down = self.sample_rate // common, rate // common
+            # Odd rates are met to a hundred-thousandth: the filter grows with these numbers.
+            most = max(1, PHASES * self.sample_rate // max(rate, self.sample_rate))
+            ratio = fractions.Fraction(self.sample_rate, rate)
+            if max(ratio.numerator, ratio.denominator) > PHASES:
+                ratio = (1 / ratio).limit_denominator(most) ** -1
+            up, down = ratio.numerator, ratio.denominator
+            if len(samples) * up // down > max(self.max_samples, len(samples)):
+                raise Unreadable("sound_too_large", f"Audio: {len(samples)} samples at {rate} Hz")
             samples = signal.resample_poly(samples, up, down).astype(np.float32)
             total = -(-total * up // down)
         return samples, total
+
+    def _array(self, value: Any) -> np.ndarray:
+        """The waveform of an array. Raises ValueError when it is none."""
+        if np.size(value) > self.max_samples:
+            raise Unreadable("sound_too_large", f"Audio: {np.size(value)} samples")
+        return _checked(value)
+
+    def _seconds(self, value: Any) -> float:
+        """How long a sound is; of a file by its header."""
+        if isinstance(value, bytes):
+            with _opened(value) as file:
+                return file.frames / file.samplerate
+        samples, rate = value if isinstance(value, tuple) else (value, self.sample_rate)
+        return len(self._array(samples)) / rate
 
     def _level(self, samples: np.ndarray) -> np.ndarray:
         """Bands in -2..2 of the frames that touch the samples: float32 (frames, num_mels)."""
@@ -306,32 +343,50 @@ def _hertz(mel: float) -> float:
     return 200 * mel / 3 if mel < 15 else 1000 * math.exp((mel - 15) * math.log(6.4) / 27)
 
 
-def _decoded(content: bytes, seconds: float) -> tuple[np.ndarray, int, int]:
-    """The first seconds of a sound file, as one channel; its rate, and its length in samples.
-
-    Raises Unreadable.
-    """
+@contextlib.contextmanager
+def _opened(content: bytes) -> Iterator[Any]:
+    """A sound file. Raises Unreadable, also for what fails inside."""
     import soundfile
 
+    is_mp3 = content[:1] == b"\xff" and content[1:2] >= b"\xe0"
+    if not is_mp3 and not content.startswith(BEGINNINGS):
+        raise Unreadable("broken_sound", "Audio: bytes of no known sound format")
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
-            rate, total = file.samplerate, file.frames
-            if rate not in RATES:
-                raise Unreadable("sample_rate", f"Audio: {rate} samples a second")
-            wanted = total if seconds == math.inf else math.ceil((seconds + MARGIN) * rate)
-            count = min(total, wanted)
-            if count * file.channels > MAX_SAMPLES:
-                raise Unreadable("sound_too_large", f"Audio: {count} x {file.channels} samples")
-            samples = file.read(count, dtype="float32", always_2d=True)
+            if file.samplerate not in RATES:
+                raise Unreadable("sample_rate", f"Audio: {file.samplerate} samples a second")
+            if file.frames > SAMPLES_A_BYTE * len(content):
+                raise ValueError(f"it claims {file.frames} samples in {len(content)} bytes")
+            yield file
     except Unreadable:
         raise
     except Exception as error:  # decoders raise whatever broken bytes lead them to
         raise Unreadable("broken_sound", f"Audio: {error}") from error
+
+
+def _decoded(content: bytes, seconds: float, most: int) -> tuple[np.ndarray, int, int]:
+    """The first seconds of a sound file, as one channel; its rate, and its length in samples.
+
+    Raises Unreadable, also for more than `most` samples of all channels.
+    """
+    with _opened(content) as file:
+        rate, total = file.samplerate, file.frames
+        wanted = total if seconds == math.inf else math.ceil((seconds + MARGIN) * rate)
+        count = min(total, wanted)
+        if count * file.channels > most:
+            raise Unreadable("sound_too_large", f"Audio: {count} x {file.channels} samples")
+        parts, step = [], max(1, BLOCK // file.channels)
+        for start in range(0, count, step):
+            part = file.read(min(step, count - start), dtype="float32", always_2d=True)
+            parts.append(part.mean(axis=1))
+            if len(part) < min(step, count - start):
+                break
+    samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     if not len(samples):
         raise Unreadable("empty_sound", "Audio: a sound of no samples")
     if len(samples) < count:
         raise Unreadable("broken_sound", f"Audio: it ends after {len(samples)} of {count} samples")
-    return _checked(samples.mean(axis=1)), rate, total
+    return _checked(samples), rate, total
 
 
 def _checked(value: Any) -> np.ndarray:

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
+import math
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
+from mmjax import confined
 from mmjax.config import ranges
 from mmjax.modalities.modality import Modality, Unreadable
 from mmjax.typing import Piece, TokenSpec, positions
 
 __all__ = ["Image"]
 
-MAX_PIXELS = 1 << 26  # of a file; what claims more is refused before it is unpacked
+MAX_SIDE = 1 << 16  # pixels: the filter of a longer one would take gigabytes
+MAX_WIDENED = 1 << 24  # pixels of a tall picture that is stretched in width alone
+MAX_FILE = 1 << 30  # bytes of a file that a command names
+STRIP = 1 << 20  # pixels that are converted at a time
+SCANS = 64  # of a JPEG: each may take the time of the whole, and programs write ten or so
 # Pillow knows more; some of those start other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 PLAUSIBLE, SMALL = 2_000, 1 << 22  # pixels a byte; pixels that any file may claim
+MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # of a JPEG, but those inside of scans
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's mode "L"
 
 
@@ -32,14 +42,17 @@ class Image(Modality):
     the middle and then scaled. Gray becomes RGB by repetition, RGB becomes gray by BT.601 luma.
 
     Image files are turned upright (EXIF); of an animation the first frame counts, transparent is
-    white, 16 bits become 8. A file that claims more than 64 Mi pixels, or more than its bytes can
-    say, is refused by its header.
+    white, 16 bits become 8. A file that claims more than `max_pixels`, or more than its bytes can
+    say, is refused by its header. Decoding takes up to 6 bytes a pixel (PNG, TIFF, GIF, BMP), 10
+    (JPEG, and what is turned), 12 (AVIF), 18 (WebP) or 20 (JPEG 2000), which is 0.2 to 0.65 GB for
+    an image of `max_pixels`.
 
     Fields:
       size: (height, width) in pixels. patch: side of a patch; divides both.
       resize: "stretch" or "crop".
       channels: 1 gray, 3 RGB; another number takes arrays with just that many.
       mean, std: one number for all channels, or one a channel.
+      max_pixels: height times width of an image; one that has more counts as bad.
     """
 
     size: tuple[ranges.Count, ranges.Count] = (224, 224)
@@ -48,6 +61,9 @@ class Image(Modality):
     mean: tuple[ranges.Finite, ...] = (0.5,)
     std: tuple[ranges.Positive, ...] = (0.5,)
     resize: str = "stretch"
+    max_pixels: Annotated[int, ranges.Range(1, 2**50)] = dataclasses.field(
+        default=1 << 25, metadata={"identity": "none"}
+    )
     is_finite: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -90,7 +106,7 @@ class Image(Modality):
         """
         if value is None:
             return None
-        image_HWC = self._resized(self._converted(_checked(self._pixels(value))))
+        image_HWC = self._scaled(value)
         scale, shift = self._affine
         (rows, columns), p = self._grid, self.patch
         values = image_HWC * scale + shift
@@ -125,9 +141,8 @@ class Image(Modality):
         Raises ValueError when the file is absent or no image.
         """
         try:
-            with open(item, "rb") as file:
-                return self._pixels(file.read())
-        except (OSError, Unreadable) as error:
+            return self._pixels(confined.read(item, MAX_FILE))
+        except (OSError, confined.Refused, Unreadable) as error:
             raise ValueError(
                 f"Image: {item!r} cannot be read: {error}; give an image file."
             ) from error
@@ -139,7 +154,7 @@ class Image(Modality):
         """
         import PIL.Image
 
-        image_HWC = _checked(self._pixels(value))
+        image_HWC = _checked(_array(self._pixels(value)))
         if image_HWC.shape[2] not in (1, 3):
             raise ValueError(
                 f"Image: shape {image_HWC.shape} cannot be written as PNG; give 1 or 3 channels."
@@ -165,51 +180,129 @@ class Image(Modality):
         """
         if not isinstance(value, bytes):
             return value
+        with self._opened(value) as image:
+            channels = 1 if self.channels == 1 else 3
+            pixels = np.empty((image.height, image.width, channels), np.uint8)
+            for first, strip in _strips(image, self._mode):
+                pixels[first : first + len(strip)] = strip
+            return pixels if channels == 3 else pixels[:, :, 0]
+
+    @property
+    def _mode(self) -> str:
+        return "L" if self.channels == 1 else "RGB"
+
+    @contextlib.contextmanager
+    def _opened(self, content: bytes) -> Iterator[Any]:
+        """The upright Pillow image of a file. Raises Unreadable, also for what fails inside."""
         import PIL.Image
         import PIL.ImageOps
 
         try:
-            with PIL.Image.open(io.BytesIO(value), formats=_formats()) as image:
-                most = min(MAX_PIXELS, max(PLAUSIBLE * len(value), SMALL))
-                if image.width * image.height > most:
-                    raise PIL.Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+            with PIL.Image.open(io.BytesIO(content), formats=_formats()) as image:
+                most = max(PLAUSIBLE * len(content), SMALL)
+                self._check(*image.size, most)
+                if image.format in ("JPEG", "MPO") and _scans(content) > SCANS:
+                    raise PIL.Image.DecompressionBombError(f"more than {SCANS} scans")
                 PIL.ImageOps.exif_transpose(image, in_place=True)
-                return np.asarray(_flat(image, "L" if self.channels == 1 else "RGB"))
+                self._check(*image.size, most)
+                yield image
         except PIL.Image.DecompressionBombError as error:
             raise Unreadable("image_too_large", f"Image: {error}") from error
+        except Unreadable:
+            raise
         except Exception as error:  # decoders raise whatever broken bytes lead them to
             whole = not isinstance(error, PIL.UnidentifiedImageError)
             reason = "broken_image" if whole else "no_image"
             said = "bytes of no known image format" if reason == "no_image" else error
             raise Unreadable(reason, f"Image: {said}") from error
 
+    def _check(self, width: int, height: int, most: float = math.inf) -> None:
+        """Refuses sizes that would take too much memory; `most`: pixels that can be true."""
+        tall = width < self.size[1] and height * self.size[1] > MAX_WIDENED
+        if width * height > min(self.max_pixels, most) or max(width, height) > MAX_SIDE or tall:
+            raise Unreadable("image_too_large", f"Image: {width} x {height} pixels")
+
+    def _scaled(self, value: Any) -> np.ndarray:
+        """An image or the bytes of one as float32 (height, width, channels) in 0..1."""
+        if isinstance(value, bytes):
+            with self._opened(value) as image:
+                left, top, right, bottom = box = self._box(image.height, image.width)
+                strips = _strips(image, self._mode, box)
+                return self._resized(strips, bottom - top, right - left)
+        image_HWC = _array(value)
+        rows, columns, channels = image_HWC.shape
+        self._check(columns, rows)
+        if channels not in (1, self.channels) and (channels, self.channels) != (3, 1):
+            raise ValueError(
+                f"Image: {channels} channels do not become channels={self.channels}; convert first"
+                " (an alpha channel: Pillow's convert('RGB')), or set channels."
+            )
+        left, top, right, bottom = self._box(rows, columns)
+        image_HWC = image_HWC[top:bottom, left:right]
+        step = max(1, STRIP // (right - left))
+        strips = ((i, image_HWC[i : i + step]) for i in range(0, bottom - top, step))
+        return self._resized(strips, bottom - top, right - left)
+
+    def _box(self, rows: int, columns: int) -> tuple[int, int, int, int]:
+        """What is taken of an image: left, top, right, bottom; all, or the largest middle part
+        whose sides are in the ratio of height to width."""
+        if self.resize != "crop":
+            return 0, 0, columns, rows
+        height, width = self.size
+        scale = min(rows / height, columns / width)
+        h, w = max(1, round(height * scale)), max(1, round(width * scale))
+        top, left = (rows - h) // 2, (columns - w) // 2
+        return left, top, left + w, top + h
+
     def _converted(self, image_HWC: np.ndarray) -> np.ndarray:
+        image_HWC = _checked(image_HWC)
         channels = image_HWC.shape[2]
         if channels == self.channels:
             return image_HWC
         if channels == 1:
             return image_HWC.repeat(self.channels, axis=2)
-        if (channels, self.channels) == (3, 1):
-            return (image_HWC @ LUMA)[:, :, None]
-        raise ValueError(
-            f"Image: {channels} channels do not become channels={self.channels}; convert first"
-            " (an alpha channel: Pillow's convert('RGB')), or set channels."
-        )
+        return (image_HWC @ LUMA)[:, :, None]
 
-    def _resized(self, image_HWC: np.ndarray) -> np.ndarray:
+    def _resized(
+        self, strips: Iterable[tuple[int, np.ndarray]], rows: int, columns: int
+    ) -> np.ndarray:
+        """Strips of rows, each with its first row, as one image of `size`.
+
+        Bicubic filters go along the rows first, so strips of them give what the whole would.
+        """
         height, width = self.size
-        if self.resize == "crop":
-            image_HWC = _cropped(image_HWC, height, width)
-        if image_HWC.shape[:2] == (height, width):
-            return image_HWC
-        import PIL.Image
+        wide = np.empty((rows, width, self.channels), np.float32)
+        for first, strip in strips:
+            part = self._converted(strip)
+            wide[first : first + len(part)] = _filtered(part, len(part), width)
+        if (rows, columns) == (height, width):
+            return wide
+        return _filtered(wide, height, width).clip(0.0, 1.0)  # bicubic overshoots at edges
 
-        bicubic = PIL.Image.Resampling.BICUBIC
-        resized = np.empty((height, width, self.channels), np.float32)
-        for channel in range(self.channels):  # in float, which Pillow has for one channel alone
-            plane = PIL.Image.fromarray(np.ascontiguousarray(image_HWC[:, :, channel]))
-            resized[:, :, channel] = np.asarray(plane.resize((width, height), bicubic))
-        return resized.clip(0.0, 1.0)  # bicubic overshoots at edges
+
+def _filtered(image_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Another size: bicubic, antialiased, in float, which Pillow has for one channel alone."""
+    import PIL.Image
+
+    if image_HWC.shape[:2] == (height, width):
+        return image_HWC
+    resized = np.empty((height, width, image_HWC.shape[2]), np.float32)
+    for channel in range(image_HWC.shape[2]):
+        plane = PIL.Image.fromarray(np.ascontiguousarray(image_HWC[:, :, channel]))
+        plane = plane.resize((width, height), PIL.Image.Resampling.BICUBIC)
+        resized[:, :, channel] = np.asarray(plane)
+    return resized
+
+
+def _strips(image: Any, mode: str, box: tuple[int, int, int, int] | None = None) -> Iterator[Any]:
+    """Rows of a Pillow image as uint8 (rows, width, channels), each strip with its first row."""
+    left, top, right, bottom = box or (0, 0, *image.size)
+    step = max(1, STRIP // (right - left))
+    for first in range(top, bottom, step):
+        place = (left, first, right, min(first + step, bottom))
+        part = image if place == (0, 0, *image.size) else image.crop(place)
+        pixels = np.asarray(_flat(part, mode))
+        yield first - top, pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 @functools.cache
@@ -218,6 +311,19 @@ def _formats() -> list[str]:
 
     PIL.Image.init()
     return [name for name in FORMATS if name in PIL.Image.OPEN]
+
+
+def _scans(content: bytes) -> int:
+    """How often a JPEG goes over the picture, by its markers; SCANS + 1 stands for more."""
+    at, count = 2, 0
+    while count <= SCANS and (found := MARKER.search(content, at)):
+        kind, at = found[1][0], found.end()
+        if kind == 0xD9:  # what follows the end is not decoded
+            break
+        count += kind == 0xDA
+        if kind not in (0x01, 0xD8):
+            at += max(2, int.from_bytes(content[at : at + 2], "big"))
+    return count
 
 
 def _flat(image: Any, mode: str) -> Any:
@@ -237,17 +343,8 @@ def _flat(image: Any, mode: str) -> Any:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _cropped(image_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The largest middle part whose sides are in the ratio of height to width."""
-    rows, columns = image_HWC.shape[:2]
-    scale = min(rows / height, columns / width)
-    h, w = max(1, round(height * scale)), max(1, round(width * scale))
-    top, left = (rows - h) // 2, (columns - w) // 2
-    return image_HWC[top : top + h, left : left + w]
-
-
-def _checked(value: Any) -> np.ndarray:
-    """The image as float32 (H, W, C) in 0..1; ValueError when it is none."""
+def _array(value: Any) -> np.ndarray:
+    """The image as (H, W, C); ValueError when it is none."""
     image = np.asarray(value)
     if image.ndim == 2:
         image = image[:, :, None]
@@ -255,10 +352,15 @@ def _checked(value: Any) -> np.ndarray:
         raise ValueError(
             f"Image: an array of shape {np.shape(value)} is no image; give (H, W) or (H, W, C)."
         )
+    if image.dtype not in (np.uint8, np.bool_) and not np.issubdtype(image.dtype, np.floating):
+        raise ValueError(f"Image: pixels of type {image.dtype}; give uint8, or float in 0..1.")
+    return image
+
+
+def _checked(image: np.ndarray) -> np.ndarray:
+    """Pixels as float32 in 0..1; ValueError for other ranges."""
     if image.dtype == np.uint8:
         return image * np.float32(1 / 255)
-    if image.dtype != np.bool_ and not np.issubdtype(image.dtype, np.floating):
-        raise ValueError(f"Image: pixels of type {image.dtype}; give uint8, or float in 0..1.")
     image = image.astype(np.float32)
     low, high = image.min(), image.max()
     if not (np.isfinite(low) and np.isfinite(high)):

@@ -15,12 +15,14 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from mmjax import confined
 from mmjax.config import ranges
 from mmjax.modalities.modality import Modality
 from mmjax.typing import Piece, TokenSpec, positions
 
 __all__ = ["Bins", "Boxes", "Metadata"]
 
+MAX_FILE = 1 << 23  # bytes of JSON
 END = 0
 SIDES = 4  # x0, y0, x1, y1
 
@@ -274,8 +276,8 @@ def _said(piece: Piece, who: str) -> np.ndarray:
 def _read(who: str, item: str) -> Any:
     try:
         inline = item.lstrip().startswith(("[", "{"))
-        return json.loads(item if inline else Path(item).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(item if inline else confined.read(item, MAX_FILE))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{who}: {item!r} cannot be read: {error}; give a JSON file, or JSON text."
         ) from error

@@ -18,10 +18,15 @@ from mmjax.typing import Piece, TokenSpec, positions
 
 __all__ = ["Text"]
 
+MAX_TEXT = 1 << 20  # characters
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text(Modality):
     """Pieces and an end token; what is longer is cut before the end token, and counted.
+
+    Of a long text the first 2**20 characters are looked at, or 64 for each of `max_tokens`: a
+    tokenizer takes a hundred times the memory of a text. What is behind is counted by estimate.
 
     Fields:
       tokenizer: trained on the corpus by `fit`.
@@ -57,12 +62,14 @@ class Text(Modality):
         """
         if value is None:
             return None
-        pieces = self.tokenizer.encode(_string(value))
+        head, share = _head(value, max(MAX_TEXT, 64 * self.max_tokens))
+        pieces = self.tokenizer.encode(_string(head))
+        total = len(pieces) if share == 1 else round(len(pieces) / share)
         length = min(len(pieces) + 1, self.max_tokens)
         ids_L = np.empty(length, np.int32)
         ids_L[:-1] = pieces[: length - 1]
         ids_L[-1] = self.tokenizer.end_id
-        return Piece(positions(length), ids_L=ids_L, num_cut=len(pieces) + 1 - length)
+        return Piece(positions(length), ids_L=ids_L, num_cut=total + 1 - length)
 
     def decode(self, piece: Piece) -> str:
         """The text before the end token."""
@@ -92,6 +99,20 @@ class Text(Modality):
                     yield _string(value)
 
         return dataclasses.replace(self, tokenizer=self.tokenizer.fit(readable, folder))
+
+
+def _head(value: Any, room: int) -> tuple[Any, float]:
+    """The first `room` characters of a text, and which share of it they are."""
+    whole = len(value) if isinstance(value, (str, bytes)) else 0
+    if isinstance(value, bytes) and whole > 4 * room:
+        head = value[: 4 * room]
+        while head[-1] & 0xC0 == 0x80 and len(head) > 4 * room - 4:  # inside a character
+            head = head[:-1]
+        head = head[:-1] if head[-1] >= 0xC0 else head
+        return head, len(head) / whole
+    if isinstance(value, str) and whole > room:
+        return value[:room], room / whole
+    return value, 1
 
 
 def _string(value: Any) -> Any:

@@ -15,11 +15,11 @@ def report(workdir: str) -> dict[str, Any]:
     Raises:
       NoCheckpoint: the folder is not the workdir of a run.
     """
-    from mmjax import atomic
+    from mmjax import files
     from mmjax.report import page, run
 
     found = run.read(workdir)
     path = found.folder / "report.html"
-    with atomic.replacing(path) as partial:
+    with files.replacing(path) as partial:
         partial.write_text(page.html(found), encoding="utf-8")
     return {"path": str(path), "summary": page.summary_lines(found)}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
+
+from mmjax.report import frame
 
 WIDTH, HEIGHT = 560, 250
 LEFT, RIGHT, TOP, BOTTOM = 48, 10, 10, 26
@@ -48,14 +49,14 @@ def lines(title: str, series: Mapping[str, Points], note: str = "") -> str:
         curves.append(f'<polyline class="{kind}" points="{path}"/>')
         curves.append(f'<circle class="{kind}" cx="{at[-1][0]:.1f}" cy="{at[-1][1]:.1f}" r="3"/>')
         legend.append(
-            f'<li class="{kind}"><i></i>{html.escape(name)} <b>{number(points[-1][1])}</b></li>'
+            f'<li class="{kind}"><i></i>{frame.escape(name)} <b>{number(points[-1][1])}</b></li>'
         )
-    names = html.escape(", ".join(series))
+    names = frame.escape(", ".join(series))
     about = f"log scale{'; ' if note else ''}{note}" if log else note
-    more = f" <small>{html.escape(about)}</small>" if about else ""
+    more = f" <small>{frame.escape(about)}</small>" if about else ""
     return (
-        f'<figure class="chart card"><figcaption>{html.escape(title)}{more}</figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)} over'
+        f'<figure class="chart card"><figcaption>{frame.escape(title)}{more}</figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{frame.escape(title)} over'
         f' steps: {names}"><g class="grid">{"".join(grid)}</g>{"".join(curves)}</svg>'
         f'<ul class="legend">{"".join(legend)}</ul></figure>'
     )
@@ -103,7 +104,7 @@ def heat(
     rows: Mapping[str, Sequence[tuple[str, float] | None]],
 ) -> str:
     """A table whose cells (text, warmth in 0..1) are coloured by their warmth; None = empty."""
-    head = "".join(f'<th scope="col">{html.escape(c)}</th>' for c in columns)
+    head = "".join(f'<th scope="col">{frame.escape(c)}</th>' for c in columns)
     body = []
     for name, cells in rows.items():
         shown = "".join(
@@ -112,10 +113,10 @@ def heat(
             else f'<td class="{_text_colour(cell[1])}" style="--v:{cell[1]:.3f}">{cell[0]}</td>'
             for cell in cells
         )
-        body.append(f'<tr><th scope="row">{html.escape(name)}</th>{shown}</tr>')
+        body.append(f'<tr><th scope="row">{frame.escape(name)}</th>{shown}</tr>')
     return (
         f'<figure class="scroll card"><figcaption class="wide">{caption}</figcaption>'
-        f'<table class="heat"><thead><tr><th scope="col">{html.escape(corner)}</th>{head}</tr>'
+        f'<table class="heat"><thead><tr><th scope="col">{frame.escape(corner)}</th>{head}</tr>'
         f"</thead><tbody>{''.join(body)}</tbody></table></figure>"
     )
 
@@ -133,11 +134,11 @@ def shares(caption: str, parts: Mapping[str, float], unit: str = "s") -> str:
         for i, v in enumerate(parts.values())
     )
     legend = "".join(
-        f'<li class="c{i % COLOURS}"><i></i>{html.escape(name)} <b>{v:,.1f} {unit}</b>'
+        f'<li class="c{i % COLOURS}"><i></i>{frame.escape(name)} <b>{v:,.1f} {unit}</b>'
         f" <small>{100 * v / total:.0f} %</small></li>"
         for i, (name, v) in enumerate(parts.items())
     )
     return (
-        f'<figure class="budget card"><figcaption>{html.escape(caption)}</figcaption>'
+        f'<figure class="budget card"><figcaption>{frame.escape(caption)}</figcaption>'
         f'<div class="bar" aria-hidden="true">{bar}</div><ul class="legend">{legend}</ul></figure>'
     )

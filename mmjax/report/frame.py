@@ -6,15 +6,22 @@ import html
 from collections.abc import Iterable
 from importlib import resources
 
+from mmjax import printing
+
 # What a page may load: what it holds itself.
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 
 
+def escape(text: str) -> str:
+    """A stranger's text as HTML: no tag, and no character that hides or turns what is around it."""
+    return html.escape(printing.visible(text))
+
+
 def page(kind: str, title: str, main: str, *, facts: Iterable[str] = (), nav: str = "") -> str:
     """A whole page, in light and dark. `main` and `nav` are HTML, the others are plain text."""
-    kind, title = html.escape(kind), html.escape(title)
+    kind, title = escape(kind), escape(title)
     style = resources.files("mmjax.report").joinpath("style.css").read_text()
-    said = "".join(f"<span>{html.escape(fact)}</span>" for fact in facts)
+    said = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
     said = f'<p class="facts">{said}</p>' if said else ""
     links = f'<nav aria-label="Sections">{nav}</nav>' if nav else ""
     return f"""<!doctype html>

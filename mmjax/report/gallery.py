@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import html
+import contextlib
 import io
 import json
 import struct
@@ -12,6 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+
+from mmjax import confined
+from mmjax.report import frame
 
 MEDIA = {  # suffix -> type of a data address
     ".png": "image/png",
@@ -41,7 +44,7 @@ def gallery(entries: Sequence[dict[str, Any]]) -> str:
     blocks = []
     for (given, wanted), some in cells.items():
         arrow = '<span aria-label="to">&rarr;</span>'
-        title = f"{html.escape(given)} {arrow} {html.escape(wanted)}"
+        title = f"{frame.escape(given)} {arrow} {frame.escape(wanted)}"
         blocks.append(cell(title, [_sample(e, picture_shape(_values(e), shape)) for e in some]))
     first, more = "".join(blocks[:OPEN]), blocks[OPEN:]
     if more:
@@ -70,7 +73,7 @@ def _sample(entry: dict[str, Any], shape: tuple[int, int]) -> str:
     given = "".join(show(name, v, shape) for name, v in entry["given"].items())
     wanted = "".join(show(name, v, shape) for name, v in entry["wanted"].items())
     foot = [_mark(v) for v in entry.get("score", {}).values() if isinstance(v, (int, float))]
-    foot += [html.escape(str(entry["note"]))] if entry.get("note") else []
+    foot += [frame.escape(str(entry["note"]))] if entry.get("note") else []
     arrow = '<div class="arrow" aria-hidden="true">&darr;</div>'
     return card(f"{given}{arrow}{wanted}", " &middot; ".join(foot))
 
@@ -85,15 +88,17 @@ def _mark(score: float) -> str:
 def show(name: str, value: Any, shape: tuple[int, int]) -> str:
     """A value as HTML: a file by its suffix, or a text. `shape`: (height, width) under boxes."""
     if isinstance(value, str):
-        return f'<p class="said">{html.escape(value) or "<i>nothing</i>"}</p>'
-    suffix, label = value.suffix.lower(), html.escape(f"{name}: {value.name}")
-    if suffix == ".txt":
-        return show(name, value.read_text(encoding="utf-8"), shape)
-    if suffix == ".json":
-        return _json(name, json.loads(value.read_text()), shape)
-    content = value.read_bytes() if suffix in MEDIA else b""
-    if not 0 < len(content) <= MAX_BYTES:
-        return f'<p class="soft">{html.escape(value.name)} is not shown</p>'
+        return f'<p class="said">{frame.escape(value) or "<i>nothing</i>"}</p>'
+    suffix, label = value.suffix.lower(), frame.escape(f"{name}: {value.name}")
+    content = _content(value, MAX_BYTES) if suffix in (".txt", ".json", *MEDIA) else b""
+    if suffix == ".txt" and content is not None:
+        return show(name, content.decode("utf-8", "replace"), shape)
+    if suffix == ".json" and content:
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            return _json(name, json.loads(content), shape)
+        content = b""
+    if not content:
+        return f'<p class="soft">{frame.escape(value.name)} is not shown</p>'
     address = f"data:{MEDIA[suffix]};base64,{base64.b64encode(content).decode()}"
     if MEDIA[suffix].startswith("image/"):
         return f'<img src="{address}" alt="{label}">'
@@ -103,16 +108,31 @@ def show(name: str, value: Any, shape: tuple[int, int]) -> str:
     )
 
 
+def _content(file: Any, limit: int) -> bytes | None:
+    """The bytes of a file, None where there are more than `limit` or where it is none."""
+    if "://" in str(file):
+        return file.read_bytes() if file.stat().length <= limit else None
+    with contextlib.suppress(OSError, confined.Refused):
+        return confined.read(file, limit)
+    return None
+
+
 def _json(name: str, value: Any, shape: tuple[int, int]) -> str:
     if isinstance(value, dict):
-        rows = "".join(
-            f'<tr><th scope="row">{html.escape(str(k))}</th><td>{html.escape(_plain(v))}</td></tr>'
-            for k, v in value.items()
-        )
+        said = [(frame.escape(str(k)), frame.escape(_plain(v))) for k, v in value.items()]
+        rows = "".join(f'<tr><th scope="row">{k}</th><td>{v}</td></tr>' for k, v in said)
         return f'<table class="named">{rows}</table>' if rows else show(name, "", shape)
-    if isinstance(value, list) and all(isinstance(b, list) and len(b) == 4 for b in value):
+    if isinstance(value, list) and all(_is_box(b) for b in value):
         return boxes(name, value, shape)
     return show(name, _plain(value), shape)
+
+
+def _is_box(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and all(isinstance(x, (int, float)) and abs(x) < 1e6 for x in value)
+    )
 
 
 def _plain(value: Any) -> str:
@@ -129,7 +149,7 @@ def boxes(name: str, found: Sequence[Sequence[float]], shape: tuple[int, int]) -
     )
     return (
         f'<svg class="boxes" viewBox="0 0 {width} {height}" role="img"'
-        f' aria-label="{html.escape(name)}: {len(found)} boxes">{inside}</svg>'
+        f' aria-label="{frame.escape(name)}: {len(found)} boxes">{inside}</svg>'
     )
 
 
@@ -140,7 +160,7 @@ def waveform(content: bytes) -> str:
             if file.getsampwidth() != 2:
                 return ""
             samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
-    except (wave.Error, EOFError):
+    except (wave.Error, EOFError, ValueError):
         return ""
     parts = np.array_split(np.abs(samples.astype(np.float32)), BARS)
     peaks = np.array([part.max(initial=0) for part in parts])
@@ -156,7 +176,7 @@ def picture_shape(values: Iterable[Any], other: tuple[int, int] = (1, 1)) -> tup
     """(height, width) of the first PNG file among values; `other` where there is none."""
     for value in values:
         if not isinstance(value, str) and value.suffix.lower() == ".png":
-            head = value.read_bytes()[:24]
+            head = (_content(value, MAX_BYTES) or b"")[:24]
             if head.startswith(b"\x89PNG") and len(head) == 24:
                 width, height = struct.unpack(">II", head[16:])
                 return height, width

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import html as html_lib
 import json
 from collections.abc import Iterator
 
+from mmjax import printing
 from mmjax.report import frame, gallery, sections
 from mmjax.report.charts import number
 from mmjax.report.run import Run
@@ -23,7 +23,7 @@ SECTIONS = {  # title -> (what a run without it lacks, what it is made of)
 
 def html(run: Run) -> str:
     """The whole page."""
-    escape = html_lib.escape
+    escape = frame.escape
     made = {title: make(run) for title, (_, make) in SECTIONS.items()}
     links = "".join(f'<a href="#{_anchor(t)}">{escape(t)}</a>' for t, text in made.items() if text)
     blocks = "".join(
@@ -70,7 +70,7 @@ def summary_lines(run: Run) -> list[str]:
     """The summary for a terminal."""
     found = summary(run)
     width = max((len(a) for a, _ in found), default=0)
-    return [f"{a:{width}}  {b}" for a, b in found]
+    return [printing.visible(f"{a:{width}}  {b}") for a, b in found]
 
 
 def _summary(run: Run) -> Iterator[tuple[str, str]]:
@@ -167,8 +167,8 @@ def _about(run: Run) -> str:
     versions = {"mmjax": start.get("mmjax"), "python": start.get("python")}
     versions |= start.get("packages", {})
     shown = ", ".join(f"{n} {v}" for n, v in versions.items() if v)
-    config = html_lib.escape(json.dumps(run.config, indent=1))
+    config = frame.escape(json.dumps(run.config, indent=1))
     return (
-        f'<section><h2>How it was made</h2><p class="soft">{html_lib.escape(shown)}</p>'
+        f'<section><h2>How it was made</h2><p class="soft">{frame.escape(shown)}</p>'
         f"<details><summary>The resolved config</summary><pre>{config}</pre></details></section>"
     )

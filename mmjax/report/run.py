@@ -7,13 +7,15 @@ import dataclasses
 import datetime
 import functools
 import logging
+import math
+import os
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epath
 
-from mmjax import checkpoint, files, metrics
+from mmjax import checkpoint, confined, files, metrics
 from mmjax.evaluate import samples
 from mmjax.run import records
 
@@ -21,6 +23,7 @@ _log = logging.getLogger("mmjax")
 
 Row = dict[str, Any]
 Points = list[tuple[float, float]]
+Part = TypeVar("Part")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +79,7 @@ class Run:
     def tables(self) -> dict[str, dict[str, float]]:
         """Evaluator -> metrics of its newest step, on the split that `scores.json` is of."""
         newest = {name: steps[max(steps)] for name, steps in self.evals.items()}
-        wanted = {m: s.get("value") for m, s in self.scores.items()}
+        wanted = {m: _part(self.scores, m, dict).get("value") for m in self.scores}
 
         def agrees(found: dict[str, float]) -> bool:
             return all(wanted.get(m) == round(v, 4) for m, v in found.items())
@@ -94,7 +97,7 @@ class Run:
 
     def chance(self, metric: str) -> float | None:
         """Level of chance of a score."""
-        return self.scores.get(metric, {}).get("chance")
+        return _numbers(_part(self.scores, metric, dict)).get("chance")
 
     @functools.cached_property
     def seconds(self) -> dict[str, float]:
@@ -149,7 +152,7 @@ def read(workdir: str) -> Run:
         rows=_rows(folder / "metrics.jsonl"),
         scores=_scores(folder / "scores.json"),
         evals=_evals(folder / "evals"),
-        samples=_samples(folder / "samples"),
+        samples=_samples(folder / "samples", folder),
     )
 
 
@@ -198,32 +201,53 @@ def _evals(folder: epath.Path) -> dict[str, dict[int, dict[str, float]]]:
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     kinds = (int, float)
-    return {m: v for m, v in metrics.items() if isinstance(v, kinds) and not isinstance(v, bool)}
+    return {m: v for m, v in metrics.items() if type(v) in kinds and math.isfinite(v)}
 
 
-def _samples(folder: epath.Path) -> list[dict[str, Any]]:
-    """Entries of the newest step, and of the folders in it; values are paths of files, or texts."""
-    steps = _numbered(folder)
+def _samples(folder: epath.Path, root: epath.Path) -> list[dict[str, Any]]:
+    """Entries of the newest step, and of the folders in it; values are paths of files, or texts.
+
+    What a link shows that leads out of the run is not of the run.
+    """
+    steps = {s: p for s, p in _numbered(folder).items() if p.is_dir()}
     if not steps:
         return []
     newest = steps[max(steps)]
     inside = sorted(child for child in newest.iterdir() if child.is_dir())
-    return [entry for place in (newest, *inside) for entry in _entries(place)]
+    return [entry for place in (newest, *inside) for entry in _entries(place, root)]
 
 
-def _entries(folder: epath.Path) -> list[dict[str, Any]]:
-    document = _json(folder / samples.FILE)
-    entries = list(document.get("entries", ()))
-    if made := document.get("samples"):  # of `mmjax generate`
-        given = {m: v["value"] for m, v in document["request"]["given"].items()}
-        entries += [{"given": given, "wanted": sample["files"]} for sample in made]
+def _entries(folder: epath.Path, root: epath.Path) -> list[dict[str, Any]]:
+    document = _json(folder / samples.FILE) if _is_file(folder / samples.FILE, root) else {}
+    entries = list(_part(document, "entries", list))
+    given = _part(_part(document, "request", dict), "given", dict)  # of `mmjax generate`
+    given = {m: _part(v, "value", str) for m, v in given.items()}
+    made = [_part(sample, "files", dict) for sample in _part(document, "samples", list)]
+    entries += [{"given": given, "wanted": files} for files in made]
 
     def value(said: Any) -> Any:
         text = str(said)
         is_name = text and "/" not in text and "\\" not in text
-        return folder / text if is_name and (folder / text).is_file() else text
+        return folder / text if is_name and _is_file(folder / text, root) else text
 
     def side(entry: dict[str, Any], name: str) -> dict[str, Any]:
-        return {m: value(v) for m, v in entry.get(name, {}).items()}
+        return {m: value(v) for m, v in _part(entry, name, dict).items()}
 
-    return [e | {name: side(e, name) for name in ("given", "wanted")} for e in entries]
+    entries = [e | {n: side(e, n) for n in ("given", "wanted")} for e in entries if type(e) is dict]
+    return [e | {"score": _part(e, "score", dict)} if "score" in e else e for e in entries]
+
+
+def _part(value: Any, name: str, kind: type[Part]) -> Part:
+    """A part of a JSON value; an empty one where it is absent, or something else."""
+    found = value.get(name) if isinstance(value, dict) else None
+    return found if isinstance(found, kind) else kind()
+
+
+def _is_file(path: epath.Path, root: epath.Path) -> bool:
+    """Whether a regular file is there, inside the run."""
+    if "://" in str(path):
+        return path.exists() and not path.is_dir()
+    with contextlib.suppress(OSError, confined.Refused):
+        os.close(confined.descriptor(path, root))
+        return True
+    return False

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmjax.report import charts
+from mmjax.report import charts, frame
 from mmjax.report.charts import number
 from mmjax.report.run import Run
 
@@ -79,23 +78,23 @@ def _table(run: Run, name: str, metrics: Mapping[str, float]) -> str:
     levels = {n: run.chance(n) for n in rows}
     has_chance = any(v is not None for v in levels.values())
     head = "".join(
-        f'<th scope="col">{html.escape(c.replace("_", " ") or "all")}</th>' for c in columns
+        f'<th scope="col">{frame.escape(c.replace("_", " ") or "all")}</th>' for c in columns
     )
     head += '<th scope="col">chance</th>' if has_chance else ""
     body = []
     for row, cells in rows.items():
         shown = "".join(_score(cells.get(c), "R@" in row or has_chance) for c in columns)
         shown += f'<td class="soft">{number(levels[row])}</td>' if has_chance else ""
-        label = html.escape(row.replace("_", " "))
+        label = frame.escape(row.replace("_", " "))
         body.append(f'<tr><th scope="row">{label}</th>{shown}</tr>')
     table = (
         f'<thead><tr><th scope="col">metric</th>{head}</tr></thead><tbody>{"".join(body)}</tbody>'
     )
     if len(rows) <= OPEN_ROWS:
-        caption = f"<caption>{html.escape(name)}</caption>"
+        caption = f"<caption>{frame.escape(name)}</caption>"
         return f'<div class="scroll card"><table class="scores">{caption}{table}</table></div>'
     return (
-        f'<details class="scroll card"><summary><b>{html.escape(name)}</b>: {len(rows)} metrics'
+        f'<details class="scroll card"><summary><b>{frame.escape(name)}</b>: {len(rows)} metrics'
         f'</summary><table class="scores">{table}</table></details>'
     )
 
@@ -249,10 +248,10 @@ def data(run: Run) -> str:
                 (m[1] or "").strip("/") or "all": sum(y for _, y in points)
                 for m, points in run.matching(rf"data/{re.escape(task)}/{kind}[^/]*(/.*)?")
             }
-            said = ", ".join(f"{html.escape(n)} {number(v)}" for n, v in found.items() if v)
+            said = ", ".join(f"{frame.escape(n)} {number(v)}" for n, v in found.items() if v)
             cells.append(said or "none")
         shown = "".join(f"<td>{c}</td>" for c in cells)
-        body.append(f'<tr><th scope="row">{html.escape(task)}</th>{shown}</tr>')
+        body.append(f'<tr><th scope="row">{frame.escape(task)}</th>{shown}</tr>')
     if not body:
         return ""
     heads = ("task", "padding", "tokens cut (too long)", "targets trimmed", "bad records")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mmjax import atomic, config, contained
+from mmjax import config, confined, files
 from mmjax.typing import TokenSpec, Vocabulary
 
 __all__ = ["Learned"]
@@ -28,6 +28,7 @@ FORMAT = 1
 MANIFEST, WEIGHTS = "tokenizer.json", "weights.safetensors"
 MAX_MANIFEST, MAX_WEIGHTS = 1 << 24, 1 << 33  # bytes of the files that are read
 MAX_CODES = 1 << 24
+FREE = ("field", "max_pixels", "max_samples")
 BATCH = 256  # values at a time; fewer are padded, so that two shapes are compiled
 
 
@@ -173,9 +174,9 @@ class Learned:
             "grid": self.grid,
             "parent": self.parent,
         }
-        with atomic.replacing(path / WEIGHTS) as partial:
+        with files.replacing(path / WEIGHTS) as partial:
             partial.write_bytes(safetensors.save(tensors))
-        with atomic.replacing(path / MANIFEST) as partial:
+        with files.replacing(path / MANIFEST) as partial:
             partial.write_text(json.dumps(manifest, indent=2) + "\n")
 
     @classmethod
@@ -183,7 +184,7 @@ class Learned:
         """The artefact of a folder. Raises ValueError when it is damaged, or no artefact."""
         path = epath.Path(folder)
         try:
-            manifest = json.loads(contained.read_bytes(path, MANIFEST, MAX_MANIFEST))
+            manifest = json.loads(confined.read(path / MANIFEST, MAX_MANIFEST, path))
             found, written = cls._parsed(path, manifest), manifest["fingerprints"]
             codes = str(written["codes"])[:12]
             have = found.fingerprints
@@ -218,7 +219,7 @@ class Learned:
             raise ValueError(f"its model is a {type(model).__name__}, not an Autoencoder")
         if "class" not in dict(manifest["preprocessing"]):
             raise ValueError("its preprocessing is of no modality")
-        content = contained.read_bytes(path, WEIGHTS, MAX_WEIGHTS)
+        content = confined.read(path / WEIGHTS, MAX_WEIGHTS, path)
         if int.from_bytes(content[:8], "little") > MAX_MANIFEST:
             raise ValueError(f"the header of {WEIGHTS} is too long")
         found = cls(
@@ -262,5 +263,5 @@ class Learned:
 
 
 def without_field(preprocessing: dict[str, Any]) -> dict[str, Any]:
-    """Preprocessing without the name of the field that it reads, which no id depends on."""
-    return {k: v for k, v in preprocessing.items() if k != "field"}
+    """Preprocessing without what no id depends on: the name of the field, and limits."""
+    return {k: v for k, v in preprocessing.items() if k not in FREE}

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import contained, files
+from mmjax import confined, files
 from mmjax.config import ranges
 from mmjax.tokenizers.tokenizer import Tokenizer
 
@@ -151,10 +151,10 @@ class SentencePiece(Tokenizer):
 
     def _load(self, path: Any) -> SentencePiece:
         try:
-            manifest = json.loads(contained.read_bytes(path, "tokenizer.json", MAX_MANIFEST))
+            manifest = json.loads(confined.read(path / "tokenizer.json", MAX_MANIFEST, path))
             written, digest = manifest["fields"], str(manifest["files"][MODEL_FILE])
             kind = manifest.get("class")
-            model = contained.read_bytes(path, MODEL_FILE, MAX_MODEL)
+            model = confined.read(path / MODEL_FILE, MAX_MODEL, path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"SentencePiece: {path} is damaged ({error}); delete the folder to train again."

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmjax.data import index, parquet, webdataset
-from mmjax.data.array_records import decode_record
+from mmjax.data import folder, index, parquet, webdataset
+from mmjax.data.array_records import ArrayFile, decode_record
 from mmjax.data.files import _decoded
 from mmjax.data.source import BadRecord
 from mmjax.modalities.audio import Audio
@@ -64,10 +64,40 @@ def array(content: bytes, path: Path) -> None:
 
 def stored(content: bytes, path: Path) -> None:
     path.with_name("x.npz").write_bytes(content)
-    index.load("x", [path.parent])
+    index.load("x", [path.parent], 1 << 20, lambda notes, arrays: None)
 
 
-KINDS = {f.__name__: f for f in (image, audio, tar, rows, record, array, stored)}
+def group(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+    table = ArrayFile(path)
+    for row in range(min(len(table), 4)):
+        table.raw(row)
+
+
+def cells(content: bytes, path: Path) -> None:
+    path.with_name("x.csv").write_bytes(content)
+    table(path.with_name("x.csv"))
+
+
+def lines(content: bytes, path: Path) -> None:
+    path.with_name("x.jsonl").write_bytes(content)
+    table(path.with_name("x.jsonl"))
+
+
+def table(path: Path) -> None:
+    read = folder._Rows(path, path.parent, ("image",))
+    for row in range(len(read)):
+        assert read.label(row)
+        try:
+            read.read(row, read.names)
+        except BadRecord:
+            continue
+
+
+KINDS = {
+    f.__name__: f
+    for f in (image, audio, tar, rows, record, array, stored, group, cells, lines)
+}  # fmt: skip
 
 
 def changed(content: bytes, rng: np.random.Generator) -> bytes:
@@ -91,10 +121,10 @@ def changed(content: bytes, rng: np.random.Generator) -> bytes:
     return bytes(data[: int(rng.integers(len(data) + 1))] if rng.random() < 0.1 else data)
 
 
-def main(kind: str, folder: str, count: str) -> None:
-    files = sorted(Path(folder).glob("seed*"))
+def main(kind: str, place: str, count: str) -> None:
+    files = sorted(Path(place).glob("seed*"))
     contents = [file.read_bytes() for file in files]
-    decode, path = KINDS[kind], Path(folder) / "changed"
+    decode, path = KINDS[kind], Path(place) / "changed"
     for content in contents:
         decode(content, path)  # as they are, they are good; and everything is imported
     faulthandler.enable()
@@ -104,7 +134,7 @@ def main(kind: str, folder: str, count: str) -> None:
     for i in range(int(count)):
         rng = np.random.default_rng([i, len(kind)])
         content = changed(contents[i % len(contents)], rng)
-        Path(folder, "last").write_bytes(content)  # what to look at after a crash
+        Path(place, "last").write_bytes(content)  # what to look at after a crash
         signal.alarm(SECONDS)  # ends the process
         try:
             decode(content, path)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import json
+import os
 import pickle
 
 import numpy as np
@@ -80,7 +83,7 @@ def test_a_second_run_reads_the_file(codes, tmp_path):
     prepare(codes, tmp_path / "work")
     fingerprint = codes.spec("codes").fingerprint[:12]
     file = tmp_path / "work" / "tokens" / f"codes@{fingerprint}" / ("5" * 12) / "train.npy"
-    assert [p.name for p in file.parent.iterdir()] == ["train.npy"]
+    assert sorted(p.name for p in file.parent.iterdir()) == ["train.json", "train.npy"]
     COUNTED.clear()
     table = prepare(codes, tmp_path / "work")
     check(table, codes)
@@ -105,7 +108,7 @@ def test_an_interrupted_one_goes_on_where_it_stopped(codes, tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         prepare(codes, tmp_path / "work")
     (done,) = (tmp_path / "work" / "tokens").glob("*/*/train.json")
-    assert json.loads(done.read_text()) == 6
+    assert json.loads(done.read_text())["rows"] == 6
     monkeypatch.setattr(tokens._Filler, "_rows", rows)
     COUNTED.clear()
     table = prepare(codes, tmp_path / "work")
@@ -128,3 +131,166 @@ def test_readers_look_up_and_say_why_a_record_is_bad(codes, tmp_path):
     with pytest.raises(BadRecord, match="NaN or infinity"):
         reader.read(5, ("codes",))
     assert not COUNTED
+
+
+# ----------------------------------------------------------------- damaged and planted files
+
+
+def table_file(tmp_path):
+    (path,) = (tmp_path / "work" / "tokens").glob("*/*/train.npy")
+    return path
+
+
+def npy(array) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def flipped(path, folder):
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def of_shape(change):
+    def spoil(path, folder):
+        path.write_bytes(npy(change(np.load(path))))
+
+    return spoil
+
+
+def claimed(path, folder):
+    data = path.read_bytes()
+    head = data[:128].replace(b"(10, ", b"(1099511627776, ")
+    assert len(head) > 128
+    path.write_bytes(head[:127] + b"\n" + data[128:])
+
+
+def noted(content):
+    def spoil(path, folder):
+        (path.parent / "train.json").write_text(content)
+
+    return spoil
+
+
+def linked(path, folder):
+    path.rename(folder / "elsewhere.npy")
+    path.symlink_to(folder / "elsewhere.npy")
+
+
+def piped(path, folder):
+    path.unlink()
+    os.mkfifo(path)
+
+
+SPOILT = {
+    "a bit flipped": flipped,
+    "cut": lambda path, folder: os.truncate(path, path.stat().st_size - 8),
+    "empty": lambda path, folder: os.truncate(path, 0),
+    "no array": lambda path, folder: path.write_bytes(b"<html>" * 100),
+    "fewer rows": of_shape(lambda a: a[:-1]),
+    "longer rows": of_shape(lambda a: np.concatenate([a, a], 1)),
+    "one axis": of_shape(lambda a: a.reshape(-1)),
+    "another type": of_shape(lambda a: a.astype(np.uint16)),
+    "signed": of_shape(lambda a: a.astype(np.int8)),
+    "another order": of_shape(np.asfortranarray),
+    "a huge claim": claimed,
+    "a pickle": lambda path, folder: np.save(path, np.array([{}] * 10), allow_pickle=True),
+    "no note": lambda path, folder: (path.parent / "train.json").unlink(),
+    "a note of another": noted('{"rows": 10, "sha256": "00"}'),
+    "a note of fewer rows": noted(f'{{"rows": 0, "sha256": "{hashlib.sha256().hexdigest()}"}}'),
+    "a note of rows below zero": noted('{"rows": -3, "sha256": ""}'),
+    "a note of other types": noted('{"rows": "10", "sha256": []}'),
+    "a note that is no object": noted("7"),
+    "a note without end": noted("[" * 50_000),
+    "a huge note": noted(" " * (1 << 20)),
+    "a link": linked,
+    "a pipe": piped,
+}
+
+
+@pytest.mark.fault(
+    "a table of offline tokens that is damaged, planted, or of other data",
+    "it is never used; the tokens are computed anew, with a line that says so",
+)
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_spoilt_table_is_computed_anew(case, codes, tmp_path, capfd):
+    whole = np.array(prepare(codes, tmp_path / "work").__getstate__()["ids_NL"] or ())
+    path = table_file(tmp_path)
+    good = path.read_bytes()
+    SPOILT[case](path, tmp_path)
+    COUNTED.clear()
+    capfd.readouterr()
+    table = prepare(codes, tmp_path / "work")
+    check(table, codes)
+    said = [line for line in capfd.readouterr().err.splitlines() if "no table of these" in line]
+    assert COUNTED
+    assert path.read_bytes() == good
+    assert not path.is_symlink()
+    assert len(said) == 1, said
+    COUNTED.clear()
+    check(prepare(codes, tmp_path / "work"), codes)
+    assert not COUNTED
+    assert whole.size == 0  # on disk, not in a pickle
+
+
+@pytest.mark.fault(
+    "ids beyond the vocabulary in a table of offline tokens whose hash is right",
+    "they do not reach the model: the value is encoded instead",
+)
+def test_ids_out_of_range_in_a_table_are_not_used(codes, tmp_path):
+    table = prepare(codes, tmp_path / "work")
+    path, spec = table_file(tmp_path), codes.spec("codes")
+    ids_NL = np.load(path)
+    expected = ids_NL[0].copy()
+    ids_NL[0, -1], ids_NL[1, 3] = spec.vocab_size, 255
+    path.write_bytes(npy(ids_NL))
+    note = {"rows": 10, "sha256": hashlib.sha256(ids_NL.tobytes()).hexdigest()}
+    (path.parent / "train.json").write_text(json.dumps(note))
+    table = prepare(codes, tmp_path / "work")
+    for i in (0, 1):
+        with pytest.raises(LookupError):
+            table[i]
+    vocabulary = Vocabulary((spec,))
+    reader = loader.Reader(
+        source=Pictures(), split="train", modalities={"codes": codes}, vocabulary=vocabulary,
+        max_bad_fraction=0.0, tokens={"codes": table},
+    )  # fmt: skip
+    np.testing.assert_array_equal(reader.read(0, ("codes",)).pieces["codes"].ids_L, expected)
+
+
+def test_a_table_that_changes_under_a_worker_is_an_error(codes, tmp_path):
+    table = pickle.loads(pickle.dumps(prepare(codes, tmp_path / "work")))
+    table_file(tmp_path).write_bytes(npy(np.zeros((10, 3), np.uint8)))
+    with pytest.raises(ValueError, match="rows of"):
+        table[0]
+
+
+@pytest.mark.parametrize("case", ["cut", "flipped", "note"])
+def test_a_spoilt_part_of_a_table_is_computed_anew(case, codes, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "BATCH", 2)
+    monkeypatch.setattr(tokens, "NOTE_SECONDS", 0.0)
+    rows = tokens._Filler._rows
+
+    def stop(self, values, known, dtype):
+        if len(COUNTED) >= 3:
+            raise KeyboardInterrupt
+        return rows(self, values, known, dtype)
+
+    monkeypatch.setattr(tokens._Filler, "_rows", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(codes, tmp_path / "work")
+    (partial,) = (tmp_path / "work" / "tokens").glob("*/*/train.npy.partial")
+    data = bytearray(partial.read_bytes())
+    data[-40 if case == "flipped" else -1] ^= case == "flipped"
+    if case == "flipped":
+        data[128] ^= 1  # of the first row
+    partial.write_bytes(data[: len(data) - 9 * (case == "cut")])
+    if case == "note":
+        (partial.parent / "train.json").write_text("{")
+    monkeypatch.setattr(tokens._Filler, "_rows", rows)
+    COUNTED.clear()
+    check(prepare(codes, tmp_path / "work"), codes)
+    assert sum(COUNTED) > 4  # not the last four alone
