@@ -17,10 +17,13 @@ def faults() -> list[tuple[str, str, str]]:
     """(case, outcome, test) of every mark, by file and line."""
     found = []
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        named = {ast.unparse(n.targets[0]): n.value for n in tree.body if isinstance(n, ast.Assign)}
+        for node in ast.walk(tree):
             for mark in getattr(node, "decorator_list", ()):
                 if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.fault":
-                    case, outcome = (ast.literal_eval(argument) for argument in mark.args)
+                    texts = (named.get(ast.unparse(a), a) for a in mark.args)
+                    case, outcome = (ast.literal_eval(text) for text in texts)
                     test = f"{path.relative_to(ROOT).as_posix()}::{node.name}"
                     found.append((case, outcome, test))
     return found
