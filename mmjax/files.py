@@ -24,6 +24,7 @@ __all__ = [
     "DamagedFile",
     "Entry",
     "entries",
+    "exists",
     "is_remote",
     "kind",
     "parse_json",
@@ -188,6 +189,11 @@ def entries(folder: Any) -> Iterator[Entry]:
             yield from (e._replace(name=f"{path.name}/{e.name}") for e in entries(path))
         else:
             yield Entry(path.name, path, what)
+
+
+def exists(path: Any) -> bool:
+    """Whether there is something, be it a link that leads nowhere."""
+    return path.exists() or (not is_remote(path) and os.path.islink(path))
 
 
 def kind(path: Any) -> str:

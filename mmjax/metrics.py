@@ -57,7 +57,7 @@ class Writer:
 
     def rewind(self, step: int) -> None:
         """Drops rows after a step: the steps since the last save are taken again."""
-        if self._path is None or not (self._path.exists() or os.path.islink(self._path)):
+        if self._path is None or not files.exists(self._path):
             return
         try:
             rows, bad = read_rows(self._path)

@@ -84,23 +84,23 @@ def open_run(
         changed = [kind for kind in REFUSED if known.get(kind) != identity[kind]]
         if changed:
             raise config.ConfigError(_refusal(folder, experiment, changed))
-        run = _known_run(folder, run)
+        run = _known(folder, "run.json", records.read_run) or run
+        _known(folder, "config.json", records.read_config)
     run["identity"] = identity
     run["starts"].append(_start(code))
     records.write_run(folder, run)
     records.write_config(folder, experiment)
 
 
-def _known_run(folder: epath.Path, fresh: dict[str, Any]) -> dict[str, Any]:
-    """`run.json` of a run that goes on; a fresh one where it is damaged."""
+def _known(folder: epath.Path, name: str, read: Any) -> dict[str, Any] | None:
+    """What a file of a run that goes on says; None where it is damaged, which is said."""
     try:
-        return records.read_run(folder)
+        return read(folder)
     except files.DamagedFile as error:
-        path = folder / "run.json"
-        if path.exists():
-            files.quarantine(path, folder, str(error))
-        metrics.say(f"{path}: {error}; written anew, without the starts before this one")
-        return fresh
+        if files.exists(folder / name):
+            files.quarantine(folder / name, folder, str(error))
+        metrics.say(f"{folder / name}: {error}; it is written anew")
+        return None
 
 
 def _refusal(folder: epath.Path, experiment: Experiment, changed: list[str]) -> str:

@@ -61,7 +61,7 @@ def strange(folder: Any) -> dict[int, str]:
 def begin(folder: epath.Path, step: int) -> None:
     """Moves what stands in the way of a save of a step, and then notes that it begins."""
     for path in (folder / str(step), *_unfinished(folder, step)):
-        if path.exists() or _is_link(path):
+        if files.exists(path):
             files.quarantine(path, folder.parent, "it stands where a checkpoint is to be written")
     (folder / f"{step}{SAVING}").write_text("")  # that it is there says all
 

@@ -169,7 +169,8 @@ def spoil(path, content: bytes | None) -> None:
 def test_a_damaged_run_json_is_written_anew(whole, workdir, content, capsys):
     spoil(workdir / "run.json", content)
     mini.assert_same(go_on(workdir), whole[1].state)
-    assert "written anew, without the starts before this one" in capsys.readouterr().err
+    assert "run.json: it " in (said := capsys.readouterr().err)
+    assert "it is written anew" in said
     assert len(records.read_run(workdir)["starts"]) == 1
     assert (workdir / "quarantine").exists() == (content is not None)
 
@@ -202,7 +203,9 @@ def test_a_damaged_config_json_is_told_to_readers(workdir, content, capsys):
     for args in (["eval", str(workdir)], ["embed", str(workdir), *given]):
         assert cli.main(args) == 66
         assert "config.json" in capsys.readouterr().err
-    go_on(workdir)  # writes it anew
+    go_on(workdir)
+    assert "config.json: it" in (said := capsys.readouterr().err)
+    assert "it is written anew" in said
     assert records.read_config(workdir)
 
 
