@@ -18,8 +18,6 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from etils import epath
-
 __all__ = [
     "DamagedFile",
     "Entry",
@@ -121,7 +119,7 @@ def read_bytes(path: Any, limit: int) -> bytes:
     try:
         if not is_remote(path) and kind(path) != "file":
             raise DamagedFile(f"it is a {kind(path)}, not a file")
-        size = epath.Path(path).stat().length
+        size = path.stat().length if is_remote(path) else os.lstat(path).st_size
         if size > limit:
             raise DamagedFile(f"it has {size} bytes, more than {limit}")
         return path.read_bytes()

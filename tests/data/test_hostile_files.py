@@ -264,7 +264,7 @@ def test_the_limit_of_a_record_changes_no_fingerprint_and_must_let_something_in(
     source = own.write(tmp_path, "stems", own.records(count=3, size=4))
     other = type(source)(**{**vars(source), "max_record_bytes": 1000})
     assert source.fingerprint() == other.fingerprint()
-    with pytest.raises(ValueError, match="max_record_bytes=0 lets no record in"):
+    with pytest.raises(ValueError, match="max_record_bytes=0 must be a whole number from 1"):
         Folder(path="x", max_record_bytes=0)
 
 
