@@ -77,7 +77,8 @@ def executions(folder: str) -> list[tuple[float, float]]:
 def child(steps: int) -> None:
     """Trains and prints what the trace says."""
     import mmjax
-    from mmjax import config, executables
+    from mmjax import config
+    from mmjax.run import executables
 
     experiment = config.load(f"{ROOT / 'configs' / 'quickstart.py'}:raw")
     experiment = dataclasses.replace(experiment, evaluators={}, total_steps=FIRST + steps + 10)

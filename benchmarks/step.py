@@ -33,12 +33,14 @@ def demo(task: str, folder: Path):
     """The demo's program and a real batch of a task."""
     from etils import epath
 
-    from mmjax import config, program, rundir
+    from mmjax import config
     from mmjax.data import loader, mixture
+    from mmjax.run import program
+    from mmjax.run import workdir as workdir_lib
 
     experiment = config.load(f"{ROOT / 'configs' / 'quickstart.py'}:raw")
     learned = epath.Path(folder) / config.fingerprint(experiment.modalities["text"])[:12]
-    experiment = rundir.ready_modalities(experiment, learned, main=True)
+    experiment = workdir_lib.ready_modalities(experiment, learned, main=True)
     built = program.build(experiment)
     only = {task: experiment.tasks[task]}
     schedule = experiment.mixture.bind(only, experiment.seed)

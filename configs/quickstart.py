@@ -12,7 +12,6 @@ status: simplified
 
 import dataclasses
 
-from mmjax.checkpoint import Checkpointing
 from mmjax.data.layouts import Aligned, Masked, Policy
 from mmjax.data.task import Task
 from mmjax.data.toyworld import Numbers
@@ -26,6 +25,7 @@ from mmjax.modalities.structured import Bins, Boxes, Metadata
 from mmjax.modalities.text import Text
 from mmjax.models import MoE, Transformer
 from mmjax.objectives import InfoNCE, MaskedTokens
+from mmjax.run.checkpoint import Checkpointing
 from mmjax.tokenizers.sentencepiece import SentencePiece
 
 # All-to-all of several widths; from one raw modality to the rest, which is how it is asked; and to

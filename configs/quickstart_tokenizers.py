@@ -10,7 +10,6 @@ status: simplified
 
 from typing import Any
 
-from mmjax.checkpoint import Checkpointing
 from mmjax.data.layouts import Aligned
 from mmjax.data.task import Task
 from mmjax.data.toyworld import Numbers
@@ -21,6 +20,7 @@ from mmjax.modalities.modality import Modality
 from mmjax.models import FSQ, Autoencoder
 from mmjax.objectives import Reconstruction
 from mmjax.optim import AdamW
+from mmjax.run.checkpoint import Checkpointing
 
 SMALL: dict[str, Any] = {"width": 48, "expansion": 1, "encoder_layers": 1, "decoder_layers": 1}
 

@@ -33,22 +33,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:  # for editors and type checkers
-    from mmjax import (
-        checkpoint,
-        config,
-        data_check,
-        evaluate,
-        export,
-        generate,
-        load,
-        report,
-        train,
-        train_tokenizer,
-    )
+    from mmjax import config, data_check, evaluate, export, generate, report, train, train_tokenizer
     from mmjax.config import ConfigError
     from mmjax.data.task import Task
     from mmjax.evaluate import embed
     from mmjax.experiment import Experiment
+    from mmjax.run import checkpoint, load
 
 _HOME = {  # public name -> module that defines it; the others are modules
     "ConfigError": "mmjax.config",
@@ -87,6 +77,19 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         return importlib.import_module(f"mmjax.{name}")
     return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def moved(old: str, new: str, *, for_good: bool = False) -> None:
+    """Makes a module's old name, which is being imported, stand for the module of the new name.
+
+    With `for_good` both are public; otherwise the old one goes with the next release, and says so.
+    """
+    if not for_good:
+        import warnings
+
+        text = f"{old} is now {new}; the old name goes with the next release."
+        warnings.warn(text, DeprecationWarning, stacklevel=3)
+    sys.modules[old] = importlib.import_module(new)
 
 
 def __dir__() -> list[str]:

@@ -1,17 +1,15 @@
-"""Experiment: the one root dataclass, with every check that crosses fields."""
+"""Experiment: the one root dataclass, its settings, and every check that crosses fields."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
-from mmjax.checkpoint import Checkpointing
 from mmjax.config import ranges
 from mmjax.config.error import nearest
 from mmjax.data.mixture import Mixture
 from mmjax.data.task import Task
-from mmjax.evaluate.evaluator import Evaluator
 from mmjax.modalities.modality import Modality
 from mmjax.models.autoencoder import Autoencoder
 from mmjax.models.config import ModelConfig
@@ -24,6 +22,23 @@ from mmjax.optim.optimizer import Muon, Optimizer
 from mmjax.parallel.mesh import BATCH_AXES, MeshConfig
 from mmjax.parallel.rules import MeshRules
 from mmjax.typing import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpointing:
+    """When to save and what to keep.
+
+    Fields:
+      every: steps between saves; 0 = at the end only. keep: newest ones kept, 0 = all.
+      keep_every: steps whose multiples are kept for good; 0 = none.
+    """
+
+    every: ranges.Natural = 500
+    keep: ranges.Natural = 3
+    keep_every: ranges.Natural = 0
+
+    def __post_init__(self):
+        ranges.check(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +86,34 @@ class DataConfig:
 
     def __post_init__(self):
         ranges.check(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Base of all evaluators.
+
+    Fields:
+      every: steps between runs while training; 0 = at the end only.
+    """
+
+    every: ranges.Natural = 0
+
+    def __post_init__(self):
+        ranges.check(self)
+
+    def run(self, view: Any) -> dict[str, float]:
+        """Metrics of a model bound to parameters (`mmjax.run.view.View`).
+
+        Where training compiles in another process, this runs there once too, on a view without a
+        folder in which all that the model computes is zero, so that executables are ready at the
+        end (`mmjax.run.executables.rehearse`). So what it leaves behind belongs in `view.folder`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define run().")
+
+    def chance(self, view: Any) -> dict[str, float]:
+        """Chance level of metrics, by name or by a part of names that follows an underscore."""
+        del view
+        return {}
 
 
 def _check_name(field: str, name: str) -> None:

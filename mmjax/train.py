@@ -16,11 +16,13 @@ import jax
 import numpy as np
 from etils import epath
 
-from mmjax import checkpoint, executables, lifecycle, metrics, program, rundir
+from mmjax import errors, metrics
 from mmjax.data import loader, mixture
-from mmjax.evaluate.view import View
 from mmjax.experiment import Experiment
 from mmjax.parallel import distributed
+from mmjax.run import checkpoint, executables, lifecycle, program
+from mmjax.run import workdir as workdir_lib
+from mmjax.run.view import View
 from mmjax.step import TrainState
 
 SAID = 3  # scores of an evaluator that are printed at the end
@@ -56,13 +58,13 @@ def train(experiment: Experiment, workdir, *, code: str | None = None, devices=N
     main = distributed.is_main()
     folder = epath.Path(workdir)
     checkpoint.refuse_new(folder)
-    with rundir.held(folder, main), lifecycle.stop_on_signals() as stop:
-        chosen = rundir.resume_from(folder, main)
+    with workdir_lib.held(folder, main), lifecycle.stop_on_signals() as stop:
+        chosen = workdir_lib.resume_from(folder, main)
         if main:
-            rundir.open_run(folder, experiment, code, chosen)
+            workdir_lib.open_run(folder, experiment, code, chosen)
         experiment.check_mesh(len(devices if devices is not None else jax.devices()))
         manifest = chosen.manifest if chosen else None
-        experiment = rundir.ready_modalities(experiment, folder, main, manifest)
+        experiment = workdir_lib.ready_modalities(experiment, folder, main, manifest)
         built = program.build(experiment, devices, folder)
         loop = _Loop(built, folder, main, stop)
         try:
@@ -112,7 +114,7 @@ class _Loop:
             self.writer.rewind(0)
             self.state = self.program.init_state()
             if self.experiment.init:
-                params = rundir.initial_params(
+                params = workdir_lib.initial_params(
                     self.experiment.init, self.program, self.state.params
                 )
                 self.state = self.state._replace(params=params)
@@ -168,7 +170,7 @@ class _Loop:
                 if stopping:
                     self.saver.wait()
                     self.stop.check(done)
-                    raise lifecycle.Preempted(
+                    raise errors.Preempted(
                         f"another process was asked to stop: saved step {done}; the same command"
                         " goes on."
                     )
@@ -192,7 +194,7 @@ class _Loop:
         record = {name: out.pop(name) for name in list(out) if name.startswith("load")}
         self.skipped = self.skipped + 1 if out["skipped"] else 0
         if self.skipped > self.experiment.guards.max_skipped_steps:
-            raise lifecycle.NumericsError(
+            raise errors.NumericsError(
                 f"Task {task!r}, step {step}: the loss or gradient was not finite for"
                 f" {self.skipped} steps in a row; lower learning_rate, set grad_clip_norm, or look"
                 " at the data of this task."
@@ -227,7 +229,7 @@ class _Loop:
 
     def _save(self, step: int) -> None:
         began = time.perf_counter()
-        self.saver.save(self.state, rundir.manifest(self, step))
+        self.saver.save(self.state, workdir_lib.manifest(self, step))
         self.seconds["save"] = self.seconds.get("save", 0.0) + time.perf_counter() - began
 
     def _evaluate_due(self, step: int, total: int) -> None:
@@ -247,7 +249,7 @@ class _Loop:
             folder=self.folder,
         )  # fmt: skip
         found = self.experiment.evaluators[name].run(view)
-        rundir.write_scores(self.folder, name, step, found, self.main)
+        workdir_lib.write_scores(self.folder, name, step, found, self.main)
         self.writer.write(step, {f"eval/{name}/{key}": value for key, value in found.items()})
         self.scores |= {f"{name}/{key}": value for key, value in found.items()}
         self.seconds["evaluate"] = self.seconds.get("evaluate", 0.0) + time.perf_counter() - began
@@ -266,7 +268,7 @@ class _Loop:
         metrics.say(f"done; mmjax report {self.folder} makes a page of the run", self.main)
         self.saver.wait()
         self.seconds["verify"] = self.saver.verify_seconds
-        rundir.write_seconds(self.folder, self.seconds, self.main)
+        workdir_lib.write_seconds(self.folder, self.seconds, self.main)
         return self.scores
 
     def close(self) -> None:

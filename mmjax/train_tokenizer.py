@@ -14,13 +14,13 @@ from etils import epath
 from mmjax import config, files, metrics, train
 from mmjax.data import loader
 from mmjax.data.source import BadRecord
-from mmjax.evaluate.view import to_host
+from mmjax.errors import BadDataError
 from mmjax.experiment import Experiment
-from mmjax.lifecycle import BadDataError
 from mmjax.modalities.codes import Codes
 from mmjax.models import names
 from mmjax.models.autoencoder import Autoencoder
 from mmjax.parallel import distributed
+from mmjax.run.view import to_host
 from mmjax.tokenizers.learned import Learned
 from mmjax.typing import Piece
 

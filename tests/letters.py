@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmjax.checkpoint import Checkpointing
 from mmjax.data.layouts import Masked, Policy, Prefix
 from mmjax.data.source import Source
 from mmjax.data.task import Task
@@ -23,6 +22,7 @@ from mmjax.modalities.modality import Modality
 from mmjax.models import MoE, Transformer
 from mmjax.objectives import MaskedTokens, NextToken
 from mmjax.optim import AdamW
+from mmjax.run.checkpoint import Checkpointing
 from mmjax.typing import Piece, TokenSpec
 
 WORDS = ("cab", "bead", "decade", "fade", "a", "babe", "deaf", "face")
@@ -164,8 +164,8 @@ def decoder(**fields) -> Experiment:
 
 def fresh(experiment: Experiment, devices=None):
     """A view of a model that has learned nothing, with weights large enough to differ."""
-    from mmjax import program
-    from mmjax.evaluate.view import View
+    from mmjax.run import program
+    from mmjax.run.view import View
 
     built = program.build(experiment, devices or jax.devices()[:1])
     state = built.init_state()

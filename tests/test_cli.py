@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from mmjax import cli, config, doctor, heap, lifecycle, printing
+from mmjax import cli, config, doctor, errors, heap, printing
 
 CODE = ("--code", "--code-sha256", "--compile-cache")
 # The whole command line. A new option is a decision: change this with it.
@@ -125,23 +125,22 @@ def test_no_command_shows_the_help(capsys):
 def test_every_error_class_has_its_code():
     documented = {
         config.ConfigError: 2,
-        lifecycle.CheckFailed: 3,
-        lifecycle.BadDataError: 65,
-        lifecycle.NoCheckpoint: 66,
-        lifecycle.HostLost: 69,
-        lifecycle.NumericsError: 70,
-        lifecycle.StorageError: 74,
-        lifecycle.Preempted: 75,
-        lifecycle.WorkdirBusy: 76,
+        errors.CheckFailed: 3,
+        errors.BadDataError: 65,
+        errors.NoCheckpoint: 66,
+        errors.HostLost: 69,
+        errors.NumericsError: 70,
+        errors.StorageError: 74,
+        errors.Preempted: 75,
+        errors.WorkdirBusy: 76,
         KeyboardInterrupt: 130,
     }
     assert documented == cli.EXIT_CODES
-    own = {c for c in vars(lifecycle).values() if isinstance(c, type)}
-    errors = {c for c in own if issubclass(c, lifecycle.RunError)} - {lifecycle.RunError}
-    assert errors <= set(documented)
+    own = {c for c in vars(errors).values() if isinstance(c, type)}
+    assert {c for c in own if issubclass(c, errors.RunError)} - {errors.RunError} <= set(documented)
 
 
-@pytest.mark.parametrize("error", [*cli.EXIT_CODES, lifecycle.Interrupted])
+@pytest.mark.parametrize("error", [*cli.EXIT_CODES, errors.Interrupted])
 def test_a_users_error_is_one_message(error, monkeypatch, capsys):
     def verb(args):
         raise error("what went wrong")

@@ -16,7 +16,7 @@ import pytest
 import test_own_data
 
 import mmjax
-from mmjax import data_check, lifecycle
+from mmjax import data_check, errors
 from mmjax.experiment import Guards
 from mmjax.run import manifest as manifest_lib
 
@@ -63,12 +63,12 @@ def test_bad_records_are_named_and_end_the_check(root, tmp_path):
     rows = [{**row, "image": b"<script>"} if i % 3 == 0 else row for i, row in enumerate(ROWS)]
     report = checked(root, tmp_path, rows, tmp_path / "page.html", max_bad_fraction=0.1)
     assert report["sources"][0]["bad"]["no_image"]
-    with pytest.raises(lifecycle.BadDataError, match=r"no_image in set\.array_record/"):
+    with pytest.raises(errors.BadDataError, match=r"no_image in set\.array_record/"):
         data_check.raise_problems(report)
     assert "no_image in set.array_record/" in (tmp_path / "page.html").read_text()
     data_check.raise_problems(checked(root, tmp_path, rows, max_bad_fraction=0.9))
     strict = checked(root, tmp_path, rows, max_bad_fraction=0.9, strict=True)
-    with pytest.raises(lifecycle.BadDataError):
+    with pytest.raises(errors.BadDataError):
         data_check.raise_problems(strict)
 
 
@@ -77,7 +77,7 @@ def test_a_stream_that_is_nowhere_fails_the_check(root, tmp_path):
     rows.append(ROWS[-1])  # so that the field exists somewhere
     report = checked(root, tmp_path, [*rows[:-1], {**ROWS[-1], "id": "zzzz"}])
     if report["sources"][0]["streams"]["audio"]["present"] == 0:
-        with pytest.raises(lifecycle.CheckFailed, match="no record read has the stream 'audio'"):
+        with pytest.raises(errors.CheckFailed, match="no record read has the stream 'audio'"):
             data_check.raise_problems(report)
 
 
@@ -116,7 +116,7 @@ def test_tokens_are_those_of_the_run_that_it_starts_from(root, tmp_path):
     tokenizer = experiment.modalities["text"].tokenizer
     texts = iter(["abc", "abd"])  # without accents, so they are two bytes each
     base = tokenizer.fit(lambda: texts, tmp_path / "base" / "tokenizers" / "text@1")
-    with pytest.raises(lifecycle.NoCheckpoint, match="base"):
+    with pytest.raises(errors.NoCheckpoint, match="base"):
         mmjax.data_check(dataclasses.replace(experiment, init=str(tmp_path / "base")))
     step = tmp_path / "base" / "checkpoints" / "1"
     step.mkdir(parents=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import mmjax
-from mmjax import cli, config, lifecycle, listing
+from mmjax import cli, config, errors, listing
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -69,7 +69,7 @@ def test_the_exit_codes_of_the_page_are_those_of_the_program():
     rows = re.findall(r"^\| (\d+) \| `(\w+)`", (DOCS / "errors.md").read_text(), re.M)
     written = {name: int(code) for code, name in rows}
     actual = {c.__name__: code for c, code in cli.EXIT_CODES.items() if c is not KeyboardInterrupt}
-    actual[lifecycle.Interrupted.__name__] = cli.EXIT_CODES[KeyboardInterrupt]
+    actual[errors.Interrupted.__name__] = cli.EXIT_CODES[KeyboardInterrupt]
     assert written == actual
 
 

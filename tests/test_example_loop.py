@@ -13,7 +13,7 @@ import pytest
 
 import mmjax
 from mmjax import config
-from mmjax.checkpoint import Checkpointing
+from mmjax.run.checkpoint import Checkpointing
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "own_loop.md"
 ONE = jax.devices()[:1]

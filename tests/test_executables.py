@@ -15,7 +15,7 @@ import mini
 import numpy as np
 import pytest
 
-from mmjax import executables, program
+from mmjax.run import executables, program
 
 SLEEP = "import time; time.sleep(600)"
 READ = "import sys, cloudpickle; cloudpickle.load(sys.stdin.buffer)"
@@ -26,13 +26,14 @@ import jax
 from jax import monitoring
 import mini
 from etils import epath
-from mmjax import executables, program, rundir
+from mmjax.run import workdir as workdir_lib
+from mmjax.run import executables, program
 from mmjax.evaluate import view
 
 cache, events = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]), []
 monitoring.register_event_listener(lambda name, **_: events.append(name.rsplit("/", 1)[-1]))
 executables.LARGE = 1000
-experiment = rundir.ready_modalities(mini.evaluated(), epath.Path(sys.argv[1]), main=True)
+experiment = workdir_lib.ready_modalities(mini.evaluated(), epath.Path(sys.argv[1]), main=True)
 built = program.build(experiment)
 counts = []
 for _ in range(2):
@@ -63,10 +64,10 @@ print(json.dumps(counts))
 def built(tmp_path_factory):
     from etils import epath
 
-    from mmjax import rundir
+    from mmjax.run import workdir as workdir_lib
 
     folder = epath.Path(tmp_path_factory.mktemp("modalities"))
-    return program.build(rundir.ready_modalities(mini.get_config(), folder, main=True))
+    return program.build(workdir_lib.ready_modalities(mini.get_config(), folder, main=True))
 
 
 def apart(built):
@@ -161,7 +162,7 @@ def test_what_is_rehearsed_is_compiled_and_not_computed():
 @pytest.mark.skipif(sys.platform != "linux", reason="of Linux alone")
 def test_the_other_process_steps_back():
     ask = "print(os.nice(0), open('/proc/self/autogroup').read())"
-    text = f"import os; from mmjax import executables; executables._step_back(); {ask}"
+    text = f"import os; from mmjax.run import executables; executables._step_back(); {ask}"
     if not Path("/proc/self/autogroup").exists():
         text = text.replace(ask, "print(os.nice(0), 'nice 19')")
     command = [sys.executable, "-c", text]
@@ -174,7 +175,7 @@ def test_the_other_process_steps_back():
 
 def test_the_other_process_ends_with_this_one():
     # What the other one does while it waits; all else of it is in the test above.
-    text = "from mmjax import executables; executables._end_with_input()"
+    text = "from mmjax.run import executables; executables._end_with_input()"
     command = [sys.executable, "-c", text]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as other:
         with pytest.raises(subprocess.TimeoutExpired):

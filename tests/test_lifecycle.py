@@ -15,11 +15,13 @@ import time
 
 import pytest
 
-from mmjax import lifecycle
+from mmjax import errors
+from mmjax.run import lifecycle
 
 HOLD = """
 import sys, time
-from mmjax import lifecycle
+from mmjax import errors
+from mmjax.run import lifecycle
 with lifecycle.lock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
@@ -39,7 +41,7 @@ def test_a_second_run_is_refused_and_told_who_holds(tmp_path):
     process = hold(tmp_path)
     try:
         message = f"held by pid {process.pid} on {socket.gethostname()} since 20"
-        with pytest.raises(lifecycle.WorkdirBusy, match=message), lifecycle.lock(tmp_path):
+        with pytest.raises(errors.WorkdirBusy, match=message), lifecycle.lock(tmp_path):
             pass
     finally:
         process.kill()
@@ -52,7 +54,7 @@ def test_the_lock_is_free_again_after_the_block(tmp_path):
     for _ in range(2):
         with lifecycle.lock(tmp_path / "new"):
             inner = lifecycle.lock(tmp_path / "new")
-            with pytest.raises(lifecycle.WorkdirBusy, match=f"pid {os.getpid()}"), inner:
+            with pytest.raises(errors.WorkdirBusy, match=f"pid {os.getpid()}"), inner:
                 pass
 
 
@@ -60,7 +62,8 @@ def test_the_lock_of_a_dead_owner_is_taken_over_from_its_children(tmp_path):
     program = textwrap.dedent(
         """
         import os, sys, time
-        from mmjax import lifecycle
+        from mmjax import errors
+        from mmjax.run import lifecycle
         with lifecycle.lock(sys.argv[1]):
             if os.fork() == 0:
                 print(os.getpid(), flush=True)
@@ -79,7 +82,7 @@ def test_the_lock_of_a_dead_owner_is_taken_over_from_its_children(tmp_path):
         os.kill(orphan, 0)  # it lives and holds the descriptor
         with lifecycle.lock(tmp_path):
             inner = lifecycle.lock(tmp_path)
-            with pytest.raises(lifecycle.WorkdirBusy, match=f"pid {os.getpid()}"), inner:
+            with pytest.raises(errors.WorkdirBusy, match=f"pid {os.getpid()}"), inner:
                 pass
     finally:
         os.kill(orphan, signal.SIGKILL)
@@ -96,7 +99,7 @@ def _count_holders(workdir, counter, gate) -> None:
                 time.sleep(0.002)
                 with counter.get_lock():
                     counter.value -= 1
-        except lifecycle.WorkdirBusy:
+        except errors.WorkdirBusy:
             time.sleep(0.001)
 
 
@@ -121,9 +124,9 @@ def test_the_first_signal_asks_and_the_second_interrupt_stops(capfd):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
         assert stop.requested
-        with pytest.raises(lifecycle.Preempted, match="SIGINT: saved step 7"):
+        with pytest.raises(errors.Preempted, match="SIGINT: saved step 7"):
             stop.check(7)
-        with pytest.raises(lifecycle.Interrupted):
+        with pytest.raises(errors.Interrupted):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
     assert "SIGINT: saving after this step" in capfd.readouterr().err

@@ -15,14 +15,15 @@ import small
 from etils import epath
 
 import mmjax
-from mmjax import checkpoint, code_file, config, lifecycle, program, rundir
+from mmjax import checkpoint, code_file, config, errors
 from mmjax import load as load_lib
 from mmjax import step as step_lib
 from mmjax.evaluate import Retrieval
 from mmjax.models import names
 from mmjax.models.plan import Block, Run
 from mmjax.run import manifest as manifest_lib
-from mmjax.run import records
+from mmjax.run import program, records
+from mmjax.run import workdir as workdir_lib
 
 ONE = jax.devices()[:1]
 
@@ -88,7 +89,7 @@ def test_a_step_by_its_number(trained):
     view = mmjax.load(f"{trained[0]}@4", devices=ONE)
     assert view.step == 4
     with pytest.raises(
-        lifecycle.NoCheckpoint, match=r"no checkpoint of step 5; there are \[4, 8, 12\]"
+        errors.NoCheckpoint, match=r"no checkpoint of step 5; there are \[4, 8, 12\]"
     ):
         mmjax.load(f"{trained[0]}@5")
 
@@ -107,17 +108,17 @@ def test_the_best_step_of_a_metric(trained, metric, best):
 
 
 def test_the_best_step_of_an_unknown_metric_names_the_known_ones(trained):
-    with pytest.raises(lifecycle.NoCheckpoint, match=r"was not evaluated.*image_to_text_R@1"):
+    with pytest.raises(errors.NoCheckpoint, match=r"was not evaluated.*image_to_text_R@1"):
         mmjax.load(f"{trained[0]}@best:nonsense")
 
 
 def test_paths_that_lead_nowhere(trained, tmp_path):
     for path in (tmp_path / "absent", tmp_path, f"{tmp_path}@3", f"{tmp_path}@best:loss"):
-        with pytest.raises(lifecycle.NoCheckpoint, match="no complete checkpoint"):
+        with pytest.raises(errors.NoCheckpoint, match="no complete checkpoint"):
             mmjax.load(str(path))
     workdir = shutil.copytree(trained[0], tmp_path / "bare")
     (workdir / "config.json").unlink()
-    with pytest.raises(lifecycle.NoCheckpoint, match=r"no config\.json"):
+    with pytest.raises(errors.NoCheckpoint, match=r"no config\.json"):
         mmjax.load(str(workdir))
 
 
@@ -142,7 +143,7 @@ def test_another_tokenizer_is_refused(trained, tmp_path):
     manifest = json.loads(file.read_text())
     manifest["tokenizers"]["text"] = "0" * 64
     file.write_text(json.dumps(manifest_lib.sealed(manifest)))
-    with pytest.raises(lifecycle.NoCheckpoint, match=r"stream 'text' was trained with tokenizer"):
+    with pytest.raises(errors.NoCheckpoint, match=r"stream 'text' was trained with tokenizer"):
         mmjax.load(str(workdir), devices=ONE)
 
 
@@ -217,10 +218,10 @@ def test_parameters_and_tokenizers_come_from_another_run(trained, tmp_path):
         init=f"{trained[0]}@8",
         data=dataclasses.replace(mini.get_config().data, train_split="val"),
     )
-    ready = rundir.ready_modalities(text_only, epath.Path(tmp_path), main=True)
+    ready = workdir_lib.ready_modalities(text_only, epath.Path(tmp_path), main=True)
     built = program.build(ready, ONE)
     fresh = jax.device_get(built.init_state().params)
-    params = rundir.initial_params(text_only.init, built, fresh)
+    params = workdir_lib.initial_params(text_only.init, built, fresh)
     source = mmjax.load(f"{trained[0]}@8", devices=ONE)
     old = source.program.to_canonical(jax.device_get(source.params))
     new = built.to_canonical(jax.device_get(params))
@@ -259,7 +260,7 @@ def test_evaluators_look_at_other_data_than_the_first_task(trained):
 
 def test_a_run_starts_from_nothing_that_is_absent(tmp_path, capfd):
     experiment = mini.get_config(init=str(tmp_path / "absent"))
-    with pytest.raises(lifecycle.NoCheckpoint, match="absent"):
+    with pytest.raises(errors.NoCheckpoint, match="absent"):
         mmjax.train(experiment, tmp_path / "run", devices=ONE)
     assert "compiled" not in capfd.readouterr().err
 
@@ -326,6 +327,6 @@ def test_a_lost_tokenizer_is_told_and_not_trained_anew(trained, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(trained[0], copy)
     shutil.rmtree(copy / "tokenizers")
-    with pytest.raises(lifecycle.NoCheckpoint, match="tokenizer of stream 'text'"):
+    with pytest.raises(errors.NoCheckpoint, match="tokenizer of stream 'text'"):
         mmjax.load(str(copy))
     assert not (copy / "tokenizers").exists()

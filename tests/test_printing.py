@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import mmjax
-from mmjax import cli, config, data_check, lifecycle, listing, metrics, printing
+from mmjax import cli, config, data_check, errors, listing, metrics, printing
 from mmjax.report import frame
 
 PACKAGE = Path(mmjax.__file__).parent
@@ -48,7 +48,7 @@ def test_text_of_ours_stays_as_it_is():
 @pytest.mark.parametrize("text", HOSTILE)
 def test_control_characters_do_not_leave_for_a_terminal(text, capsys, monkeypatch):
     metrics.say(f"record {text} is bad")
-    assert cli._report(lifecycle.BadDataError(f"records {text}"), ["train"]) == 65
+    assert cli._report(errors.BadDataError(f"records {text}"), ["train"]) == 65
     monkeypatch.setenv("MMJAX_TRACEBACK", "1")
     cli._report(config.ConfigError(f"field {text}"), ["train"])
     cli._report(RuntimeError(f"a bug with {text}"), ["train"])

@@ -26,7 +26,7 @@ PROGRAM = """
 import json, sys
 sys.path[:0] = [{tests!r}, {root!r}]
 import jax, mini, mmjax
-from mmjax import program
+from mmjax.run import program
 from mmjax.data import loader, mixture
 result = mmjax.train(mini.evaluated(), {workdir!r})
 experiment = result.program.experiment
@@ -54,10 +54,10 @@ STOPPED = """
 import sys
 sys.path[:0] = [{tests!r}, {root!r}]
 import mini, mmjax
-from mmjax import lifecycle
+from mmjax import errors
 try:
     mmjax.train(mini.get_config(total_steps=100000), {workdir!r})
-except lifecycle.Preempted as stop:
+except errors.Preempted as stop:
     print(stop)
     sys.exit(75)
 """

@@ -14,19 +14,19 @@ import pytest
 
 import mmjax
 from mmjax import Task, cli
-from mmjax.checkpoint import Checkpointing
 from mmjax.data.layouts import Aligned, Masked, Policy
 from mmjax.data.mixture import Mixture
 from mmjax.data.source import Source
 from mmjax.data.task import Variant
 from mmjax.data.toyworld import Numbers
-from mmjax.evaluate.view import View
 from mmjax.experiment import Logging
 from mmjax.modalities.modality import Modality
 from mmjax.models import ExpertChoice, MoE, Transformer
 from mmjax.models.embed import Classify
 from mmjax.objectives import Contrastive, InfoNCE, MaskedTokens, Objective, Sigmoid, contrastive
 from mmjax.optim import AdamW
+from mmjax.run.checkpoint import Checkpointing
+from mmjax.run.view import View
 from mmjax.typing import Loss, Piece, TokenSpec
 
 SOURCE = Numbers(train_size=400)

@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 
 import mmjax
-from mmjax import checkpoint, cli, config, lifecycle, train
+from mmjax import checkpoint, cli, config, errors, train
 from mmjax.data.task import Variant
+from mmjax.run import lifecycle
 
 ONE = jax.devices()[:1]
 
@@ -92,7 +93,7 @@ def test_a_finished_run_does_nothing_more(whole, tmp_path, capfd):
 
 def test_a_run_that_was_stopped_and_resumed_is_the_same(whole, tmp_path, capfd):
     stopped = mini.get_config(evaluators={"stop": mini.StopAt(every=7)})
-    with pytest.raises(lifecycle.Preempted, match="SIGTERM: saved step 8"):
+    with pytest.raises(errors.Preempted, match="SIGTERM: saved step 8"):
         mmjax.train(stopped, tmp_path / "run", devices=ONE)
     assert checkpoint.steps(tmp_path / "run" / "checkpoints")[-1] == 8
     assert max(mini.rows(tmp_path / "run")) == 8
@@ -115,7 +116,7 @@ def test_a_damaged_checkpoint_is_not_used_and_is_written_anew(whole, tmp_path, c
     workdir = shutil.copytree(whole[0], tmp_path / "damaged")
     damage(workdir, 12)
     assert checkpoint.choose_step(str(workdir))[1] == 8
-    with pytest.raises(lifecycle.NoCheckpoint, match="damaged"):
+    with pytest.raises(errors.NoCheckpoint, match="damaged"):
         checkpoint.choose_step(f"{workdir}@12")
     with caplog.at_level(logging.WARNING, "mmjax"):
         result = mmjax.train(mini.get_config(), workdir, devices=ONE)
@@ -139,7 +140,7 @@ def test_a_run_without_a_whole_checkpoint_says_so(whole, tmp_path):
     workdir = shutil.copytree(whole[0], tmp_path / "damaged")
     for step in (4, 8, 12):
         damage(workdir, step)
-    with pytest.raises(lifecycle.NoCheckpoint, match="damaged"):
+    with pytest.raises(errors.NoCheckpoint, match="damaged"):
         mmjax.train(mini.get_config(), workdir, devices=ONE)
 
 
@@ -223,7 +224,7 @@ def test_a_bad_record_is_replaced_and_counted(tmp_path):
 
 def test_too_much_bad_data_exits_65_and_names_records(tmp_path):
     experiment = mini.with_source(mini.Spoilt(every=3, image_nan=True))
-    with pytest.raises(lifecycle.BadDataError) as caught:
+    with pytest.raises(errors.BadDataError) as caught:
         mmjax.train(experiment, tmp_path, devices=ONE)
     assert cli.EXIT_CODES[type(caught.value)] == 65
     for word in ("Spoilt", "train", "max_bad_fraction", "NaN", "records"):
@@ -276,7 +277,7 @@ def test_losses_that_stay_not_finite_end_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(train.loader, "to_global", spoil)
     guards = dataclasses.replace(mini.get_config().guards, max_skipped_steps=2)
     text = {"text": mini.get_config().tasks["text"]}
-    with pytest.raises(lifecycle.NumericsError, match="not finite for 3 steps in a row"):
+    with pytest.raises(errors.NumericsError, match="not finite for 3 steps in a row"):
         mmjax.train(mini.get_config(guards=guards, tasks=text), tmp_path, devices=ONE)
 
 

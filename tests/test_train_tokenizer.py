@@ -17,8 +17,8 @@ import mmjax
 from mmjax import config, heap, train_tokenizer
 from mmjax.data.layouts import Masked
 from mmjax.data.toyworld import Numbers
+from mmjax.errors import BadDataError
 from mmjax.experiment import Guards
-from mmjax.lifecycle import BadDataError
 from mmjax.modalities.codes import Codes
 from mmjax.models import VQ
 from mmjax.objectives import InfoNCE

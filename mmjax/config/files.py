@@ -38,7 +38,7 @@ SEAM_PACKAGES = (
     "parallel",
     "evaluate",
 )
-SEAM_MODULES = ("experiment", "checkpoint", "metrics", "generate.plan")
+SEAM_MODULES = ("experiment", "generate.plan")
 MAX_CONFIG = 1 << 24  # bytes
 PREFIX = "mmjax_config_"  # of the modules made from config files
 

@@ -16,7 +16,7 @@ from mmjax.data import rows as rows_lib
 from mmjax.data.reader import Reader
 from mmjax.data.source import BadRecord, key_of
 from mmjax.data.task import Sample, Shape, Streams, Task
-from mmjax.lifecycle import BadDataError
+from mmjax.errors import BadDataError
 from mmjax.typing import Batch, Vocabulary
 
 MAX_PROBES = 100  # records tried in place of a bad one

@@ -25,7 +25,7 @@ from mmjax.data.batches import Batches, Counts
 from mmjax.data.reader import Reader, encode_sample
 from mmjax.data.source import BadRecord
 from mmjax.data.task import Sample, Task
-from mmjax.lifecycle import BadDataError
+from mmjax.errors import BadDataError
 from mmjax.modalities.modality import Modality
 from mmjax.typing import Batch, Vocabulary
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmjax import lifecycle
+from mmjax import errors
 from mmjax.config import ranges
 from mmjax.data.source import BadRecord, Records, Source, key_of
 from mmjax.data.tokens import TokenTable
@@ -89,7 +89,7 @@ def values_of(
             is_there = True
             yield value
     if not is_there:
-        raise lifecycle.BadDataError(
+        raise errors.BadDataError(
             f"Source {type(source).__name__}, split {split!r}: none of {count} records has {name!r}"
             f" to learn a tokenizer from{first}."
         )
@@ -143,7 +143,7 @@ class Reader:
         if self._records is None:
             records = self.source.open(self.split)
             if not len(records):
-                raise lifecycle.BadDataError(
+                raise errors.BadDataError(
                     f"Source {type(self.source).__name__}: split {self.split!r} has no record."
                 )
             self._records = records
@@ -168,7 +168,7 @@ class Reader:
         except BadRecord as bad:
             self._count(index, bad)
             raise
-        except (MemoryError, lifecycle.RunError):
+        except (MemoryError, errors.RunError):
             raise
         except Exception as error:
             reason = error.reason if isinstance(error, Unreadable) else type(error).__name__
@@ -224,7 +224,7 @@ class Reader:
             f"{', ...' if len(keys) > NAMED else ''} ({self._bad[keys[0]].detail})"
             for reason, keys in reasons.items()
         )
-        raise lifecycle.BadDataError(
+        raise errors.BadDataError(
             f"Source {type(self.source).__name__}, split {self.split!r}: {len(self._bad)}"
             f" of {read} records are bad, more than max_bad_fraction="
             f"{self.max_bad_fraction:g} allows: {said}. Repair or leave out these records, or raise"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmjax.evaluate.evaluator import Evaluator
 from mmjax.evaluate.generation import Generation
 from mmjax.evaluate.judges import (
     BoxIoU,
@@ -17,6 +16,7 @@ from mmjax.evaluate.judges import (
 )
 from mmjax.evaluate.losses import Losses
 from mmjax.evaluate.retrieval import Retrieval, ZeroShot
+from mmjax.experiment import Evaluator
 
 __all__ = [
     "BoxIoU",

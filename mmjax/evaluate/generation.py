@@ -13,8 +13,8 @@ import numpy as np
 from mmjax.config import ranges
 from mmjax.evaluate import judges as judges_lib
 from mmjax.evaluate import samples as samples_lib
-from mmjax.evaluate.evaluator import Evaluator
 from mmjax.evaluate.judges import Judge
+from mmjax.experiment import Evaluator
 from mmjax.generate import Decoding
 from mmjax.modalities.modality import Example, Modality
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from mmjax.config import ranges
-from mmjax.evaluate.evaluator import Evaluator
+from mmjax.experiment import Evaluator
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

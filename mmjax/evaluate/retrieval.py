@@ -10,7 +10,7 @@ import numpy as np
 
 from mmjax.config import ranges
 from mmjax.data.source import Source
-from mmjax.evaluate.evaluator import Evaluator
+from mmjax.experiment import Evaluator
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

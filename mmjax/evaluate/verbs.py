@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mmjax import checkpoint, config, files, load
+from mmjax import config, files
+from mmjax.run import checkpoint, load
 
 
 def evaluate(path: str, *, split: str | None = None, code: str | None = None) -> dict[str, Any]:

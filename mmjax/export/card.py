@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmjax.evaluate.view import View
 from mmjax.export import describe
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image
 from mmjax.modalities.modality import Modality
 from mmjax.modalities.text import Text
+from mmjax.run.view import View
 
 __all__ = ["card"]
 

@@ -14,13 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmjax import checkpoint, files
-from mmjax import load as load_lib
+from mmjax import files
 from mmjax.config import ConfigError
-from mmjax.evaluate.view import View
 from mmjax.export import card, describe, parity
 from mmjax.modalities.text import Text
 from mmjax.models import plan
+from mmjax.run import checkpoint
+from mmjax.run import load as load_lib
+from mmjax.run.view import View
 from mmjax.tokenizers.sentencepiece import SentencePiece
 
 __all__ = ["arrays", "export"]

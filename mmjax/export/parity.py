@@ -17,10 +17,10 @@ import numpy as np
 
 import mmjax
 from mmjax.data.source import BadRecord
-from mmjax.evaluate.view import View
+from mmjax.errors import CheckFailed
 from mmjax.export import describe
-from mmjax.lifecycle import CheckFailed
 from mmjax.modalities.modality import Unreadable
+from mmjax.run.view import View
 
 __all__ = ["unverified", "verify"]
 

@@ -16,7 +16,7 @@ from mmjax.generate import decoders, rerank, views
 from mmjax.generate.plan import Decoding
 from mmjax.objectives.generative import MaskedTokens
 from mmjax.parallel import mesh as mesh_lib
-from mmjax.program import Program
+from mmjax.run.program import Program
 from mmjax.typing import Piece, Tokens, positions
 
 MAX_ROWS = 100  # of a device

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 import mmjax
-from mmjax import confined, files, load, metrics
+from mmjax import confined, files, metrics
 from mmjax.config.error import ConfigError, nearest
-from mmjax.evaluate.view import View
 from mmjax.experiment import Experiment
 from mmjax.generate import sampling, sheet
 from mmjax.generate.plan import Decoding
 from mmjax.generate.rerank import contrasts
+from mmjax.run import load
+from mmjax.run.view import View
 from mmjax.typing import Piece
 
 CHUNK = 100  # samples that are decoded before they are written

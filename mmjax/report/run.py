@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-from mmjax import checkpoint, confined, files, metrics
+from mmjax import confined, files, metrics
 from mmjax.evaluate import samples
-from mmjax.run import records
+from mmjax.run import checkpoint, records
 
 _log = logging.getLogger("mmjax")
 

@@ -1,1 +1,1 @@
-"""What a run keeps on disk: manifests and digests of checkpoints."""
+"""A run in memory and on disk: program, executables, workdir, checkpoints, view, load."""

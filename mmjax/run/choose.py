@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from mmjax import files
-from mmjax.lifecycle import NoCheckpoint
+from mmjax.errors import NoCheckpoint
 from mmjax.run import keeping
 from mmjax.run import manifest as manifest_lib
 

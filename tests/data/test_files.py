@@ -14,7 +14,7 @@ import numpy as np
 import own
 import pytest
 
-from mmjax import config, lifecycle
+from mmjax import config, errors
 from mmjax.data import index, layouts, loader, mixture
 from mmjax.data.array_records import ArrayRecords, decode_record, encode_record
 from mmjax.data.folder import Folder
@@ -418,7 +418,7 @@ def test_the_quota_names_source_reason_and_keys(modalities, tmp_path):
     reader = Reader(source=source, split="train", modalities=modalities, vocabulary=vocabulary,
                     max_bad_fraction=0.0)  # fmt: skip
     with pytest.raises(
-        lifecycle.BadDataError,
+        errors.BadDataError,
         match=r"ArrayRecords, split 'train'.*no_image in records set.array_record/\d+ .*strict",
     ):
         reader.read(0, ["image"])
@@ -429,7 +429,7 @@ def test_a_table_whose_pictures_are_all_absent_says_so(tmp_path):
     (tmp_path / "metadata.csv").write_text(rows)
     source = Folder(path=str(tmp_path), fields={"image": "file_name", "text": "caption"})
     records = source.open("train")
-    with pytest.raises(lifecycle.BadDataError) as caught:
+    with pytest.raises(errors.BadDataError) as caught:
         list(values_of(source, "train", "text", records, range(len(records))))
     for part in ("Source Folder", "'train'", "none of 2 records", "'text'", "no_file", "a.png"):
         assert part in str(caught.value)

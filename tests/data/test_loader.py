@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from mmjax import config, lifecycle
+from mmjax import config, errors
 from mmjax.data import layouts, loader, mixture, reader, shuffle, task
 from mmjax.data.source import BadRecord, Source
 from mmjax.modalities.modality import Modality
@@ -256,7 +256,7 @@ def test_bad_records_are_replaced_and_counted(fields, reason):
 
 def test_too_many_bad_records_stop_the_run():
     batches = make(Toy(broken=(3, 40)), max_bad_fraction=0.01)
-    with pytest.raises(lifecycle.BadDataError) as error:
+    with pytest.raises(errors.BadDataError) as error:
         list(map(batches.__getitem__, range(20)))
     for part in ("Toy", "'train'", "OSError", "records", "is torn", "max_bad_fraction=0.01"):
         assert part in str(error.value)
@@ -267,9 +267,9 @@ def test_too_many_bad_records_stop_the_run():
     once = make(Toy(broken=(3,)), max_bad_fraction=0.01)  # of 100; it is met in every epoch
     assert sum("bad/OSError" in once[step][2] for step in range(60)) > 5
     hopeless = make(Toy(broken=tuple(range(100))))
-    with pytest.raises(lifecycle.BadDataError, match="in a row were bad"):
+    with pytest.raises(errors.BadDataError, match="in a row were bad"):
         hopeless[0]
-    with pytest.raises(lifecycle.BadDataError, match="no record"):
+    with pytest.raises(errors.BadDataError, match="no record"):
         make(Toy(size=0))[0]
 
 
@@ -329,14 +329,14 @@ def test_stream_puts_batches_on_devices_ahead():
     broken = loader.Stream(
         make(Toy(broken=tuple(range(90))), max_bad_fraction=0.01), 0, sharding=sharding
     )
-    with pytest.raises(lifecycle.BadDataError, match="OSError"):
+    with pytest.raises(errors.BadDataError, match="OSError"):
         next(broken)
     broken.close()
 
 
 def test_an_error_reaches_the_reader_of_the_stream():
     stream = loader.Stream(make(Toy(broken=tuple(range(90))), max_bad_fraction=0.01), 0)
-    with pytest.raises(lifecycle.BadDataError, match="OSError"):
+    with pytest.raises(errors.BadDataError, match="OSError"):
         next(stream)
     stream.close()
 
@@ -393,7 +393,7 @@ def test_workers_change_nothing(tmp_path):
     for stream in streams:
         stream.close()
     bad = loader.Stream(batches(11), 0, num_workers=1)
-    with pytest.raises(lifecycle.BadDataError, match="records 11"):
+    with pytest.raises(errors.BadDataError, match="records 11"):
         list(itertools.islice(bad, 20))
     bad.close()
 
@@ -411,7 +411,7 @@ def test_records_that_are_read_again_do_not_hide_the_share_of_bad_ones():
                 with contextlib.suppress(BadRecord):
                     there.read(index, ("text",))
 
-    with pytest.raises(lifecycle.BadDataError, match=r"of \d+ records are bad"):
+    with pytest.raises(errors.BadDataError, match=r"of \d+ records are bad"):
         read_all()
     assert there.num_read < 1200
 

@@ -13,13 +13,13 @@ import pytest
 
 import mmjax
 from mmjax import cli, config
-from mmjax.evaluate.view import View
+from mmjax.errors import NoCheckpoint
 from mmjax.export import card, describe, parity
-from mmjax.lifecycle import NoCheckpoint
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image
 from mmjax.models import MoE
 from mmjax.models.routers import ExpertChoice, Soft
+from mmjax.run.view import View
 
 
 def test_what_is_exported():

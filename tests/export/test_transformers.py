@@ -17,11 +17,13 @@ import pytest
 from etils import epath
 
 import mmjax
-from mmjax import cli, config, program, rundir
-from mmjax.evaluate.view import View
+from mmjax import cli, config
+from mmjax.errors import CheckFailed
 from mmjax.export import folder, parity
-from mmjax.lifecycle import CheckFailed
 from mmjax.models import MoE
+from mmjax.run import program
+from mmjax.run import workdir as workdir_lib
+from mmjax.run.view import View
 
 pytestmark = [pytest.mark.hf, pytest.mark.timeout(600)]
 
@@ -120,7 +122,7 @@ def fresh(tmp_path, **model) -> View:
         tasks={n: t for n, t in tiny.tasks.items() if "_" in n},
         model=dataclasses.replace(tiny.model, **model),
     )
-    experiment = rundir.ready_modalities(experiment, epath.Path(tmp_path), main=True)
+    experiment = workdir_lib.ready_modalities(experiment, epath.Path(tmp_path), main=True)
     built = program.build(experiment, jax.devices()[:1])
     state = built.init_state()
     model_state = jax.tree.map(

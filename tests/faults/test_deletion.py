@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 import mmjax
-from mmjax import checkpoint, cli, lifecycle
+from mmjax import checkpoint, cli, errors
 from mmjax.run import keeping
 
 ONE = jax.devices()[:1]
@@ -247,5 +247,5 @@ def test_overwriting_an_export_deletes_no_other_file(tmp_path):
 
 
 def test_no_checkpoint_is_an_error_of_its_own(tmp_path):
-    with pytest.raises(lifecycle.NoCheckpoint):
+    with pytest.raises(errors.NoCheckpoint):
         checkpoint.choose(str(tmp_path))

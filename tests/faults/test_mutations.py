@@ -13,7 +13,8 @@ import mini
 import pytest
 
 import mmjax
-from mmjax import checkpoint, cli, lifecycle, load, metrics, program, report, train
+from mmjax import checkpoint, cli, errors, load, metrics, report, train
+from mmjax.run import program
 
 ONE = jax.devices()[:1]
 MINE = ("checkpoints/my_backup/weights", "checkpoints/.DS_Store", "mine.txt")
@@ -63,7 +64,7 @@ def outcome(call):
     """What a call gives; None where it ends with an error that is told to the user."""
     try:
         return call()
-    except (lifecycle.RunError, ValueError) as error:
+    except (errors.RunError, ValueError) as error:
         code, message = cli._judge(error, ["train"])
         if not code or len(message) < 20:
             raise

@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 import mmjax
-from mmjax import checkpoint, cli, files, lifecycle, load
+from mmjax import checkpoint, cli, errors, files, load
 from mmjax.run import manifest as manifest_lib
 from mmjax.run import records
 
@@ -81,7 +81,7 @@ def test_a_manifest_that_cannot_be_read_is_damaged(workdir, content):
     assert checkpoint.choose_step(str(workdir))[1] == 8
     (wrong,) = checkpoint.damaged(workdir, 12)
     assert wrong.startswith("manifest.json: it ")
-    with pytest.raises(lifecycle.NoCheckpoint, match="damaged"):
+    with pytest.raises(errors.NoCheckpoint, match="damaged"):
         checkpoint.choose(f"{workdir}@12")
 
 
@@ -90,7 +90,7 @@ def test_a_manifest_that_cannot_be_read_is_damaged(workdir, content):
 )
 def test_a_checkpoint_of_a_later_version_is_not_put_aside(workdir):
     edit(workdir, sealed=True, format=99)
-    with pytest.raises(lifecycle.NoCheckpoint, match="has format 99 and this version"):
+    with pytest.raises(errors.NoCheckpoint, match="has format 99 and this version"):
         go_on(workdir)
     assert not (workdir / "quarantine").exists()
     assert checkpoint.choose_step(f"{workdir}@8")[1] == 8
@@ -111,7 +111,7 @@ def test_a_manifest_names_files_of_its_folder_alone(workdir):
 @pytest.mark.fault("`items` without opt_state", "exit 66, naming what is missing")
 def test_a_checkpoint_of_weights_alone_does_not_resume(workdir):
     edit(workdir, sealed=True, items=["params", "model_state"])
-    with pytest.raises(lifecycle.NoCheckpoint, match="holds no opt_state"):
+    with pytest.raises(errors.NoCheckpoint, match="holds no opt_state"):
         go_on(workdir)
     assert load.load(str(workdir), devices=ONE).step == 12  # weights are all that it needs
 
@@ -121,7 +121,7 @@ def test_arrays_that_differ_from_their_digest_are_refused(workdir):
     digests = dict.fromkeys(checkpoint.ITEMS, "0" * 64)
     edit(workdir, sealed=True, state=digests)
     for call in (go_on, lambda w: load.load(str(w), devices=ONE)):
-        with pytest.raises(lifecycle.NoCheckpoint, match="differ from what was saved"):
+        with pytest.raises(errors.NoCheckpoint, match="differ from what was saved"):
             call(workdir)
 
 
@@ -132,7 +132,7 @@ def test_restoring_into_another_dtype_is_refused(whole, workdir):
     def narrow(x):
         return jax.ShapeDtypeStruct(x.shape, np.dtype("float16"), sharding=x.sharding)
 
-    with pytest.raises(lifecycle.NoCheckpoint, match="another type of number"):
+    with pytest.raises(errors.NoCheckpoint, match="another type of number"):
         checkpoint.restore(workdir, 12, {"params": jax.tree.map(narrow, like["params"])})
 
 
@@ -213,7 +213,7 @@ def test_a_damaged_config_json_is_told_to_readers(workdir, content, capsys):
 def test_a_config_json_that_was_edited_is_told_to_readers(workdir):
     file = workdir / "config.json"
     file.write_text(file.read_text().replace('"seed": 0', '"seed": 1', 1))
-    with pytest.raises(lifecycle.NoCheckpoint, match="damaged or edited"):
+    with pytest.raises(errors.NoCheckpoint, match="damaged or edited"):
         load.load(str(workdir), devices=ONE)
 
 
@@ -260,7 +260,7 @@ def test_a_damaged_score_is_left_out(workdir, caplog):
 @pytest.mark.fault("the tokenizers of a run are gone", "exit 66; nothing is learnt anew")
 def test_a_run_does_not_learn_its_tokenizers_twice(workdir):
     shutil.rmtree(workdir / "tokenizers")
-    with pytest.raises(lifecycle.NoCheckpoint, match="the tokenizer of stream 'text' is not in"):
+    with pytest.raises(errors.NoCheckpoint, match="the tokenizer of stream 'text' is not in"):
         go_on(workdir)
     assert not (workdir / "tokenizers").exists()
 
@@ -289,7 +289,7 @@ def test_a_pipe_in_place_of_a_file_is_not_opened(workdir):
 
     (workdir / "config.json").unlink()
     os.mkfifo(workdir / "config.json")
-    with pytest.raises(lifecycle.NoCheckpoint, match="it is a pipe, not a file"):
+    with pytest.raises(errors.NoCheckpoint, match="it is a pipe, not a file"):
         load.load(str(workdir), devices=ONE)
 
 

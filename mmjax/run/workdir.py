@@ -1,0 +1,277 @@
+"""The run directory: what is written where, and what a resume checks."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+import mmjax
+from mmjax import config, errors, files, metrics
+from mmjax.data.reader import values_of
+from mmjax.experiment import Experiment
+from mmjax.models import names as names_lib
+from mmjax.parallel import distributed
+from mmjax.run import checkpoint, lifecycle, records
+from mmjax.typing import PyTree
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
+MAX_TOKENIZER = 1 << 33  # bytes of a file of a tokenizer
+REFUSED = ("model", "tokens", "data", "numerics")  # kinds of fields that a resume may not change
+
+
+@contextlib.contextmanager
+def held(folder: epath.Path, main: bool) -> Iterator[None]:
+    """The run lock, held by the main process."""
+    if not main:
+        yield
+        return
+    try:
+        with lifecycle.lock(str(folder)):
+            yield
+    except PermissionError as error:
+        raise errors.StorageError(
+            f"Workdir {folder}: {error.strerror}; choose a --workdir that you may write to."
+        ) from error
+
+
+def resume_from(folder: epath.Path, main: bool) -> checkpoint.Chosen | None:
+    """The checkpoint that a run goes on from; None where nothing was saved yet.
+
+    Raises:
+      NoCheckpoint: there are checkpoints, and none that can be used.
+    """
+    if main:
+        checkpoint.recover(folder / "checkpoints")
+    distributed.barrier("half saves are deleted")
+    chosen = checkpoint.newest(folder)
+    distributed.barrier("checkpoint chosen")  # before any is moved or written
+    return chosen
+
+
+def open_run(
+    folder: epath.Path, experiment: Experiment, code: str | None, chosen: checkpoint.Chosen | None
+) -> None:
+    """Writes config.json and run.json, or checks that they are of this experiment. The main
+    process alone calls it.
+
+    Args:
+      chosen: the checkpoint to go on from, whose manifest says whose it is; None = a fresh start.
+
+    Raises:
+      ConfigError: the workdir belongs to another experiment; says which fields differ.
+    """
+    identity = {k: config.fingerprint(config.identity(experiment, k)) for k in REFUSED}
+    run: dict[str, Any] = {"lineage": experiment.init, "starts": []}
+    if chosen is None:
+        # Nothing was saved, so any experiment may begin here; what another had learned goes aside.
+        if (folder / "tokenizers").exists():
+            files.quarantine(folder / "tokenizers", folder, "no checkpoint goes with it")
+    else:
+        for step, why in chosen.passed_over.items():
+            files.quarantine(folder / "checkpoints" / str(step), folder, why)
+        known = chosen.manifest["identity"]
+        changed = [kind for kind in REFUSED if known.get(kind) != identity[kind]]
+        if changed:
+            raise config.ConfigError(_refusal(folder, experiment, changed))
+        run = _known(folder, "run.json", records.read_run) or run
+        _known(folder, "config.json", records.read_config)
+    run["identity"] = identity
+    run["starts"].append(_start(code))
+    records.write_run(folder, run)
+    records.write_config(folder, experiment)
+
+
+def _known(folder: epath.Path, name: str, read: Any) -> dict[str, Any] | None:
+    """What a file of a run that goes on says; None where it is damaged, which is said."""
+    try:
+        return read(folder)
+    except files.DamagedFile as error:
+        if files.exists(folder / name):
+            files.quarantine(folder / name, folder, str(error))
+        metrics.say(f"{folder / name}: {error}; it is written anew")
+        return None
+
+
+def _refusal(folder: epath.Path, experiment: Experiment, changed: list[str]) -> str:
+    said = f"Workdir {folder}: belongs to another experiment ({', '.join(changed)} differ)"
+    remedy = "use another --workdir, or the config that the run was started with."
+    try:
+        old = records.read_config(folder)["config"]
+    except files.DamagedFile as error:
+        return f"{said}; which fields cannot be told, as config.json is damaged: {error}; {remedy}"
+    free = config.identity(experiment, "none")  # may change, so is not told
+    lines = config.diff(old, experiment)
+    lines = [line for line in lines if line.partition(":")[0] not in free] or lines
+    return f"{said}:\n  " + "\n  ".join(lines[:20]) + f"\n{remedy}"
+
+
+def _start(code: str | None) -> dict[str, Any]:
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "mmjax": mmjax.__version__,
+        "python": platform.python_version(),
+        "packages": versions,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "cpu_cores": os.cpu_count(),
+        "code_sha256": hashlib.sha256(epath.Path(code).read_bytes()).hexdigest() if code else "",
+    }
+
+
+def ready_modalities(
+    experiment: Experiment, folder: epath.Path, main: bool, manifest: dict[str, Any] | None = None
+) -> Experiment:
+    """Modalities that have learned what they must: from the workdir, from the run whose parameters
+    they start from (ids must mean what they meant there), or from the train split.
+
+    Args:
+      manifest: of the checkpoint whose tokenizers these must be; None = none was saved yet.
+
+    Raises:
+      NoCheckpoint: `experiment.init` is no run, or the tokenizers are not those of the checkpoint;
+        found before anything is compiled.
+    """
+    for name in manifest["tokenizers"] if manifest else ():
+        if not list((folder / "tokenizers").glob(f"{name}@*")):
+            raise checkpoint.NoCheckpoint(
+                f"{folder}: the tokenizer of stream {name!r} is not in {folder / 'tokenizers'};"
+                " copy that folder from where the run was trained."
+            )
+    if main:
+        if experiment.init and not manifest:
+            _copy_learned(experiment, folder / "tokenizers")
+        for name in experiment.modalities:
+            _fit(experiment, name, folder)
+    distributed.barrier("modalities")
+    ready = {name: _fit(experiment, name, folder) for name in experiment.modalities}
+    wanted = manifest["tokenizers"] if manifest else {}
+    for name, modality in ready.items() if manifest else ():
+        want, have = wanted.get(name, ""), modality.spec(name).fingerprint
+        if want != have:
+            raise checkpoint.NoCheckpoint(
+                f"{folder}: stream {name!r} was trained with tokenizer {want[:12] or 'none'} but"
+                f" the workdir holds {have[:12] or 'none'}; restore {folder / 'tokenizers'}."
+            )
+    return dataclasses.replace(experiment, modalities=ready)
+
+
+def learned(init: str) -> dict[str, epath.Path]:
+    """Folders of the tokenizers, by stream, of the run that parameters start from.
+
+    Raises:
+      NoCheckpoint: there is no such run.
+    """
+    source, _ = checkpoint.choose_step(init)
+    folder = source / "tokenizers"
+    return {p.name.partition("@")[0]: p for p in folder.iterdir()} if folder.exists() else {}
+
+
+def _copy_learned(experiment: Experiment, target: epath.Path) -> None:
+    """Copies `tokenizers/<stream>@<fingerprint>` of the run that `init` names."""
+    for name, folder in learned(experiment.init).items():
+        if name not in experiment.modalities or (target / folder.name).exists():
+            continue
+        partial = target / f"{name}.partial"
+        if partial.exists():
+            partial.rmtree()
+        partial.mkdir(parents=True)
+        for entry in files.entries(folder):
+            (partial / entry.name).write_bytes(files.read_bytes(entry.path, MAX_TOKENIZER))
+        partial.rename(target / folder.name)
+
+
+def _fit(experiment: Experiment, name: str, folder: Any):
+    """Fits into `tokenizers/<stream>`, which then gets its fingerprint as a second name."""
+    modality = experiment.modalities[name]
+    parent = folder / "tokenizers"
+    there = sorted(parent.glob(f"{name}@*")) if parent.exists() else []
+    if there:
+        return modality.fit(lambda: iter(()), there[0])
+
+    def values():
+        for task in experiment.tasks.values():
+            if name in (*task.inputs, *task.targets):
+                split = experiment.data.train_split
+                records = task.source.open(split)
+                rows = range(len(records))
+                # Bad records are counted when they are trained on.
+                yield from values_of(task.source, split, modality.field or name, records, rows)
+                return
+
+    partial = parent / f"{name}.partial"
+    if partial.exists():
+        partial.rmtree()
+    ready = modality.fit(values, partial)
+    if not partial.exists():
+        return ready
+    print_of = ready.spec(name).fingerprint[:12]
+    partial.rename(parent / f"{name}@{print_of}")
+    return modality.fit(lambda: iter(()), parent / f"{name}@{print_of}")
+
+
+def initial_params(path: str, built: Any, like: PyTree) -> PyTree:
+    """Parameters of another run by canonical name; those it lacks stay fresh."""
+    from mmjax.run import load
+
+    source = load.load(path)
+    arrays = {k: np.asarray(v) for k, v in source.program.to_canonical(source.params).items()}
+    host = jax.device_get(like)
+    params, _ = names_lib.from_canonical(arrays, host, built.canonical)
+    return jax.device_put(params, built.shardings.params)
+
+
+def manifest(loop: Any, step: int) -> dict[str, Any]:
+    """What a checkpoint says of itself, beside the hashes of its files."""
+    built, experiment = loop.program, loop.experiment
+    shapes = names_lib.flatten(built.parts.params)
+    parameters = {}
+    for name, part in built.canonical.items():
+        shape = shapes[part.path].shape
+        if isinstance(part.index, int):
+            shape = shape[1:]
+        elif isinstance(part.index, slice):
+            shape = (part.index.stop - part.index.start, *shape[1:])
+        parameters[name] = list(shape)
+    specs = built.vocabulary.specs
+    return {
+        "step": step,
+        "journal": loop.journal.to_json(),
+        "cursors": loop.schedule.cursors(step, loop.journal),
+        "streams": [s.name for s in specs],
+        "vocabulary": {s.name: list(built.vocabulary.range(s.name)) for s in specs},
+        "layer_plan": [repr(run) for run in experiment.model.layer_plan()],
+        "tokenizers": {s.name: s.fingerprint for s in specs if s.fingerprint},
+        "identity": {k: config.fingerprint(config.identity(experiment, k)) for k in REFUSED},
+        "mesh": {k: v for k, v in built.mesh.shape.items() if v > 1},
+        "parameters": parameters,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_scores(folder: epath.Path, name: str, step: int, scores: dict, main: bool) -> None:
+    """`evals/<name>/<step>.json`."""
+    if main:
+        (folder / "evals" / name).mkdir(parents=True, exist_ok=True)
+        files.write_json(folder / "evals" / name / f"{step}.json", scores)
+
+
+def write_seconds(folder: epath.Path, seconds: dict[str, float], main: bool) -> None:
+    """Adds where the time of this start went to run.json."""
+    if main:
+        run = records.read_run(folder)
+        run["starts"][-1]["seconds"] = {k: round(v, 2) for k, v in seconds.items()}
+        records.write_run(folder, run)
