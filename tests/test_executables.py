@@ -28,7 +28,7 @@ import mini
 from etils import epath
 from mmjax.run import workdir as workdir_lib
 from mmjax.run import executables, program
-from mmjax.evaluate import view
+from mmjax.run import view
 
 cache, events = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]), []
 monitoring.register_event_listener(lambda name, **_: events.append(name.rsplit("/", 1)[-1]))

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmjax.evaluate import view as view_lib
 from mmjax.experiment import Experiment
 from mmjax.generate import views
 from mmjax.generate.plan import Decoding
 from mmjax.objectives import contrastive
+from mmjax.run import view as view_lib
 
 
 def contrasts(experiment: Experiment, stream: str) -> dict[str, str]:

@@ -10,12 +10,12 @@ import numpy as np
 
 from mmjax import step as step_lib
 from mmjax.config.error import nearest
-from mmjax.evaluate import view as view_lib
 from mmjax.experiment import Experiment
 from mmjax.generate import decoders, rerank, views
 from mmjax.generate.plan import Decoding
 from mmjax.objectives.generative import MaskedTokens
 from mmjax.parallel import mesh as mesh_lib
+from mmjax.run import view as view_lib
 from mmjax.run.program import Program
 from mmjax.typing import Piece, Tokens, positions
 
