@@ -13,7 +13,7 @@ from typing import Any
 from mmjax.checkpoint import Checkpointing
 from mmjax.data.layouts import Aligned
 from mmjax.data.task import Task
-from mmjax.data.toyworld import Numbers
+from mmjax.demo.numbers import Numbers
 from mmjax.experiment import Experiment, Logging
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image

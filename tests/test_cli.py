@@ -414,7 +414,7 @@ TINY = "configs/quickstart.py:tiny"
 WRONG_FILE = """
 from mmjax.data.layouts import Aligned
 from mmjax.data.task import Task
-from mmjax.data.toyworld import Numbers
+from mmjax.demo.numbers import Numbers
 from mmjax.objectives import InfoNCE
 from mmjax.optim import AdamW
 

@@ -130,8 +130,8 @@ def test_a_wheel_installs_the_command_and_its_data(tmp_path):
     (wheel,) = wheels.glob("mmjax-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     data = {
-        f"mmjax/data/numbers_speech/{p.name}"
-        for p in (ROOT / "mmjax/data/numbers_speech").iterdir()
+        f"mmjax/demo/numbers_speech/{p.name}"
+        for p in (ROOT / "mmjax/demo/numbers_speech").iterdir()
         if p.is_file()
     }
     template = [n for n in names if n.startswith("mmjax/export/template/")]
