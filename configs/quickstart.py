@@ -6,6 +6,7 @@ paper: Mizrahi et al. 2023 and Bachmann et al. 2024 (4M, 4M-21: masked any-to-an
 kept: learned codes, fixed token budgets, Dirichlet masking, one encoder-decoder, experts in a
   shared trunk.
 differs: sizes; eight streams; router balanced across steps.
+needs: quickstart_tokenizers
 command: mmjax train configs/quickstart.py --workdir runs/demo
 status: simplified
 """

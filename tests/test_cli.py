@@ -21,6 +21,7 @@ CODE = ("--code", "--code-sha256", "--compile-cache")
 OPTIONS = {
     "doctor": ["--json"],
     "list": ["--json", "KIND"],
+    "recipes": ["--out", "NAME", "copy"],
     "data": ["--json", "--out", "--records", "CONFIG", "check"],
     "train": [*CODE, "--workdir", "CONFIG"],
     "train-tokenizer": [*CODE, "--workdir", "CONFIG"],

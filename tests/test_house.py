@@ -68,11 +68,13 @@ ALLOWED = {
     "data_check": RUN | {"report.frame", "report.gallery"},
     "doctor": {""},
     "printing": set(),
-    "listing": {"config", "printing"},
+    "listing": {"", "config", "printing"},
+    "cli_recipes": {"config", "listing", "printing"},
     "train_tokenizer": RUN | {"train"},
     "cli": RUN
     | {"data_check", "printing", "doctor", "listing", "train", "train_tokenizer", "generate"}
-    | {"report", "export", "launch", "heap", "children", "code_file", "compile_cache"},
+    | {"report", "export", "launch", "heap", "children", "code_file", "compile_cache"}
+    | {"cli_recipes"},
     "launch": {"", "config", "lifecycle", "children", "compile_cache"},
     "__main__": {"cli"},
 }
