@@ -6,6 +6,7 @@ paper: Mizrahi et al. 2023 and Bachmann et al. 2024 (4M, 4M-21: masked any-to-an
 kept: learned codes, fixed token budgets, Dirichlet masking, one encoder-decoder, experts in a
   shared trunk.
 differs: sizes; eight streams; router balanced across steps.
+needs: quickstart_tokenizers
 command: mmjax train configs/quickstart.py --workdir runs/demo
 status: simplified
 """
@@ -14,7 +15,8 @@ import dataclasses
 
 from mmjax.data.layouts import Aligned, Masked, Policy
 from mmjax.data.task import Task
-from mmjax.data.toyworld import Numbers
+from mmjax.demo.judges import NUMBERS_JUDGES, NUMBERS_SPLITS
+from mmjax.demo.numbers import Numbers
 from mmjax.evaluate import Generation, Losses, Retrieval, ZeroShot
 from mmjax.experiment import Experiment, Logging
 from mmjax.generate import Decoding
@@ -138,6 +140,8 @@ def get_config(batch_size: int = 64) -> Experiment:
             ),
             "zero_shot": ZeroShot(modalities=("image", "audio")),
             "generation": Generation(
+                judges=NUMBERS_JUDGES,
+                splits=NUMBERS_SPLITS,
                 num_examples={"*": 100, "image_to_text": 400, "audio_to_text": 200},
                 decodings={"text": Decoding(stream="text", beams=4, rerank=1.0)},
             ),

@@ -3,8 +3,9 @@
 paper: Mentzer et al. 2023 (finite scalar quantisation).
 kept: the quantiser, in convolutional autoencoders.
 differs: sizes; each trains in half a minute on two cores.
-command: mmjax train-tokenizer configs/quickstart_tokenizers.py:image
-  --workdir runs/demo_tokenizers/image
+command: for name in image audio mask; do
+  mmjax train-tokenizer configs/quickstart_tokenizers.py:$name --workdir runs/demo_tokenizers/$name;
+  done
 status: simplified
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 
 from mmjax.data.layouts import Aligned
 from mmjax.data.task import Task
-from mmjax.data.toyworld import Numbers
+from mmjax.demo.numbers import Numbers
 from mmjax.experiment import Experiment, Logging
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image

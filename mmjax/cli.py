@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import mmjax
-from mmjax import children, code_file, compile_cache, heap, lifecycle, printing
+from mmjax import children, cli_recipes, code_file, compile_cache, heap, lifecycle, printing
 from mmjax.config.error import ConfigError, nearest
 from mmjax.export import command as export_command
 from mmjax.launch import command as launch_command
@@ -143,6 +143,8 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         metavar="KIND",
         help="recipes, modalities, tokenizers, quantizers, routers, objectives or evaluators",
     )
+    recipes = verb("recipes", cli_recipes.USAGE, "Recipes that mmjax brings; a copy of one.")
+    cli_recipes.add_arguments(recipes)
     data = verb("data", DATA_USAGE, "What the model will get of each source; a page to look at.")
     _add_data_options(data)
     texts = {
@@ -275,6 +277,11 @@ def _list(args: list[str]) -> None:
 
     found = listing.listing(options.kind)
     print(printing.as_json(found) if options.json else listing.text(found))
+
+
+def _recipes(args: list[str]) -> None:
+    """The recipes that mmjax brings; a copy of one to change."""
+    cli_recipes.run(parsers()["recipes"].parse_args(args))
 
 
 def _data(args: list[str]) -> None:
@@ -460,6 +467,7 @@ def _report_run(args: list[str]) -> None:
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "doctor": _doctor,
     "list": _list,
+    "recipes": _recipes,
     "data": _data,
     "train": _train,
     "train-tokenizer": _train_tokenizer,

@@ -1,7 +1,8 @@
 """What there is, read from the public classes of the seams and from the headers of recipes.
 
 The header of a recipe is its docstring: a first line that says what it is, then `paper:`, `kept:`,
-`differs:`, `command:`, `catalogue:` (row), `status:` (exact, simplified, shape-only), `result:`.
+`differs:`, `needs:` (recipes that are trained before), `command:`, `catalogue:` (row), `status:`
+(exact, simplified, shape-only), `result:`.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import mmjax
 from mmjax import config, printing
 from mmjax.config.files import seam_modules
 
-__all__ = ["KINDS", "listing", "recipes", "text"]
+__all__ = ["KINDS", "header", "listing", "recipe_files", "recipes", "shipped", "text"]
 
 KINDS = {  # what can be listed -> base class of the seam
     "modalities": "Modality",
@@ -25,7 +28,7 @@ KINDS = {  # what can be listed -> base class of the seam
     "objectives": "Objective",
     "evaluators": "Evaluator",
 }
-HEADER = ("paper", "catalogue", "status", "result", "command")
+HEADER = ("paper", "catalogue", "status", "result", "needs", "command")
 
 
 def listing(kind: str | None = None) -> dict[str, list[dict[str, str]]]:
@@ -43,22 +46,41 @@ def listing(kind: str | None = None) -> dict[str, list[dict[str, str]]]:
 
 
 def recipes(folder: Path | None = None) -> list[dict[str, str]]:
-    """Headers of `configs/**/*.py`, here or beside the package; files without one are left out."""
-    package = Path(__file__).resolve().parent.parent
-    folders = [folder] if folder else [Path("configs"), package / "configs"]
-    base = next((f for f in folders if f.is_dir()), None)
-    found = []
-    for path in sorted(base.rglob("*.py")) if base else []:
-        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        header = {k: _field(doc, k) for k in HEADER}
-        if any(header.values()):
-            found.append({"name": str(path), "does": doc.splitlines()[0], **header})
-    return found
+    """Headers of the recipes in ./configs and of those that mmjax brings, or of those in `folder`.
+
+    Of two with one name the first counts; files without a header are left out.
+    """
+    files = recipe_files([folder] if folder else [Path("configs"), shipped()])
+    return [{"name": str(path), **found} for path in files.values() if (found := header(path))]
+
+
+def shipped() -> Path:
+    """The folder of the recipes that mmjax brings: in a checkout beside the package, else in it."""
+    package = Path(mmjax.__file__).resolve().parent
+    beside = package.parent / "configs"  # among installed packages it would be somebody else's
+    is_checkout = beside.is_dir() and (package.parent / "pyproject.toml").is_file()
+    return beside if is_checkout else package / "recipes"
+
+
+def recipe_files(folders: Iterable[Path]) -> dict[str, Path]:
+    """Python files by name, `family/method`, in the order of names."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in folder.rglob("*.py"):
+            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+    return dict(sorted(found.items()))
+
+
+def header(path: Path) -> dict[str, str]:
+    """What a recipe `does`, and the fields of HEADER; {} when it has none of them."""
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    fields = {k: _field(doc, k) for k in HEADER}
+    return {"does": doc.splitlines()[0], **fields} if any(fields.values()) else {}
 
 
 def _field(doc: str, key: str) -> str:
     """The text after `Key:`, up to the next key or an empty line."""
-    match = re.search(rf"^{key}:\s*(.+?)(?=^\w+:|\n\s*\n|\Z)", doc, re.M | re.S | re.I)
+    match = re.search(rf"^{key}:(.*?)(?=^\w+:|\n\s*\n|\Z)", doc, re.M | re.S | re.I)
     return " ".join(match[1].split()) if match else ""
 
 

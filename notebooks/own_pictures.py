@@ -115,7 +115,7 @@ import numpy as np
 import PIL.Image
 from sklearn.datasets import load_digits
 
-from mmjax.data.toyworld import Numbers
+from mmjax.demo.numbers import Numbers
 
 UNITS = (
     "zero uno due tre quattro cinque sei sette otto nove dieci undici dodici tredici quattordici"
@@ -221,7 +221,7 @@ from mmjax import config
 from mmjax.data.folder import Folder
 from mmjax.data.layouts import Aligned, Masked
 from mmjax.data.task import Task
-from mmjax.data.toyworld import Numbers
+from mmjax.demo.numbers import Numbers
 from mmjax.evaluate import Retrieval, ZeroShot
 from mmjax.experiment import Experiment
 from mmjax.objectives import InfoNCE, MaskedTokens

@@ -14,7 +14,7 @@ import numpy as np
 
 from mmjax import Experiment, checkpoint, config
 from mmjax.data.source import BadRecord
-from mmjax.data.toyworld import Numbers
+from mmjax.demo.numbers import Numbers
 from mmjax.evaluate import Evaluator, Losses, Retrieval
 from mmjax.models import MoE
 from mmjax.optim import AdamW

@@ -21,6 +21,7 @@ CODE = ("--code", "--code-sha256", "--compile-cache")
 OPTIONS = {
     "doctor": ["--json"],
     "list": ["--json", "KIND"],
+    "recipes": ["--out", "NAME", "copy"],
     "data": ["--json", "--out", "--records", "CONFIG", "check"],
     "train": [*CODE, "--workdir", "CONFIG"],
     "train-tokenizer": [*CODE, "--workdir", "CONFIG"],
@@ -413,7 +414,7 @@ TINY = "configs/quickstart.py:tiny"
 WRONG_FILE = """
 from mmjax.data.layouts import Aligned
 from mmjax.data.task import Task
-from mmjax.data.toyworld import Numbers
+from mmjax.demo.numbers import Numbers
 from mmjax.objectives import InfoNCE
 from mmjax.optim import AdamW
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
@@ -124,19 +125,21 @@ def test_a_wheel_installs_the_command_and_its_data(tmp_path):
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
     source = tmp_path / "source"  # a build leaves folders behind
     ignore = shutil.ignore_patterns(".*", "runs", "build", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, source, ignore=ignore)
+    shutil.copytree(ROOT, source, ignore=ignore, symlinks=True)
     wheels = tmp_path / "wheels"
     subprocess.run([*pip, "wheel", "--no-deps", "-w", wheels, source], check=True)
     (wheel,) = wheels.glob("mmjax-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     data = {
-        f"mmjax/data/numbers_speech/{p.name}"
-        for p in (ROOT / "mmjax/data/numbers_speech").iterdir()
+        f"mmjax/demo/numbers_speech/{p.name}"
+        for p in (ROOT / "mmjax/demo/numbers_speech").iterdir()
         if p.is_file()
     }
     template = [n for n in names if n.startswith("mmjax/export/template/")]
     assert len(template) == 4  # what an export copies into its folder
-    assert data | {"mmjax/py.typed"} <= set(names)
+    configs = (ROOT / "configs").rglob("*.py")
+    recipes = {f"mmjax/recipes/{p.relative_to(ROOT / 'configs')}" for p in configs}
+    assert data | recipes | {"mmjax/py.typed"} <= set(names)
     assert all(n.startswith(("mmjax/", "mmjax-")) for n in names)
 
     fresh = tmp_path / "fresh"
@@ -144,8 +147,20 @@ def test_a_wheel_installs_the_command_and_its_data(tmp_path):
     python = fresh / "bin" / "python"
     install = [*pip, "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
     subprocess.run(install, check=True)
+    # Packages that mmjax needs are those of this environment, without what is editable there.
+    (packages,) = (fresh / "lib").glob("python*/site-packages")
+    (packages / "needed.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     env = {**os.environ, "PATH": f"{fresh / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": ""}
-    done = subprocess.run(
-        ["mmjax", "--version"], capture_output=True, text=True, env=env, cwd=tmp_path
-    )
-    assert done.stdout == f"mmjax {mmjax.__version__}\n"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    def run(*args: str) -> str:
+        done = subprocess.run(["mmjax", *args], capture_output=True, text=True, env=env, cwd=empty)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run("--version") == f"mmjax {mmjax.__version__}\n"
+    assert f"  {packages / 'mmjax' / 'recipes' / 'quickstart.py'} " in run("list", "recipes")
+    assert "\n  mmjax train configs/quickstart.py " in run("recipes", "copy", "quickstart")
+    assert "configs/quickstart.py  " in run("list", "recipes")
+    assert "--tasks.masked.batch_size" in run("train", "configs/quickstart.py", "--help")

@@ -18,7 +18,7 @@ from mmjax.data.layouts import Aligned, Masked, Policy
 from mmjax.data.mixture import Mixture
 from mmjax.data.source import Source
 from mmjax.data.task import Variant
-from mmjax.data.toyworld import Numbers
+from mmjax.demo.numbers import Numbers
 from mmjax.experiment import Logging
 from mmjax.modalities.modality import Modality
 from mmjax.models import ExpertChoice, MoE, Transformer
@@ -320,7 +320,7 @@ OWN = """
     import mmjax
     from mmjax import Task, config
     from mmjax.data.layouts import Aligned
-    from mmjax.data.toyworld import Numbers
+    from mmjax.demo.numbers import Numbers
     from mmjax.evaluate import Losses
     from mmjax.modalities.modality import Modality
     from mmjax.models import MoE, Transformer

@@ -16,7 +16,7 @@ from etils import epath
 import mmjax
 from mmjax import config, heap, train_tokenizer
 from mmjax.data.layouts import Masked
-from mmjax.data.toyworld import Numbers
+from mmjax.demo.numbers import Numbers
 from mmjax.errors import BadDataError
 from mmjax.experiment import Guards
 from mmjax.modalities.codes import Codes

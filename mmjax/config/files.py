@@ -37,6 +37,7 @@ SEAM_PACKAGES = (
     "optim",
     "parallel",
     "evaluate",
+    "demo",
 )
 SEAM_MODULES = ("experiment", "generate.plan")
 MAX_CONFIG = 1 << 24  # bytes

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from mmjax.evaluate.generation import Generation
-from mmjax.evaluate.judges import (
-    BoxIoU,
-    DigitReader,
-    Judge,
-    MaskIoU,
-    SameMetadata,
-    SpeechReader,
-    Words,
-)
+from mmjax.evaluate.judges import MOVED, BoxIoU, Judge, MaskIoU, SameMetadata
 from mmjax.evaluate.losses import Losses
 from mmjax.evaluate.retrieval import Retrieval, ZeroShot
 from mmjax.experiment import Evaluator
 
 __all__ = [
     "BoxIoU",
-    "DigitReader",
     "Evaluator",
     "Generation",
     "Judge",
@@ -28,8 +20,6 @@ __all__ = [
     "MaskIoU",
     "Retrieval",
     "SameMetadata",
-    "SpeechReader",
-    "Words",
     "ZeroShot",
     "embed",
     "evaluate",
@@ -48,3 +38,14 @@ def embed(path: str, given: dict[str, list[str]], *, code: str | None = None) ->
     from mmjax.evaluate import verbs
 
     return verbs.embed(path, given, code=code)
+
+
+def __getattr__(name: str) -> Any:
+    """What has moved, by its old name for one release."""
+    if name not in MOVED:
+        raise AttributeError(f"module 'mmjax.evaluate' has no attribute {name!r}")
+    text = f"mmjax.evaluate.{name} is now mmjax.demo.judges.{name}: import it from there."
+    warnings.warn(text, DeprecationWarning, stacklevel=2)
+    from mmjax.demo import judges
+
+    return getattr(judges, name)

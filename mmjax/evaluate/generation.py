@@ -21,14 +21,6 @@ from mmjax.modalities.modality import Example, Modality
 __all__ = ["Generation"]
 
 SHIFTS = (1, 7, 23, 41)  # of the answers that another example gets, for the level of chance
-NUMBERS_JUDGES = {
-    "text": judges_lib.Words(),
-    "image": judges_lib.DigitReader(),
-    "audio": judges_lib.SpeechReader(),
-    "mask": judges_lib.MaskIoU(),
-    "boxes": judges_lib.BoxIoU(),
-    "metadata": judges_lib.SameMetadata(),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,27 +35,32 @@ class Generation(Evaluator):
     `samples/<step>/`.
 
     Fields:
-      judges: by wanted modality, which are also the given ones.
+      judges: by wanted modality, which are also the given ones; two or more.
       cells: `<given>_to_<wanted>` that are tried; empty = all pairs.
       num_examples: the first of the split, by cell; "*" is all others.
-      splits: of cells in which a modality is given, where `{split}` stands for the evaluated one.
+      splits: of cells in which a modality is given, where `{split}` stands for the evaluated one;
+        of a modality that is not named, the evaluated split itself.
       decodings: by wanted modality; others are decoded greedily in one step.
       through: `<given>_to_<wanted>` -> modalities that are generated first and join the given one.
       num_samples: written for each cell.
     """
 
-    judges: dict[str, Judge] = dataclasses.field(default_factory=lambda: dict(NUMBERS_JUDGES))
+    judges: dict[str, Judge] = dataclasses.field(default_factory=dict)
     cells: tuple[str, ...] = ()
     num_examples: dict[str, ranges.Count] = dataclasses.field(default_factory=lambda: {"*": 100})
-    splits: dict[str, str] = dataclasses.field(
-        default_factory=lambda: {"audio": "{split}_new_voice"}
-    )
+    splits: dict[str, str] = dataclasses.field(default_factory=dict)
     decodings: dict[str, Decoding] = dataclasses.field(default_factory=dict)
     through: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     num_samples: ranges.Natural = 4
 
     def __post_init__(self):
         super().__post_init__()
+        if len(self.judges) < 2:
+            raise ValueError(
+                f"Generation: judges={self.judges} names fewer than two modalities, but cells go"
+                " from one to another; give each its judge, such as judges={'mask': MaskIoU(),"
+                " 'boxes': BoxIoU()}."
+            )
         known = [f"{a}_to_{b}" for a, b in itertools.permutations(self.judges, 2)]
         asked = {"cells": self.cells, "num_examples": self.num_examples, "through": self.through}
         for field, names in asked.items():

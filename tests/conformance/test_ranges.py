@@ -19,7 +19,8 @@ from mmjax import config
 from mmjax.config import ConfigError, files, ranges
 from mmjax.config.ranges import Range
 from mmjax.data.layouts import Aligned
-from mmjax.data.toyworld import Numbers
+from mmjax.demo.judges import NUMBERS_JUDGES
+from mmjax.demo.numbers import Numbers
 from mmjax.modalities.image import Image
 from mmjax.modalities.structured import Bins
 from mmjax.models.plan import Block
@@ -34,6 +35,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "Bins": {"num": 3},
     "Classify": {"num_classes": 3},
     "Decoding": {"stream": "a"},
+    "Generation": {"judges": NUMBERS_JUDGES},
     "Matrix": {"inputs": (0,), "outputs": (1,)},
     "Metadata": {"schema": {"a": Bins(num=2)}},
     "Reader": {

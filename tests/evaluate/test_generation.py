@@ -15,7 +15,8 @@ from etils import epath
 import mmjax
 from mmjax import config, generate
 from mmjax.data.layouts import Masked
-from mmjax.data.toyworld import UNSEEN, Numbers
+from mmjax.demo.judges import NUMBERS_JUDGES, DigitReader, SpeechReader, Words
+from mmjax.demo.numbers import UNSEEN, Numbers
 from mmjax.evaluate import generation, judges, verbs
 from mmjax.evaluate.generation import Generation
 from mmjax.generate import Decoding
@@ -55,7 +56,7 @@ MODALITIES = {
     ),
 }
 JUDGES = {
-    "image": judges.DigitReader(),
+    "image": DigitReader(),
     "mask": judges.MaskIoU(),
     "boxes": judges.BoxIoU(),
     "metadata": judges.SameMetadata(),
@@ -183,8 +184,8 @@ def test_a_config_holds_it():
     evaluator = Generation(
         decodings={"image": Decoding(stream="", steps=4, temperature=1.0)},
         through={"image_to_audio": ("text",)},
-        judges={"image": judges.DigitReader(neighbours=3), "audio": judges.SpeechReader(),
-                "text": judges.Words()},
+        judges={"image": DigitReader(neighbours=3), "audio": SpeechReader(),
+                "text": Words()},
     )  # fmt: skip
     tree = json.loads(json.dumps(config.to_json(evaluator)))
     assert config.from_json(tree, config.seam_classes()) == evaluator
@@ -192,9 +193,12 @@ def test_a_config_holds_it():
 
 def test_config_errors():
     with pytest.raises(ValueError, match="Generation: cells names 'image_to_image'"):
-        Generation(cells=("image_to_image",))
+        Generation(judges=JUDGES, cells=("image_to_image",))
     with pytest.raises(ValueError, match=r"Generation: num_examples\['text_to_image'\]=0 must be"):
-        Generation(num_examples={"text_to_image": 0})
+        Generation(judges=JUDGES, num_examples={"text_to_image": 0})
+    for few in ({}, {"mask": judges.MaskIoU()}):
+        with pytest.raises(ValueError, match=r"Generation: judges=.* fewer than two modalities"):
+            Generation(judges=few)
     with pytest.raises(ValueError, match="Generation: modality 'smell' is not in the model"):
         generation.raw_stream(Fake(), "smell")
 
@@ -221,7 +225,7 @@ def test_a_run_is_evaluated_and_shown(tmp_path):
         layout=Masked(input_tokens=16, target_tokens=16),
     )  # fmt: skip
     evaluator = Generation(
-        judges={n: generation.NUMBERS_JUDGES[n] for n in names},
+        judges={n: NUMBERS_JUDGES[n] for n in names},
         num_examples={"*": 5},
         num_samples=2,
     )

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from mmjax.data.toyworld import Numbers
+from mmjax.demo.numbers import Numbers
 from mmjax.modalities.audio import Audio
 
 MODALITY = Audio(seconds=0.2, num_mels=20, patch_frames=2)

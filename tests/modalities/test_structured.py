@@ -7,7 +7,7 @@ import pytest
 
 from mmjax.data.layouts import Masked, Policy
 from mmjax.data.task import Sample, Streams
-from mmjax.data.toyworld import Numbers
+from mmjax.demo.numbers import Numbers
 from mmjax.modalities.structured import Bins, Boxes, Metadata
 from mmjax.typing import Vocabulary
 

@@ -164,7 +164,7 @@ def test_config_needs_no_sentencepiece():
         "import sys; from mmjax.modalities.text import Text; Text().spec('text');"
         "from mmjax.modalities.image import Image; Image().spec('i');"
         "from mmjax.modalities.audio import Audio; Audio().spec('a');"
-        "from mmjax.data import toyworld; toyworld.Numbers().open('val');"
+        "from mmjax.demo import numbers; numbers.Numbers().open('val');"
         "print([m for m in ('jax', 'sentencepiece', 'PIL', 'sklearn', 'scipy', 'soundfile')"
         " if m in sys.modules])"
     )

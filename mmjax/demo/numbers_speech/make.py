@@ -1,4 +1,4 @@
-"""Makes the speech pack: `python -m mmjax.data.numbers_speech.make [FOLDER]`.
+"""Makes the speech pack: `python -m mmjax.demo.numbers_speech.make [FOLDER]`.
 
 Needs espeak-ng on the PATH (Debian's package; no network) and scipy. Every clip is trimmed to its
 sound, so that clips align at their first sample, and brought to one loudness. A voice is one Ogg
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmjax.data import toyworld
+from mmjax.demo import numbers
 
 __all__ = ["Voice", "main", "speak"]
 
@@ -88,7 +88,7 @@ def _trim(samples: np.ndarray) -> np.ndarray:
 def _write(voice: Voice, folder: Path) -> dict:
     import soundfile
 
-    clips = [speak(voice, toyworld.words(number, "en")) for number in range(100)]
+    clips = [speak(voice, numbers.words(number, "en")) for number in range(100)]
     gap = np.zeros(GAP, np.float32)
     starts, lengths, parts, position = [], [], [], 0
     for clip in clips:

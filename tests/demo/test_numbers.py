@@ -8,8 +8,8 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from mmjax.data import toyworld
-from mmjax.data.toyworld import LANGUAGES, UNSEEN, Numbers, words
+from mmjax.demo import numbers
+from mmjax.demo.numbers import LANGUAGES, UNSEEN, Numbers, words
 from mmjax.modalities.audio import Audio
 
 EVALUATION = ("val", "test", "val_new_voice", "test_new_voice")
@@ -100,12 +100,12 @@ def test_handwriting_is_in_one_part_only(examples):
         assert not one & other
     assert len(train) > 1000
     assert min(len(val), len(test)) > 250
-    counts = [sum(map(len, toyworld._handwriting(part))) for part in ("train", "val", "test")]
+    counts = [sum(map(len, numbers._handwriting(part))) for part in ("train", "val", "test")]
     assert sum(counts) == 1797
 
 
 def test_images_show_the_number():
-    images, labels = toyworld._digits()
+    images, labels = numbers._digits()
     label_of = {i.tobytes(): label for i, label in zip(images, labels, strict=True)}
     for split in Numbers().splits():
         records = Numbers().open(split)
@@ -181,16 +181,16 @@ def test_fingerprint_follows_what_examples_depend_on():
 
 
 def test_pack_is_small_and_even():
-    folder = resources.files("mmjax.data.numbers_speech")
+    folder = resources.files("mmjax.demo.numbers_speech")
     assert sum(len(f.read_bytes()) for f in folder.iterdir() if f.is_file()) <= 1_500_000
-    index = toyworld._speech_index()
+    index = numbers._speech_index()
     assert index["sample_rate"] == 16000
     for voice in index["voices"]:
         ends = np.add(voice["starts"], voice["lengths"])
         assert len(ends) == 100
         assert (np.array(voice["starts"][1:]) > ends[:-1]).all()
         for number in range(100):
-            clip = toyworld._audio(voice, number)
+            clip = numbers._audio(voice, number)
             assert clip.dtype == np.float32
             assert 0.2 <= len(clip) / 16000 <= 1.2
             assert 0.06 <= np.sqrt(np.mean(clip**2)) <= 0.12
@@ -202,11 +202,11 @@ def test_pack_is_small_and_even():
 
 def test_a_new_voice_is_understood_through_the_known_ones():
     audio = Audio(seconds=1.0)
-    index = toyworld._speech_index()["voices"]
+    index = numbers._speech_index()["voices"]
     known = [v for v in index if v["part"] == "train"]
 
     def listen(voice):
-        clips = [audio.encode(toyworld._audio(voice, n)).values_LP.ravel() for n in range(100)]
+        clips = [audio.encode(numbers._audio(voice, n)).values_LP.ravel() for n in range(100)]
         return np.stack(clips).astype(np.float64)
 
     reference = np.concatenate([listen(voice) for voice in known])
