@@ -18,8 +18,6 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from etils import epath
-
 __all__ = [
     "DamagedFile",
     "Entry",
@@ -118,6 +116,8 @@ def read_bytes(path: Any, limit: int) -> bytes:
     Raises:
       DamagedFile: it is missing, too long, or a link, a pipe, a device or a folder.
     """
+    from etils import epath  # slow, and `mmjax --help` needs none
+
     try:
         if not is_remote(path) and kind(path) != "file":
             raise DamagedFile(f"it is a {kind(path)}, not a file")
