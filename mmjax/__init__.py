@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # for editors and type checkers
     from mmjax import (
         checkpoint,
         config,
-        data_check,
         evaluate,
         export,
         generate,
@@ -45,6 +44,7 @@ if TYPE_CHECKING:  # for editors and type checkers
         train,
         train_tokenizer,
     )
+    from mmjax.cli import data_check
     from mmjax.config import ConfigError
     from mmjax.data.task import Task
     from mmjax.evaluate import embed
@@ -56,6 +56,7 @@ _HOME = {  # public name -> module that defines it; the others are modules
     "Task": "mmjax.data.task",
     "embed": "mmjax.evaluate",
 }
+_DEEPER = {"data_check": "mmjax.cli.data_check"}  # public modules that lie elsewhere
 _VERBS = (
     *("data_check", "evaluate", "export", "generate", "load", "report"),
     *("train", "train_tokenizer"),
@@ -84,9 +85,20 @@ sys.modules[__name__].__class__ = _Package
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'mmjax' has no attribute {name!r}")
-    if name not in _HOME:
-        return importlib.import_module(f"mmjax.{name}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    module = importlib.import_module(_DEEPER.get(name, f"mmjax.{name}"))
+    setattr(sys.modules[__name__], name, module)
+    return module
+
+
+def moved(old: str, new: str) -> None:
+    """Makes a module's old name, which is being imported, stand for the module of the new name."""
+    import warnings
+
+    text = f"{old} is now {new}; the old name goes with the next release."
+    warnings.warn(text, DeprecationWarning, stacklevel=3)
+    sys.modules[old] = importlib.import_module(new)
 
 
 def __dir__() -> list[str]:

@@ -1,5 +1,5 @@
-"""Old name of `mmjax.files.replacing`."""
+"""Old name of `mmjax.files`."""
 
-from mmjax.files import replacing
+import mmjax
 
-__all__ = ["replacing"]
+mmjax.moved(__name__, "mmjax.files")

@@ -25,9 +25,10 @@ import numpy as np
 from etils import epath
 
 import mmjax
-from mmjax import children, config, heap, metrics, program
+from mmjax import config, metrics, program
 from mmjax.data import loader
 from mmjax.evaluate.view import View
+from mmjax.processes import children, heap
 
 LARGE = 1_000_000  # parameters from which a process of its own pays, even for a few steps
 CHILD = "from mmjax import executables; executables.answer()"

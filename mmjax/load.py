@@ -9,7 +9,8 @@ import re
 import jax
 from etils import epath
 
-from mmjax import checkpoint, code_file, config, files, program, rundir
+from mmjax import checkpoint, config, files, program, rundir
+from mmjax.config import code_file
 from mmjax.evaluate.view import View
 from mmjax.experiment import Experiment
 from mmjax.parallel.mesh import MeshConfig

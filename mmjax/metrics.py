@@ -1,10 +1,8 @@
-"""Metrics: averages between logs, `metrics.jsonl`, progress on a terminal, lines elsewhere."""
+"""Metrics: averages between logs, `metrics.jsonl`, the few numbers that a person looks at."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from collections import defaultdict
 from typing import Any
@@ -12,10 +10,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mmjax import files, printing
+from mmjax import files
+from mmjax.console import NOTEBOOK, Progress, say  # noqa: F401  (their old place)
 
 MAX_BYTES = 1 << 32  # of a metrics.jsonl that is read
-NOTEBOOK = "JPY_PARENT_PID"  # in the environment of Jupyter kernels and of what they start
 
 
 class Window:
@@ -110,53 +108,6 @@ def read_rows(path: Any) -> tuple[list[dict[str, Any]], list[bytes]]:
         else:
             rows += [] if row is None else [row]
     return rows, bad
-
-
-class Progress:
-    """A bar on a terminal, a line a log elsewhere.
-
-    Commands in a notebook (`!mmjax train`) see a terminal too, but every drawing of the bar stays.
-    """
-
-    def __init__(self, total: int, start: int, active: bool, name: str = "train"):
-        self._active, self._bar, self._total = active, None, total
-        if active and sys.stderr.isatty() and NOTEBOOK not in os.environ:
-            from rich import console, progress
-
-            self._bar = progress.Progress(
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TimeElapsedColumn(),
-                progress.TimeRemainingColumn(),
-                progress.TextColumn("{task.fields[text]}"),
-                console=console.Console(stderr=True),
-            )
-            self._bar.start()
-            self._task = self._bar.add_task(name, total=total, completed=start, text="")
-
-    def advance(self, step: int) -> None:
-        """`step` steps are done."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step)
-
-    def log(self, step: int, text: str) -> None:
-        """A line about a step."""
-        if self._bar is not None:
-            self._bar.update(self._task, text=text)
-        elif self._active:
-            print(f"step {step}/{self._total}  {text}", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Leaves the terminal as it was."""
-        if self._bar is not None:
-            self._bar.stop()
-
-
-def say(text: str, active: bool = True) -> None:
-    """A line of the run's story, on standard error."""
-    if active:
-        print(printing.visible(text), file=sys.stderr, flush=True)
 
 
 def summary(metrics: dict[str, float]) -> str:

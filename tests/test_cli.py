@@ -13,7 +13,10 @@ import time
 import numpy as np
 import pytest
 
-from mmjax import cli, config, doctor, heap, lifecycle, printing
+import mmjax
+from mmjax import cli, config, lifecycle
+from mmjax.cli import doctor, printing
+from mmjax.processes import heap
 
 CODE = ("--code", "--code-sha256", "--compile-cache")
 # The whole command line. A new option is a decision: change this with it.
@@ -42,7 +45,7 @@ OPTIONS = {
 
 def run(*args: str, cwd=None, **environment) -> subprocess.CompletedProcess:
     """`mmjax ARGS` in a process of its own."""
-    paths = [os.path.dirname(os.path.dirname(cli.__file__)), os.environ.get("PYTHONPATH", "")]
+    paths = [os.path.dirname(os.path.dirname(mmjax.__file__)), os.environ.get("PYTHONPATH", "")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment}
     command = [sys.executable, "-m", "mmjax", *args]
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=120)
@@ -269,7 +272,7 @@ def test_list_names_the_parts_with_a_line_each():
 
 
 def test_list_reads_the_headers_of_recipes(tmp_path):
-    from mmjax import listing
+    from mmjax.cli import listing
 
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "method.py").write_text(
@@ -366,7 +369,7 @@ def test_computing_commands_start_with_settings_for_cpu(environment, arena, flag
     )
     clean = (*heap.SETTINGS, *heap.compiler(), heap.MARKER)
     env = {**{k: v for k, v in os.environ.items() if k not in clean}, "JAX_PLATFORMS": "cpu"}
-    env |= {"PYTHONPATH": os.path.dirname(os.path.dirname(cli.__file__)), **environment}
+    env |= {"PYTHONPATH": os.path.dirname(os.path.dirname(mmjax.__file__)), **environment}
     command = [sys.executable, "-m", "mmjax", "train", str(file), "--workdir", "x"]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 2

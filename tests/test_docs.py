@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import mmjax
-from mmjax import cli, config, lifecycle, listing
+from mmjax import cli, config, lifecycle
+from mmjax.cli import listing
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

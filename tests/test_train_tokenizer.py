@@ -14,7 +14,7 @@ import test_cli
 from etils import epath
 
 import mmjax
-from mmjax import config, heap, train_tokenizer
+from mmjax import config, train_tokenizer
 from mmjax.data.layouts import Masked
 from mmjax.data.toyworld import Numbers
 from mmjax.experiment import Guards
@@ -22,6 +22,7 @@ from mmjax.lifecycle import BadDataError
 from mmjax.modalities.codes import Codes
 from mmjax.models import VQ
 from mmjax.objectives import InfoNCE
+from mmjax.processes import heap
 from mmjax.tokenizers.learned import Learned
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "quickstart_tokenizers.py"

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import mmjax
-from mmjax import children, code_file, compile_cache, heap, lifecycle, printing
+from mmjax import console, lifecycle
+from mmjax.cli import export as export_command
+from mmjax.cli import launch as launch_command
+from mmjax.cli import printing
+from mmjax.config import code_file
 from mmjax.config.error import ConfigError, nearest
-from mmjax.export import command as export_command
-from mmjax.launch import command as launch_command
+from mmjax.processes import children, compile_cache, heap
 
 __all__ = ["EXIT_CODES", "main", "parsers"]
 
@@ -75,10 +78,10 @@ def _report(error: BaseException, args: Sequence[str]) -> int:
     code, message = _judge(error, args)
     if not code or os.environ.get("MMJAX_TRACEBACK"):
         text = "".join(traceback.format_exception(error))
-        print(printing.visible(text), file=sys.stderr, end="")
+        print(console.visible(text), file=sys.stderr, end="")
     if code:
         verb = f" {args[0]}" if args[0] in VERBS else ""
-        print(printing.visible(f"mmjax{verb}: {message}"), file=sys.stderr)
+        print(console.visible(f"mmjax{verb}: {message}"), file=sys.stderr)
     return code or 1
 
 
@@ -97,7 +100,7 @@ def _judge(error: BaseException, args: Sequence[str]) -> tuple[int, str]:
     if isinstance(error, ValueError) and error.__traceback__:
         # A rule that mmjax states itself is about what the user set; other ValueErrors are bugs.
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        is_ours = Path(frame.filename).is_relative_to(Path(__file__).parent)
+        is_ours = Path(frame.filename).is_relative_to(Path(mmjax.__file__).parent)
         if is_ours and (frame.line or "").startswith("raise "):
             return 2, str(error)
     return 0, ""
@@ -260,7 +263,7 @@ def _help() -> str:
 def _doctor(args: list[str]) -> None:
     """Devices, versions, what missing extras would enable, and a self-test."""
     options = parsers()["doctor"].parse_args(args)
-    from mmjax import doctor
+    from mmjax.cli import doctor
 
     report = doctor.doctor()
     print(printing.as_json(report) if options.json else doctor.text(report))
@@ -271,7 +274,7 @@ def _doctor(args: list[str]) -> None:
 def _list(args: list[str]) -> None:
     """Recipes, modalities, tokenizers, routers, objectives, evaluators."""
     options = parsers()["list"].parse_args(args)
-    from mmjax import listing
+    from mmjax.cli import listing
 
     found = listing.listing(options.kind)
     print(printing.as_json(found) if options.json else listing.text(found))
@@ -280,7 +283,8 @@ def _list(args: list[str]) -> None:
 def _data(args: list[str]) -> None:
     """Look at what the model will get of each source."""
     options, fields = parsers()["data"].parse_known_args(args)
-    from mmjax import config, data_check
+    from mmjax import config
+    from mmjax.cli import data_check
     from mmjax.experiment import Experiment
 
     experiment = config.override(config.load(options.config, kind=Experiment), fields)

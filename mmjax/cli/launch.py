@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from mmjax import compile_cache
 from mmjax.config.error import ConfigError
 from mmjax.launch import local, tpu
+from mmjax.processes import compile_cache
 
 __all__ = ["USAGE", "add_arguments", "run"]
 

@@ -1,0 +1,95 @@
+"""What there is, read from the public classes of the seams and from the headers of recipes.
+
+The header of a recipe is its docstring: a first line that says what it is, then `paper:`, `kept:`,
+`differs:`, `command:`, `catalogue:` (row), `status:` (exact, simplified, shape-only), `result:`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from mmjax import config, console
+from mmjax.config.files import seam_modules
+
+__all__ = ["KINDS", "listing", "recipes", "text"]
+
+KINDS = {  # what can be listed -> base class of the seam
+    "modalities": "Modality",
+    "tokenizers": "Tokenizer",
+    "quantizers": "Quantizer",
+    "routers": "Router",
+    "objectives": "Objective",
+    "evaluators": "Evaluator",
+}
+HEADER = ("paper", "catalogue", "status", "result", "command")
+
+
+def listing(kind: str | None = None) -> dict[str, list[dict[str, str]]]:
+    """Names and descriptions by kind; None = all kinds.
+
+    Raises ConfigError for an unknown kind.
+    """
+    wanted = ("recipes", *KINDS)
+    if kind is not None and kind not in wanted:
+        raise config.ConfigError(f"list: no kind {kind!r}{config.nearest(kind, wanted)}")
+    found: dict[str, list[dict[str, str]]] = {}
+    for name in wanted if kind is None else (kind,):
+        found[name] = recipes() if name == "recipes" else _members(KINDS[name])
+    return found
+
+
+def recipes(folder: Path | None = None) -> list[dict[str, str]]:
+    """Headers of `configs/**/*.py`, here or beside the package; files without one are left out."""
+    package = Path(__file__).resolve().parent.parent.parent
+    folders = [folder] if folder else [Path("configs"), package / "configs"]
+    base = next((f for f in folders if f.is_dir()), None)
+    found = []
+    for path in sorted(base.rglob("*.py")) if base else []:
+        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        header = {k: _field(doc, k) for k in HEADER}
+        if any(header.values()):
+            found.append({"name": str(path), "does": doc.splitlines()[0], **header})
+    return found
+
+
+def _field(doc: str, key: str) -> str:
+    """The text after `Key:`, up to the next key or an empty line."""
+    match = re.search(rf"^{key}:\s*(.+?)(?=^\w+:|\n\s*\n|\Z)", doc, re.M | re.S | re.I)
+    return " ".join(match[1].split()) if match else ""
+
+
+def _members(base: str) -> list[dict[str, str]]:
+    """Public subclasses of a seam's base class, with the first line of their docstrings."""
+    members: dict[str, dict[str, str]] = {}
+    for module in seam_modules():
+        public: Any = getattr(module, "__all__", [n for n in vars(module) if n[0] != "_"])
+        for name in public:
+            cls = getattr(module, name, None)
+            if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
+                continue
+            if cls.__module__ != module.__name__ or cls.__name__ == base:
+                continue
+            if base in (c.__name__ for c in cls.__mro__):
+                does = (cls.__doc__ or "").strip().splitlines()[0]
+                if does.startswith("Base of"):
+                    continue
+                members[name] = {"name": name, "does": does, "module": module.__name__}
+    return [members[name] for name in sorted(members)]
+
+
+def text(found: dict[str, list[dict[str, str]]]) -> str:
+    """The listing for people."""
+    blocks = []
+    for kind, items in found.items():
+        width = max((len(i["name"]) for i in items), default=0)
+        lines = [kind]
+        for item in items:
+            more = [f"{k}: {item[k]}" for k in HEADER if item.get(k)]
+            lines.append(f"  {item['name']:{width}}  {item['does']}")
+            lines += [f"  {'':{width}}  {m}" for m in more]
+        blocks.append("\n".join(lines if items else [*lines, "  none"]))
+    return console.visible("\n\n".join(blocks))
