@@ -15,7 +15,7 @@ import pytest
 
 import mmjax
 from mmjax import cli, config, lifecycle
-from mmjax.cli import doctor, printing
+from mmjax.cli import doctor, embed, printing
 from mmjax.processes import heap
 
 CODE = ("--code", "--code-sha256", "--compile-cache")
@@ -314,11 +314,11 @@ def test_embeddings_are_written_in_the_order_given(tmp_path):
 
     rows = [("image", "a"), ("text", "t"), ("image", "b")]
     found = {"image": np.array([[1.0, 1], [3, 3]]), "text": np.array([[2.0, 2]])}
-    cli._write_embeddings(tmp_path / "new" / "e.npy", rows, found)
+    embed.write(tmp_path / "new" / "e.npy", rows, found)
     array_ND = np.load(tmp_path / "new" / "e.npy")
     assert array_ND.dtype == np.float32
     assert array_ND[:, 0].tolist() == [1, 2, 3]
-    cli._write_embeddings(tmp_path / "e.parquet", rows, found)
+    embed.write(tmp_path / "e.parquet", rows, found)
     table = parquet.read_table(tmp_path / "e.parquet").to_pydict()
     assert table["modality"] == ["image", "text", "image"]
     assert table["given"] == ["a", "t", "b"]

@@ -1,8 +1,7 @@
-"""Is this machine ready: devices, versions, what a missing extra would enable, a self-test."""
+"""`mmjax doctor`: devices, versions, what a missing extra would enable, a self-test."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -11,8 +10,10 @@ import time
 from typing import Any
 
 import mmjax
+from mmjax import lifecycle
+from mmjax.cli import options, printing
 
-__all__ = ["EXTRAS", "doctor", "text"]
+__all__ = ["EXTRAS", "doctor", "parser", "run", "text"]
 
 # Extra -> what installing it enables. Those marked "later" are reserved: nothing reads them yet.
 EXTRAS = {
@@ -31,6 +32,23 @@ EXTRAS = {
     "cuda": "running on NVIDIA GPUs",
     "dev": "linting and type checks",
 }
+
+
+def parser() -> options.Parser:
+    """The command line."""
+    text = "Devices, versions, missing extras, and a self-test."
+    made = options.parser("doctor", "[--json]", text)
+    options.add_json(made)
+    return made
+
+
+def run(args: list[str]) -> None:
+    """Devices, versions, what missing extras would enable, and a self-test."""
+    given = parser().parse_args(args)
+    report = doctor()
+    print(printing.as_json(report) if given.json else text(report))
+    if not report["usable"]:
+        raise lifecycle.CheckFailed("; ".join(report["problems"]))
 
 
 def doctor() -> dict[str, Any]:
@@ -74,6 +92,8 @@ def text(report: dict[str, Any]) -> str:
 
 def _requirements() -> list[tuple[str, str]]:
     """(package, marker) of each requirement in mmjax's own metadata."""
+    import importlib.metadata  # slow, and other verbs come without
+
     try:
         found = importlib.metadata.requires("mmjax") or []
     except importlib.metadata.PackageNotFoundError:  # a bare checkout on PYTHONPATH
@@ -83,6 +103,8 @@ def _requirements() -> list[tuple[str, str]]:
 
 
 def _version(package: str) -> str | None:
+    import importlib.metadata
+
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

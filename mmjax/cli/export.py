@@ -1,38 +1,42 @@
-"""`mmjax export` on the command line."""
+"""`mmjax export`: the encoder as a folder for Hugging Face transformers."""
 
 from __future__ import annotations
 
-import argparse
+from mmjax.cli import options
 
-__all__ = ["USAGE", "add_arguments", "run"]
+__all__ = ["parser", "run"]
 
-USAGE = (
-    "PATH --out DIR [--parts encoder] [--verify] [--overwrite] [--code FILE [--code-sha256 HEX]]"
-    " [--compile-cache PATH]"
-)
+USAGE = f"PATH --out DIR [--parts encoder] [--verify] [--overwrite] {options.CODE_USAGE}"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options beside PATH, --code and --compile-cache."""
-    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
-    parser.add_argument("--parts", default="encoder", metavar="PART", help="encoder")
-    parser.add_argument(
+def parser() -> options.Parser:
+    """The command line."""
+    text = "Writes a folder for Hugging Face transformers."
+    made = options.parser("export", USAGE, text)
+    options.add_path(made)
+    made.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
+    made.add_argument("--parts", default="encoder", metavar="PART", help="encoder")
+    made.add_argument(
         "--verify", action="store_true", help="load it in transformers and compare embeddings"
     )
-    parser.add_argument("--overwrite", action="store_true", help="in place of another export")
+    made.add_argument("--overwrite", action="store_true", help="in place of another export")
+    options.add_code(made)
+    return made
 
 
-def run(options: argparse.Namespace) -> None:
-    """Exports and says what was written."""
+def run(args: list[str]) -> None:
+    """The encoder as a folder for Hugging Face transformers."""
+    given = parser().parse_args(args)
+    options.trust(given)
     from mmjax import export
 
     parity = export.export(
-        options.path,
-        options.out,
-        parts=options.parts,
-        verify=options.verify,
-        overwrite=options.overwrite,
-        code=options.code,
+        given.path,
+        given.out,
+        parts=given.parts,
+        verify=given.verify,
+        overwrite=given.overwrite,
+        code=given.code,
     )
     for name, row in parity["modalities"].items():
         print(
@@ -41,4 +45,4 @@ def run(options: argparse.Namespace) -> None:
         )
     if not parity["verified"]:
         print("not compared with transformers; --verify does that")
-    print(options.out)
+    print(given.out)

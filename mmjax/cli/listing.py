@@ -1,4 +1,4 @@
-"""What there is, read from the public classes of the seams and from the headers of recipes.
+"""`mmjax list`: what there is, of public classes of the seams and of headers of recipes.
 
 The header of a recipe is its docstring: a first line that says what it is, then `paper:`, `kept:`,
 `differs:`, `command:`, `catalogue:` (row), `status:` (exact, simplified, shape-only), `result:`.
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from mmjax import config, console
+from mmjax.cli import options, printing
 from mmjax.config.files import seam_modules
 
-__all__ = ["KINDS", "listing", "recipes", "text"]
+__all__ = ["KINDS", "listing", "parser", "recipes", "run", "text"]
 
 KINDS = {  # what can be listed -> base class of the seam
     "modalities": "Modality",
@@ -26,6 +27,26 @@ KINDS = {  # what can be listed -> base class of the seam
     "evaluators": "Evaluator",
 }
 HEADER = ("paper", "catalogue", "status", "result", "command")
+
+
+def parser() -> options.Parser:
+    """The command line."""
+    made = options.parser("list", "[KIND] [--json]", "What there is.")
+    made.add_argument(
+        "kind",
+        nargs="?",
+        metavar="KIND",
+        help="recipes, modalities, tokenizers, quantizers, routers, objectives or evaluators",
+    )
+    options.add_json(made)
+    return made
+
+
+def run(args: list[str]) -> None:
+    """Recipes, modalities, tokenizers, routers, objectives, evaluators."""
+    given = parser().parse_args(args)
+    found = listing(given.kind)
+    print(printing.as_json(found) if given.json else text(found))
 
 
 def listing(kind: str | None = None) -> dict[str, list[dict[str, str]]]:
