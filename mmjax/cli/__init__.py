@@ -14,6 +14,7 @@ import traceback
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import mmjax
 from mmjax import console, lifecycle
@@ -24,6 +25,7 @@ from mmjax.cli import (
     export,
     generate,
     info,
+    installed,
     launch,
     listing,
     options,
@@ -32,7 +34,7 @@ from mmjax.cli import (
     train_tokenizer,
 )
 from mmjax.cli import eval as evaluate
-from mmjax.config.error import ConfigError, nearest
+from mmjax.config.error import ConfigError
 from mmjax.processes import children, heap
 
 __all__ = ["EXIT_CODES", "main", "parsers"]
@@ -61,34 +63,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] in ("-V", "--version"):
         print(f"mmjax {mmjax.__version__}")
         return 0
+    verb = VERBS.get(args[0])
     try:
-        if args[0] not in VERBS:
-            raise ConfigError(f"no command {args[0]!r}{nearest(args[0], VERBS)}")
         if argv is None:
             if args[0] in COMPUTING and not _accelerator():
                 heap.restart_with()
             elif args[0] in COMPUTING:
                 children.refuse_compilers_here()
             children.keep_out_the_working_folder()
-        VERBS[args[0]](args[1:])
-        return 0
+        if verb is None:
+            verb = installed.load(args[0], VERBS)
+        code = verb(args[1:])
+        return code if type(code) is int else 0
     except SystemExit as stop:  # --help of a verb
-        return int(stop.code or 0)
+        if isinstance(stop.code, str):
+            print(console.visible(stop.code), file=sys.stderr)
+        return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     except BrokenPipeError:  # mmjax list | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except BaseException as error:
-        return _report(error, args)
+        return _report(error, args, "mmjax" if verb is None else f"mmjax {args[0]}")
 
 
-def _report(error: BaseException, args: Sequence[str]) -> int:
+def _report(error: BaseException, args: Sequence[str], who: str = "mmjax") -> int:
     code, message = _judge(error, args)
     if not code or os.environ.get("MMJAX_TRACEBACK"):
         text = "".join(traceback.format_exception(error))
         print(console.visible(text), file=sys.stderr, end="")
     if code:
-        verb = f" {args[0]}" if args[0] in VERBS else ""
-        print(console.visible(f"mmjax{verb}: {message}"), file=sys.stderr)
+        print(console.visible(f"{who}: {message}"), file=sys.stderr)
     return code or 1
 
 
@@ -131,6 +135,11 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
 
 def _help() -> str:
     lines = [f"  {name:15} {(f.__doc__ or '').splitlines()[0]}" for name, f in VERBS.items()]
+    for verb in installed.verbs(VERBS):
+        if verb.wrong:
+            print(console.visible(f"mmjax: {verb.problem}"), file=sys.stderr)
+        else:
+            lines.append(f"  {verb.name:15} from {verb.package}")
     return "\n".join(
         [
             "mmjax: one transformer for all your modalities",
@@ -160,5 +169,5 @@ MODULES: dict[str, types.ModuleType] = {
     "launch": launch,
     "report": report,
 }
-VERBS: dict[str, Callable[[list[str]], None]] = {n: m.run for n, m in MODULES.items()}
+VERBS: dict[str, Callable[[list[str]], Any]] = {n: m.run for n, m in MODULES.items()}
 COMPUTING = ("train", "train-tokenizer", "eval", "embed", "generate", "export")
