@@ -6,8 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import commands
 import pytest
-import test_cli
 
 import mmjax
 from mmjax import cli
@@ -55,7 +55,7 @@ def site(tmp_path) -> Path:
 
 def run(site: Path, *args: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
     paths = [str(Path(mmjax.__file__).parent.parent), str(site)]
-    return test_cli.run(*args, cwd=cwd, PYTHONPATH=os.pathsep.join(paths))
+    return commands.run(*args, cwd=cwd, PYTHONPATH=os.pathsep.join(paths))
 
 
 def test_a_verb_of_a_package_is_listed_without_its_code_and_called_with_its_arguments(site):

@@ -15,7 +15,7 @@ import mmjax
 from mmjax.processes import children
 
 ROOT = Path(mmjax.__file__).parent.parent
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parent.parent
 PLANTED = (
     *("cloudpickle", "jax", "numpy", "random", "mmjax", "multiprocessing", "pickle", "grain"),
     *("sitecustomize", "usercustomize", "zstandard", "mini", "re"),

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from commands import run
 
 import mmjax
 from mmjax import cli, config, lifecycle
@@ -41,14 +42,6 @@ OPTIONS = {
     ],
     "report": ["--json", "WORKDIR"],
 }
-
-
-def run(*args: str, cwd=None, **environment) -> subprocess.CompletedProcess:
-    """`mmjax ARGS` in a process of its own."""
-    paths = [os.path.dirname(os.path.dirname(mmjax.__file__)), os.environ.get("PYTHONPATH", "")]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment}
-    command = [sys.executable, "-m", "mmjax", *args]
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=120)
 
 
 @pytest.fixture
