@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmjax import heap
+from mmjax.processes import heap
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = {

@@ -33,7 +33,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:  # for editors and type checkers
-    from mmjax import config, data_check, evaluate, export, generate, report, train, train_tokenizer
+    from mmjax import config, evaluate, export, generate, report, train, train_tokenizer
+    from mmjax.cli import data_check
     from mmjax.config import ConfigError
     from mmjax.data.task import Task
     from mmjax.evaluate import embed
@@ -45,6 +46,11 @@ _HOME = {  # public name -> module that defines it; the others are modules
     "Experiment": "mmjax.experiment",
     "Task": "mmjax.data.task",
     "embed": "mmjax.evaluate",
+}
+_DEEPER = {  # public modules that lie elsewhere
+    "checkpoint": "mmjax.run.checkpoint",
+    "data_check": "mmjax.cli.data_check",
+    "load": "mmjax.run.load",
 }
 _VERBS = (
     *("data_check", "evaluate", "export", "generate", "load", "report"),
@@ -74,9 +80,11 @@ sys.modules[__name__].__class__ = _Package
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'mmjax' has no attribute {name!r}")
-    if name not in _HOME:
-        return importlib.import_module(f"mmjax.{name}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    module = importlib.import_module(_DEEPER.get(name, f"mmjax.{name}"))
+    setattr(sys.modules[__name__], name, module)
+    return module
 
 
 def moved(old: str, new: str, *, for_good: bool = False) -> None:

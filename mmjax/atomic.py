@@ -1,4 +1,4 @@
-"""Old name of `mmjax.files.replacing`."""
+"""Old name of `mmjax.files`."""
 
 import mmjax
 

@@ -116,6 +116,7 @@ def read_bytes(path: Any, limit: int) -> bytes:
     Raises:
       DamagedFile: it is missing, too long, or a link, a pipe, a device or a folder.
     """
+
     try:
         if not is_remote(path) and kind(path) != "file":
             raise DamagedFile(f"it is a {kind(path)}, not a file")

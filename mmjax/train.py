@@ -16,11 +16,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from mmjax import errors, metrics
+from mmjax import console, errors
 from mmjax.data import loader, mixture
 from mmjax.experiment import Experiment
 from mmjax.parallel import distributed
-from mmjax.run import checkpoint, executables, lifecycle, program
+from mmjax.run import checkpoint, executables, lifecycle, metrics, program
 from mmjax.run import workdir as workdir_lib
 from mmjax.run.view import View
 from mmjax.step import TrainState
@@ -130,7 +130,7 @@ class _Loop:
         count = jax.device_put(np.int32(step), self.program.shardings.step)
         self.state = TrainState(step=count, **items)
         self.journal = mixture.Journal.from_json(chosen.manifest["journal"])
-        metrics.say(f"resumed {self.folder} at step {step}", self.main)
+        console.say(f"resumed {self.folder} at step {step}", self.main)
 
     # ---- steps
 
@@ -139,8 +139,8 @@ class _Loop:
         total, start = self.experiment.total_steps, int(self.state.step)
         if 0 < total <= start:
             more = f"at step {start} already, and total_steps={total}: nothing to train"
-            metrics.say(f"{self.folder}: {more}; a larger total_steps goes on", self.main)
-        self.progress = metrics.Progress(total, start, self.main)
+            console.say(f"{self.folder}: {more}; a larger total_steps goes on", self.main)
+        self.progress = console.Progress(total, start, self.main)
         self.mark = (time.perf_counter(), start)
         self.waited, self.tokens, previous = 0.0, 0.0, None
         settings = self.experiment.checkpoint
@@ -264,8 +264,8 @@ class _Loop:
         for name in self.experiment.evaluators:
             own = [f"{k} {v:.3f}" for k, v in self.scores.items() if k.startswith(f"{name}/")]
             rest = f" and {len(own) - SAID} more" if len(own) > SAID else ""
-            metrics.say(f"{', '.join(own[:SAID])}{rest}: evals/{name}/{total}.json", self.main)
-        metrics.say(f"done; mmjax report {self.folder} makes a page of the run", self.main)
+            console.say(f"{', '.join(own[:SAID])}{rest}: evals/{name}/{total}.json", self.main)
+        console.say(f"done; mmjax report {self.folder} makes a page of the run", self.main)
         self.saver.wait()
         self.seconds["verify"] = self.saver.verify_seconds
         workdir_lib.write_seconds(self.folder, self.seconds, self.main)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mmjax import config, files, metrics, train
+from mmjax import config, console, files, train
 from mmjax.data import loader
 from mmjax.data.source import BadRecord
 from mmjax.errors import BadDataError
@@ -70,7 +70,7 @@ def train_tokenizer(
     report = evaluate(experiment, codes, learned, folder)
     files.write_json(folder / "tokenizer" / "report.json", report)
     if report["usage"] < COLLAPSED:
-        metrics.say(
+        console.say(
             f"warning: the codes have collapsed, only {100 * report['usage']:.0f} % of them are"
             " used; train longer, use fewer codes, or a VQ with a higher dead_threshold."
         )

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import mmjax
-from mmjax import cli, config, errors, listing
+from mmjax import cli, config, errors
+from mmjax.cli import listing
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

@@ -15,9 +15,10 @@ import small
 from etils import epath
 
 import mmjax
-from mmjax import checkpoint, code_file, config, errors
+from mmjax import checkpoint, config, errors
 from mmjax import load as load_lib
 from mmjax import step as step_lib
+from mmjax.config import code_file
 from mmjax.evaluate import Retrieval
 from mmjax.models import names
 from mmjax.models.plan import Block, Run

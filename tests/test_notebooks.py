@@ -14,7 +14,7 @@ import jupytext
 import nbformat
 import pytest
 
-from mmjax import metrics
+from mmjax import console
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
@@ -41,10 +41,10 @@ def test_badges_open_the_notebook_in_colab(source):
 @pytest.mark.parametrize("is_notebook", [False, True])
 def test_a_notebook_gets_lines_where_a_terminal_gets_a_bar(is_notebook, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.delenv(metrics.NOTEBOOK, raising=False)
+    monkeypatch.delenv(console.NOTEBOOK, raising=False)
     if is_notebook:
-        monkeypatch.setenv(metrics.NOTEBOOK, "1")
-    progress = metrics.Progress(10, 0, True)
+        monkeypatch.setenv(console.NOTEBOOK, "1")
+    progress = console.Progress(10, 0, True)
     progress.log(3, "loss 1.0")
     progress.close()
     assert (capsys.readouterr().err == "step 3/10  loss 1.0\n") == is_notebook

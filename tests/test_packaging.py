@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 import mmjax
-from mmjax import doctor, heap
+from mmjax.cli import doctor
+from mmjax.processes import heap
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

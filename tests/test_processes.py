@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import mmjax
-from mmjax import checkpoint, cli
+from mmjax import checkpoint
 
 pytestmark = [pytest.mark.ci, pytest.mark.timeout(600)]
 
@@ -65,7 +65,7 @@ except errors.Preempted as stop:
 
 def start(program: str, workdir: Path) -> list[subprocess.Popen]:
     """Two processes with four devices each."""
-    root = Path(cli.__file__).parent.parent
+    root = Path(mmjax.__file__).parent.parent
     text = program.format(tests=str(root / "tests"), root=str(root), workdir=str(workdir))
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
     env = {

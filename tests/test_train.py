@@ -287,7 +287,7 @@ def test_losses_that_stay_not_finite_end_the_run(tmp_path, monkeypatch):
 def start(workdir: Path, *args: str) -> subprocess.Popen:
     """`mmjax train` on one device."""
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-    root = Path(cli.__file__).parent.parent
+    root = Path(mmjax.__file__).parent.parent
     env = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": f"{root}:{root / 'tests'}"}
     command = [sys.executable, "-m", "mmjax", "train", mini.__file__, "--workdir", str(workdir)]
     with (workdir.parent / f"{workdir.name}.log").open("ab") as log:

@@ -6,15 +6,15 @@ import dataclasses
 import json
 from pathlib import Path
 
+import commands
 import jax
 import mini
 import numpy as np
 import pytest
-import test_cli
 from etils import epath
 
 import mmjax
-from mmjax import config, heap, train_tokenizer
+from mmjax import config, train_tokenizer
 from mmjax.data.layouts import Masked
 from mmjax.demo.numbers import Numbers
 from mmjax.errors import BadDataError
@@ -22,6 +22,7 @@ from mmjax.experiment import Guards
 from mmjax.modalities.codes import Codes
 from mmjax.models import VQ
 from mmjax.objectives import InfoNCE
+from mmjax.processes import heap
 from mmjax.tokenizers.learned import Learned
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "quickstart_tokenizers.py"
@@ -155,7 +156,7 @@ def test_the_command(tmp_path):
     fields["tasks.reconstruct.source.train_size"] = 64
     words = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
     workdir = str(tmp_path / "mask")
-    done = test_cli.run("train-tokenizer", f"{CONFIG}:mask", "--workdir", workdir, *words)
+    done = commands.run("train-tokenizer", f"{CONFIG}:mask", "--workdir", workdir, *words)
     assert done.returncode == 0, done.stderr
     for word in ("usage", "perplexity", "dead", "mean square"):
         assert word in done.stdout
@@ -166,7 +167,7 @@ def test_the_command(tmp_path):
 def whole(name: str, folder: Path) -> tuple[Codes, dict]:
     """A tokenizer of the demo, trained in a process with the flags that users have."""
     workdir, flags = str(folder / name), heap.compiler()  # those of the tests would stay
-    done = test_cli.run("train-tokenizer", f"{CONFIG}:{name}", "--workdir", workdir, **flags)
+    done = commands.run("train-tokenizer", f"{CONFIG}:{name}", "--workdir", workdir, **flags)
     assert done.returncode == 0, done.stderr
     base = config.load(f"{CONFIG}:{name}").modalities[name]
     codes = Codes(base=base, path=workdir).fit(lambda: iter(()), folder / "copy")

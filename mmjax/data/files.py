@@ -14,7 +14,7 @@ from typing import Annotated, Any, Protocol
 
 import numpy as np
 
-from mmjax import confined, metrics
+from mmjax import confined, console
 from mmjax.config import ranges
 from mmjax.data import index, npy
 from mmjax.data.source import BadRecord, Source
@@ -237,7 +237,7 @@ class Files(Source):
     def _split_up(
         self, paths: Sequence[Path], tables: Sequence[Table], stamps: list[str], shares: Any
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        metrics.say(f"{type(self).__name__}: reading the keys of {sum(map(len, tables))} records")
+        console.say(f"{type(self).__name__}: reading the keys of {sum(map(len, tables))} records")
         keys = [
             self._key(path, table, row)
             for path, table in zip(paths, tables, strict=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import confined, files, metrics
+from mmjax import confined, console, files
 from mmjax.data import npy
 
 Index = tuple[dict[str, Any], dict[str, np.ndarray]]
@@ -121,7 +121,7 @@ def load(
         except Exception as error:  # whatever broken bytes lead to
             wrong = wrong or f"{path} is no index of these data ({error}); it is made again"
     if wrong:
-        metrics.say(wrong)
+        console.say(wrong)
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Protocol
 
-from mmjax import printing
+from mmjax import console
 
 MAX_NAME = 200  # characters of the name of a record, where it is told
 
@@ -15,7 +15,7 @@ class BadRecord(Exception):
 
     def __init__(self, reason: str, detail: str):
         # What is said of a record may hold text of the record: it stays a part of one line.
-        detail = printing.inline(detail)
+        detail = console.inline(detail)
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
 
@@ -35,7 +35,7 @@ class Records(Protocol):
 def key_of(records: Records, index: int) -> str:
     """The name of a record; its number, when the records have no names."""
     key = getattr(records, "key", None)
-    return str(index) if key is None else printing.inline(key(index), MAX_NAME)
+    return str(index) if key is None else console.inline(key(index), MAX_NAME)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mmjax import confined, files, metrics
+from mmjax import confined, console, files
 from mmjax.data import npy
 from mmjax.data.source import BadRecord, Source
 from mmjax.modalities.modality import Modality
@@ -123,7 +123,7 @@ class _Filler:
         records = self.source.open(self.split)
         known: dict[bytes, np.ndarray] = {}
         ids_NL, first = self._begin(len(records))
-        bar = metrics.Progress(len(records), first, True, name=f"{self.spec.name} of {self.split}")
+        bar = console.Progress(len(records), first, True, name=f"{self.spec.name} of {self.split}")
         key = self.modality.field or self.spec.name
         for start in range(first, len(records), BATCH):
             stop = min(start + BATCH, len(records))
@@ -140,7 +140,7 @@ class _Filler:
             bar.advance(stop)
         bar.close()
         self._finish(ids_NL)
-        metrics.say(f"tokens of {self.spec.name!r}, {self.split}: {len(records)} examples")
+        console.say(f"tokens of {self.spec.name!r}, {self.split}: {len(records)} examples")
         return ids_NL
 
     def _rows(self, values: Sequence[Any], known: dict[bytes, np.ndarray], dtype) -> np.ndarray:
@@ -272,7 +272,7 @@ def _done(path: epath.Path, note: epath.Path, spec: TokenSpec, count: int) -> in
         wrong = f"{error.filename or note} is absent"
     except (ValueError, RecursionError, EOFError) as error:
         wrong = str(error)
-    metrics.say(f"{path} is no table of these tokens ({wrong}); they are computed anew")
+    console.say(f"{path} is no table of these tokens ({wrong}); they are computed anew")
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmjax import confined, metrics
+from mmjax import confined, console
 from mmjax.data import index
 from mmjax.data.files import LIMIT, Files, Table
 from mmjax.data.source import BadRecord
@@ -45,7 +45,7 @@ class WebDataset(Files):
             check = functools.partial(_check, size=path.stat().st_size)
             known = index.load(name, places, path.stat().st_size + SPARE, check)
             if known is None:
-                bar = bar or metrics.Progress(len(paths), i, True, name="index of tar files")
+                bar = bar or console.Progress(len(paths), i, True, name="index of tar files")
                 known = _index(path)
                 index.save(name, *known, places)
                 new += 1
@@ -55,7 +55,7 @@ class WebDataset(Files):
         if bar:
             bar.close()
             count, seconds = sum(map(len, tables)), time.monotonic() - began
-            metrics.say(f"WebDataset: {new} new of {len(paths)} files, {count} records, in all"
+            console.say(f"WebDataset: {new} new of {len(paths)} files, {count} records, in all"
                         f" {seconds:.1f} s")  # fmt: skip
         return tables
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import mmjax
-from mmjax import confined, files, metrics
+from mmjax import confined, console, files
 from mmjax.config.error import ConfigError, nearest
 from mmjax.experiment import Experiment
 from mmjax.generate import sampling, sheet
@@ -85,7 +85,7 @@ def write(
     rerank: float = 0.0,
     overwrite: bool = False,
     code: str | None = None,
-    say: Callable[[str], None] = metrics.say,
+    say: Callable[[str], None] = console.say,
 ) -> dict[str, Any]:
     """Generates files: `OUT/<modality>_<i>.<suffix>`, `samples.json` and `index.html`.
 

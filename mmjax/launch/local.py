@@ -16,8 +16,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mmjax import children
 from mmjax.config.error import ConfigError
+from mmjax.processes import children
 
 __all__ = ["local"]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import mmjax
-from mmjax import compile_cache
 from mmjax.config.error import ConfigError
+from mmjax.processes import compile_cache
 
 __all__ = ["Job", "Step", "tpu"]
 

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable
 from importlib import resources
 
-from mmjax import printing
+from mmjax import console
 
 # What a page may load: what it holds itself.
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
@@ -14,7 +14,7 @@ POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-
 
 def escape(text: str) -> str:
     """A stranger's text as HTML: no tag, and no character that hides or turns what is around it."""
-    return html.escape(printing.visible(text))
+    return html.escape(console.visible(text))
 
 
 def page(kind: str, title: str, main: str, *, facts: Iterable[str] = (), nav: str = "") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from mmjax import printing
+from mmjax import console
 from mmjax.report import frame, gallery, sections
 from mmjax.report.charts import number
 from mmjax.report.run import Run
@@ -70,7 +70,7 @@ def summary_lines(run: Run) -> list[str]:
     """The summary for a terminal."""
     found = summary(run)
     width = max((len(a) for a, _ in found), default=0)
-    return [printing.visible(f"{a:{width}}  {b}") for a, b in found]
+    return [console.visible(f"{a:{width}}  {b}") for a, b in found]
 
 
 def _summary(run: Run) -> Iterator[tuple[str, str]]:

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-from mmjax import confined, files, metrics
+from mmjax import confined, files
 from mmjax.evaluate import samples
-from mmjax.run import checkpoint, records
+from mmjax.run import checkpoint, metrics, records
 
 _log = logging.getLogger("mmjax")
 

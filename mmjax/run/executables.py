@@ -25,8 +25,9 @@ import numpy as np
 from etils import epath
 
 import mmjax
-from mmjax import children, config, heap, metrics
+from mmjax import config, console
 from mmjax.data import loader
+from mmjax.processes import children, heap
 from mmjax.run import program
 from mmjax.run.view import View
 
@@ -53,7 +54,7 @@ def compile_all(
         found = {}
         for pair, executable, seconds in _compiled(built, lowered or {}):
             found[pair] = executable
-            metrics.say(_line(pair, executable, seconds), say and not told)
+            console.say(_line(pair, executable, seconds), say and not told)
         return found
 
 
@@ -156,10 +157,10 @@ def _compile_apart(
         last = line.decode(errors="replace").rstrip() or last
         if last == READY:
             break
-        metrics.say(last, say and last.startswith("compiled "))
+        console.say(last, say and last.startswith("compiled "))
     if last != READY and process.wait():
         why = f"code {process.returncode}: {last}"
-        metrics.say(f"a process that was to compile ended with {why}; compiling here", say)
+        console.say(f"a process that was to compile ended with {why}; compiling here", say)
         return None
     with contextlib.suppress(OSError):  # without the mark a later start does the same again
         _mark(built).parent.mkdir(parents=True, exist_ok=True)

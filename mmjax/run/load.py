@@ -9,7 +9,8 @@ import re
 import jax
 from etils import epath
 
-from mmjax import code_file, config, files
+from mmjax import config, files
+from mmjax.config import code_file
 from mmjax.experiment import Experiment
 from mmjax.parallel.mesh import MeshConfig
 from mmjax.run import checkpoint, program, records

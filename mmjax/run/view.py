@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from mmjax import metrics
 from mmjax import step as step_lib
 from mmjax.data import layouts, loader
 from mmjax.data.source import BadRecord, Source
@@ -21,6 +20,7 @@ from mmjax.data.task import Sample, Streams
 from mmjax.modalities.modality import Unreadable
 from mmjax.objectives import contrastive, objective
 from mmjax.parallel import mesh as mesh_lib
+from mmjax.run import metrics
 from mmjax.run.program import Program
 from mmjax.typing import Piece, PyTree
 

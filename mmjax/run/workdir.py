@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 import mmjax
-from mmjax import config, errors, files, metrics
+from mmjax import config, console, errors, files
 from mmjax.data.reader import values_of
 from mmjax.experiment import Experiment
 from mmjax.models import names as names_lib
@@ -99,7 +99,7 @@ def _known(folder: epath.Path, name: str, read: Any) -> dict[str, Any] | None:
     except files.DamagedFile as error:
         if files.exists(folder / name):
             files.quarantine(folder / name, folder, str(error))
-        metrics.say(f"{folder / name}: {error}; it is written anew")
+        console.say(f"{folder / name}: {error}; it is written anew")
         return None
 
 

@@ -27,7 +27,7 @@ from mmjax.run.view import View
 
 pytestmark = [pytest.mark.hf, pytest.mark.timeout(600)]
 
-ROOT = Path(cli.__file__).parent.parent
+ROOT = Path(mmjax.__file__).parent.parent
 
 # What a stranger writes, behind the example of the docs.
 STRANGER = """

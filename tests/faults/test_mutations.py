@@ -13,8 +13,8 @@ import mini
 import pytest
 
 import mmjax
-from mmjax import checkpoint, cli, errors, load, metrics, report, train
-from mmjax.run import program
+from mmjax import checkpoint, cli, errors, load, report, train
+from mmjax.run import metrics, program
 
 ONE = jax.devices()[:1]
 MINE = ("checkpoints/my_backup/weights", "checkpoints/.DS_Store", "mine.txt")

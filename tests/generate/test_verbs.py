@@ -74,7 +74,7 @@ def test_a_picture_becomes_words_in_a_process_of_its_own(workdir, picture, tmp_p
     out = tmp_path / "out"
     big = tmp_path / "big.png"
     PIL.Image.open(picture).resize((32, 16), PIL.Image.Resampling.NEAREST).save(big)
-    paths = [os.path.dirname(os.path.dirname(cli.__file__)), os.environ.get("PYTHONPATH", "")]
+    paths = [os.path.dirname(os.path.dirname(mmjax.__file__)), os.environ.get("PYTHONPATH", "")]
     command = [sys.executable, "-m", "mmjax", "generate", str(workdir), *CODE]
     command += ["--given", f"image={big}", "--want", "text", "--out", str(out)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

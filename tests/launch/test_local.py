@@ -13,10 +13,11 @@ from pathlib import Path
 import mini
 import pytest
 
+import mmjax
 from mmjax import checkpoint, cli
 from mmjax.launch import local
 
-ROOT = Path(cli.__file__).parent.parent
+ROOT = Path(mmjax.__file__).parent.parent
 
 # Says who it is, counts its starts, and ends with the code that is written for this start.
 CHILD = """

@@ -14,7 +14,7 @@ import mmjax
 from mmjax import cli
 from mmjax.launch import tpu
 
-ROOT = Path(cli.__file__).parent.parent
+ROOT = Path(mmjax.__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 SLICE = ("--topology", "v5e-64", "--name", "demo", "--zone", "us-west4-b")
 CACHE = ("--compile-cache", "gs://bucket/compiled")

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 import mmjax
-from mmjax import printing
+from mmjax import console
 from mmjax.evaluate import samples
 from mmjax.report import gallery, page, run
 
@@ -131,10 +131,10 @@ def test_markup_and_control_characters_of_a_run_are_text(folder):
     (root / "config.json").write_text(json.dumps({"config": config}))
     text = shown(folder)
     assert "<script" not in text
-    assert not printing.HIDDEN.search(text)
+    assert not console.HIDDEN.search(text)
     assert r"\u202e\x1b[2J" in text
     found = mmjax.report(str(root))
-    assert not printing.HIDDEN.search("\n".join(found["summary"]))
+    assert not console.HIDDEN.search("\n".join(found["summary"]))
 
 
 @pytest.mark.fault(

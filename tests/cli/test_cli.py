@@ -13,8 +13,12 @@ import time
 
 import numpy as np
 import pytest
+from commands import run
 
-from mmjax import cli, config, doctor, errors, heap, printing
+import mmjax
+from mmjax import cli, config, errors
+from mmjax.cli import doctor, embed, printing
+from mmjax.processes import heap
 
 CODE = ("--code", "--code-sha256", "--compile-cache")
 # The whole command line. A new option is a decision: change this with it.
@@ -40,14 +44,6 @@ OPTIONS = {
     ],
     "report": ["--json", "WORKDIR"],
 }
-
-
-def run(*args: str, cwd=None, **environment) -> subprocess.CompletedProcess:
-    """`mmjax ARGS` in a process of its own."""
-    paths = [os.path.dirname(os.path.dirname(cli.__file__)), os.environ.get("PYTHONPATH", "")]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment}
-    command = [sys.executable, "-m", "mmjax", *args]
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=120)
 
 
 @pytest.fixture
@@ -270,7 +266,7 @@ def test_list_names_the_parts_with_a_line_each():
 
 
 def test_list_reads_the_headers_of_recipes(tmp_path):
-    from mmjax import listing
+    from mmjax.cli import listing
 
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "method.py").write_text(
@@ -312,11 +308,11 @@ def test_embeddings_are_written_in_the_order_given(tmp_path):
 
     rows = [("image", "a"), ("text", "t"), ("image", "b")]
     found = {"image": np.array([[1.0, 1], [3, 3]]), "text": np.array([[2.0, 2]])}
-    cli._write_embeddings(tmp_path / "new" / "e.npy", rows, found)
+    embed.write(tmp_path / "new" / "e.npy", rows, found)
     array_ND = np.load(tmp_path / "new" / "e.npy")
     assert array_ND.dtype == np.float32
     assert array_ND[:, 0].tolist() == [1, 2, 3]
-    cli._write_embeddings(tmp_path / "e.parquet", rows, found)
+    embed.write(tmp_path / "e.parquet", rows, found)
     table = parquet.read_table(tmp_path / "e.parquet").to_pydict()
     assert table["modality"] == ["image", "text", "image"]
     assert table["given"] == ["a", "t", "b"]
@@ -367,7 +363,7 @@ def test_computing_commands_start_with_settings_for_cpu(environment, arena, flag
     )
     clean = (*heap.SETTINGS, *heap.compiler(), heap.MARKER)
     env = {**{k: v for k, v in os.environ.items() if k not in clean}, "JAX_PLATFORMS": "cpu"}
-    env |= {"PYTHONPATH": os.path.dirname(os.path.dirname(cli.__file__)), **environment}
+    env |= {"PYTHONPATH": os.path.dirname(os.path.dirname(mmjax.__file__)), **environment}
     command = [sys.executable, "-m", "mmjax", "train", str(file), "--workdir", "x"]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 2

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import mmjax
-from mmjax import cli, config, data_check, errors, listing, metrics, printing
+from mmjax import cli, config, console, data_check, errors
+from mmjax.cli import listing, printing
 from mmjax.report import frame
 
 PACKAGE = Path(mmjax.__file__).parent
@@ -31,23 +32,23 @@ PLAIN = "two\nlines,\ta tab, \u00fc, \u4e2d\u6587, \u05e2\u05d1, \U0001f600, \u2
 )
 @pytest.mark.parametrize("text", HOSTILE)
 def test_control_characters_are_spelled_out(text):
-    assert printing.visible(text) == HOSTILE[text]
+    assert console.visible(text) == HOSTILE[text]
     assert frame.escape(f"<{text}>") == f"&lt;{HOSTILE[text]}&gt;"
-    assert printing.inline(f"{text}\n") == HOSTILE[text] + r"\n"
-    printing.visible(text).encode()  # any terminal can take it
+    assert console.inline(f"{text}\n") == HOSTILE[text] + r"\n"
+    console.visible(text).encode()  # any terminal can take it
 
 
 def test_text_of_ours_stays_as_it_is():
-    assert printing.visible(PLAIN) == PLAIN
-    assert printing.visible(printing.visible("\x1b")) == r"\x1b"
-    assert printing.inline("a\nb\tc\u2028d") == r"a\nb\tc\u2028d"
-    assert printing.inline("x" * 500) == "x" * 500
-    assert printing.inline("x" * 501) == "x" * 497 + "..."
+    assert console.visible(PLAIN) == PLAIN
+    assert console.visible(console.visible("\x1b")) == r"\x1b"
+    assert console.inline("a\nb\tc\u2028d") == r"a\nb\tc\u2028d"
+    assert console.inline("x" * 500) == "x" * 500
+    assert console.inline("x" * 501) == "x" * 497 + "..."
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_control_characters_do_not_leave_for_a_terminal(text, capsys, monkeypatch):
-    metrics.say(f"record {text} is bad")
+    console.say(f"record {text} is bad")
     assert cli._report(errors.BadDataError(f"records {text}"), ["train"]) == 65
     monkeypatch.setenv("MMJAX_TRACEBACK", "1")
     cli._report(config.ConfigError(f"field {text}"), ["train"])
@@ -67,7 +68,7 @@ def test_control_characters_do_not_leave_for_a_terminal(text, capsys, monkeypatc
     ):  # fmt: skip
         assert HOSTILE[text] in whole
         shown += whole
-    assert not printing.HIDDEN.search(shown)
+    assert not console.HIDDEN.search(shown)
 
 
 def test_pages_escape_in_one_place():

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from mmjax import cli, cli_recipes, config, listing
+from mmjax import cli, config
+from mmjax.cli import listing
+from mmjax.cli import recipes as recipes_lib
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RECIPE = '''"""A recipe.
 
 status: simplified
@@ -54,7 +56,7 @@ def test_a_copy_is_the_recipe_with_what_it_needs_and_loads(here, capsys):
 
 
 def test_a_family_brings_the_file_that_it_shares(here, brought, capsys):
-    found = cli_recipes.copy("configs/fam/two.py", "my own")
+    found = recipes_lib.copy("configs/fam/two.py", "my own")
     assert {str(file): command for file, command in found.items()} == {
         "my own/fam/common.py": "",
         "my own/fam/one.py": "mmjax train 'my own/fam/one.py':get_config --workdir runs/it",
@@ -103,7 +105,7 @@ def test_mistakes_are_told(here, capsys, args, message):
 
 
 def test_recipes_are_listed_from_both_places_and_the_copy_counts(here, brought, capsys):
-    cli_recipes.copy("fam/one")
+    recipes_lib.copy("fam/one")
     (here / "configs" / "mine.py").write_text(RECIPE.format(name="mine", needs="", code=""))
     assert [item["name"] for item in listing.recipes()] == [
         "configs/fam/one.py", str(brought / "two.py"), "configs/mine.py",

@@ -18,7 +18,7 @@ import test_own_data
 import mmjax
 from mmjax import data_check, errors
 from mmjax.experiment import Guards
-from mmjax.run import manifest as manifest_lib
+from mmjax.run import manifest
 
 ROWS = own.records(count=20, size=70)
 
@@ -120,11 +120,9 @@ def test_tokens_are_those_of_the_run_that_it_starts_from(root, tmp_path):
         mmjax.data_check(dataclasses.replace(experiment, init=str(tmp_path / "base")))
     step = tmp_path / "base" / "checkpoints" / "1"
     step.mkdir(parents=True)
-    lists = {key: [] for key in ("journal", "streams", "layer_plan")}
-    kinds = ("cursors", "vocabulary", "tokenizers", "identity", "mesh", "parameters", "files")
-    about = {"format": manifest_lib.FORMAT, "step": 1, "items": ["params"], "time": "", "state": {}}
-    manifest = manifest_lib.sealed({**about, **lists, **{key: {} for key in kinds}})
-    (step / "manifest.json").write_text(json.dumps(manifest))
+    empty = {key: kind() for key, kind in manifest.KEYS.items()}
+    whole = {**empty, "format": 1, "step": 1, "items": ["params"]}
+    (step / manifest.FILE).write_text(json.dumps(whole))
     report = mmjax.data_check(dataclasses.replace(experiment, init=str(tmp_path / "base")))
     (found,) = report["sources"]
     assert found["streams"]["text"]["tokens"]["max"] == len(base.encode("\u00e9" * 9)) + 1 >= 19

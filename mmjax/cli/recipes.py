@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shlex
 from pathlib import Path
 
-from mmjax import listing, printing
+from mmjax import console
+from mmjax.cli import listing, options
 from mmjax.config.error import ConfigError, nearest
 
-__all__ = ["USAGE", "add_arguments", "copy", "run"]
+__all__ = ["copy", "parser", "run"]
 
-USAGE = "[copy NAME [--out DIR]]"
 SHARED = "common.py"  # of a family
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
+def parser() -> options.Parser:
+    """The command line."""
+    text = "The recipes that mmjax brings, and a copy of one to change and to train."
+    made = options.parser("recipes", "[copy NAME [--out DIR]]", text)
     text = "put a recipe into a folder of yours; without it, recipes are listed"
-    parser.add_argument("what", nargs="?", choices=["copy"], metavar="copy", help=text)
-    parser.add_argument("name", nargs="?", metavar="NAME", help="such as quickstart")
-    text = "in place of ./configs"
-    parser.add_argument("--out", default="configs", metavar="DIR", help=text)
+    made.add_argument("what", nargs="?", choices=["copy"], metavar="copy", help=text)
+    made.add_argument("name", nargs="?", metavar="NAME", help="such as quickstart")
+    made.add_argument("--out", default="configs", metavar="DIR", help="in place of ./configs")
+    return made
 
 
-def run(options: argparse.Namespace) -> None:
-    """Lists the recipes, or copies one and says how it is trained."""
-    if options.what is None:
-        print(printing.visible(_text()))
+def run(args: list[str]) -> None:
+    """Recipes that come with mmjax, and copies of them."""
+    given = parser().parse_args(args)
+    if given.what is None:
+        print(console.visible(_text()))
         return
-    if options.name is None:
+    if given.name is None:
         raise ConfigError("copy NAME: the name is missing; `mmjax recipes` lists them.")
-    copied = copy(options.name, options.out)
+    copied = copy(given.name, given.out)
     commands = [f"  {command}" for command in copied.values() if command]
-    print(printing.visible("\n".join([*map(str, copied), "to train it:", *commands])))
+    print(console.visible("\n".join([*map(str, copied), "to train it:", *commands])))
 
 
 def copy(name: str, out: str | os.PathLike[str] = "configs") -> dict[Path, str]:

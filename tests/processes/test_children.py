@@ -12,10 +12,10 @@ import mini
 import pytest
 
 import mmjax
-from mmjax import children, cli
+from mmjax.processes import children
 
-ROOT = Path(cli.__file__).parent.parent
-TESTS = Path(__file__).parent
+ROOT = Path(mmjax.__file__).parent.parent
+TESTS = Path(__file__).parent.parent
 PLANTED = (
     *("cloudpickle", "jax", "numpy", "random", "mmjax", "multiprocessing", "pickle", "grain"),
     *("sitecustomize", "usercustomize", "zstandard", "mini", "re"),
@@ -121,7 +121,7 @@ def test_a_workdir_runs_nothing_where_it_is_the_working_folder_too(planted, tmp_
 
 def run(program: str, cwd: Path, **env: str) -> str:
     """What a parent prints that looks for nothing in the working folder, and its children."""
-    parent = "import subprocess, sys; from mmjax import children; " + program
+    parent = "import subprocess, sys; from mmjax.processes import children; " + program
     done = subprocess.run(
         [sys.executable, "-P", "-c", parent], capture_output=True, text=True, cwd=cwd, env=env
     )
@@ -155,7 +155,7 @@ def test_a_module_beside_a_checkout_that_is_not_installed_hides_nothing(tmp_path
     (tmp_path / "cloudpickle.py").write_text("print('planted')")
     (tmp_path / "only_here.py").write_text("print('found')")
     (tmp_path / "start.py").write_text(
-        "import subprocess; from mmjax import children\n"
+        "import subprocess; from mmjax.processes import children\n"
         "subprocess.run(children.command('import mmjax, cloudpickle, only_here; "
         "print(mmjax.__file__)'), check=True)"
     )

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from mmjax import cli, compile_cache, config
+import mmjax
+from mmjax import config
+from mmjax.processes import compile_cache
 
-ROOT = Path(cli.__file__).parent.parent
+ROOT = Path(mmjax.__file__).parent.parent
 VARIABLES = (compile_cache.FOLDER, compile_cache.LIMIT, compile_cache.SECONDS, compile_cache.BYTES)
 
 
@@ -195,7 +197,7 @@ def test_a_workdir_never_names_the_cache(tmp_path):
 @pytest.mark.fault("compiled programs fill the home folder", "the oldest are dropped at 10 GB")
 def test_jax_keeps_the_bound(tmp_path):
     program = (
-        "import sys; from mmjax import compile_cache; compile_cache.use();"
+        "import sys; from mmjax.processes import compile_cache; compile_cache.use();"
         "import jax; x = jax.numpy.ones((8,));"
         "[jax.jit(lambda x, i=i: jax.numpy.sin(x * i))(x) for i in map(int, sys.argv[1:])]"
     )

@@ -1,0 +1,62 @@
+"""`mmjax embed`: embeddings of any modality, as a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmjax.cli import options
+from mmjax.config.error import ConfigError
+
+__all__ = ["parser", "run", "write"]
+
+
+def parser() -> options.Parser:
+    """The command line."""
+    usage = f"PATH --given MODALITY=VALUE ... --out FILE {options.CODE_USAGE}"
+    text = "Embeds images, sounds and text in the shared space."
+    made = options.parser("embed", usage, text)
+    options.add_path(made)
+    options.add_given(made)
+    made.add_argument("--out", required=True, metavar="FILE", help=".npy or .parquet")
+    options.add_code(made)
+    return made
+
+
+def run(args: list[str]) -> None:
+    """Embeddings of any modality in the shared space."""
+    given = parser().parse_args(args)
+    out = Path(given.out)
+    if out.suffix not in (".npy", ".parquet"):
+        raise ConfigError(f"--out {given.out}: {out.suffix!r} must be .npy or .parquet.")
+    rows = options.given(given.given)
+    values = {m: [v for n, v in rows if n == m] for m, _ in rows}
+    options.trust(given)
+    from mmjax import evaluate
+
+    found = evaluate.embed(given.path, values, code=given.code)
+    write(out, rows, found)
+    width = next(iter(found.values())).shape[-1]
+    print(f"{out}: {len(rows)} embeddings of width {width}, in the order given")
+
+
+def write(out: Path, rows: Sequence[tuple[str, str]], found: dict[str, Any]) -> None:
+    """Rows in the order of the command line; Parquet also names modality and value."""
+    import numpy as np
+
+    queues = {m: iter(np.asarray(x)) for m, x in found.items()}
+    array_ND = np.stack([next(queues[m]) for m, _ in rows]).astype(np.float32)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npy":
+        np.save(out, array_ND)
+        return
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = {
+        "modality": [m for m, _ in rows],
+        "given": [v for _, v in rows],
+        "embedding": list(array_ND),
+    }
+    parquet.write_table(pyarrow.table(columns), out)

@@ -1,0 +1,148 @@
+"""`mmjax list`: what there is, of public classes of the seams and of headers of recipes.
+
+The header of a recipe is its docstring: a first line that says what it is, then `paper:`, `kept:`,
+`differs:`, `needs:` (recipes that are trained before), `command:`, `catalogue:` (row), `status:`
+(exact, simplified, shape-only), `result:`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import mmjax
+from mmjax import config, console
+from mmjax.cli import options, printing
+from mmjax.config.files import seam_modules
+
+__all__ = [
+    "KINDS",
+    "header",
+    "listing",
+    "parser",
+    "recipe_files",
+    "recipes",
+    "run",
+    "shipped",
+    "text",
+]
+
+KINDS = {  # what can be listed -> base class of the seam
+    "modalities": "Modality",
+    "tokenizers": "Tokenizer",
+    "quantizers": "Quantizer",
+    "routers": "Router",
+    "objectives": "Objective",
+    "evaluators": "Evaluator",
+}
+HEADER = ("paper", "catalogue", "status", "result", "needs", "command")
+
+
+def parser() -> options.Parser:
+    """The command line."""
+    made = options.parser("list", "[KIND] [--json]", "What there is.")
+    made.add_argument(
+        "kind",
+        nargs="?",
+        metavar="KIND",
+        help="recipes, modalities, tokenizers, quantizers, routers, objectives or evaluators",
+    )
+    options.add_json(made)
+    return made
+
+
+def run(args: list[str]) -> None:
+    """Recipes, modalities, tokenizers, routers, objectives, evaluators."""
+    given = parser().parse_args(args)
+    found = listing(given.kind)
+    print(printing.as_json(found) if given.json else text(found))
+
+
+def listing(kind: str | None = None) -> dict[str, list[dict[str, str]]]:
+    """Names and descriptions by kind; None = all kinds.
+
+    Raises ConfigError for an unknown kind.
+    """
+    wanted = ("recipes", *KINDS)
+    if kind is not None and kind not in wanted:
+        raise config.ConfigError(f"list: no kind {kind!r}{config.nearest(kind, wanted)}")
+    found: dict[str, list[dict[str, str]]] = {}
+    for name in wanted if kind is None else (kind,):
+        found[name] = recipes() if name == "recipes" else _members(KINDS[name])
+    return found
+
+
+def recipes(folder: Path | None = None) -> list[dict[str, str]]:
+    """Headers of the recipes in ./configs and of those that mmjax brings, or of those in `folder`.
+
+    Of two with one name the first counts; files without a header are left out.
+    """
+    files = recipe_files([folder] if folder else [Path("configs"), shipped()])
+    return [{"name": str(path), **found} for path in files.values() if (found := header(path))]
+
+
+def shipped() -> Path:
+    """The folder of the recipes that mmjax brings: in a checkout beside the package, else in it."""
+    package = Path(mmjax.__file__).resolve().parent
+    beside = package.parent / "configs"  # among installed packages it would be somebody else's
+    is_checkout = beside.is_dir() and (package.parent / "pyproject.toml").is_file()
+    return beside if is_checkout else package / "recipes"
+
+
+def recipe_files(folders: Iterable[Path]) -> dict[str, Path]:
+    """Python files by name, `family/method`, in the order of names."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in folder.rglob("*.py"):
+            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+    return dict(sorted(found.items()))
+
+
+def header(path: Path) -> dict[str, str]:
+    """What a recipe `does`, and the fields of HEADER; {} when it has none of them."""
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    fields = {k: _field(doc, k) for k in HEADER}
+    return {"does": doc.splitlines()[0], **fields} if any(fields.values()) else {}
+
+
+def _field(doc: str, key: str) -> str:
+    """The text after `Key:`, up to the next key or an empty line."""
+    match = re.search(rf"^{key}:(.*?)(?=^\w+:|\n\s*\n|\Z)", doc, re.M | re.S | re.I)
+    return " ".join(match[1].split()) if match else ""
+
+
+def _members(base: str) -> list[dict[str, str]]:
+    """Public subclasses of a seam's base class, with the first line of their docstrings."""
+    members: dict[str, dict[str, str]] = {}
+    for module in seam_modules():
+        public: Any = getattr(module, "__all__", [n for n in vars(module) if n[0] != "_"])
+        for name in public:
+            cls = getattr(module, name, None)
+            if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
+                continue
+            if cls.__module__ != module.__name__ or cls.__name__ == base:
+                continue
+            if base in (c.__name__ for c in cls.__mro__):
+                does = (cls.__doc__ or "").strip().splitlines()[0]
+                if does.startswith("Base of"):
+                    continue
+                members[name] = {"name": name, "does": does, "module": module.__name__}
+    return [members[name] for name in sorted(members)]
+
+
+def text(found: dict[str, list[dict[str, str]]]) -> str:
+    """The listing for people."""
+    blocks = []
+    for kind, items in found.items():
+        width = max((len(i["name"]) for i in items), default=0)
+        lines = [kind]
+        for item in items:
+            more = [f"{k}: {item[k]}" for k in HEADER if item.get(k)]
+            lines.append(f"  {item['name']:{width}}  {item['does']}")
+            lines += [f"  {'':{width}}  {m}" for m in more]
+        blocks.append("\n".join(lines if items else [*lines, "  none"]))
+    return console.visible("\n\n".join(blocks))

@@ -1,0 +1,20 @@
+"""`mmjax train`: pretrain or fine-tune."""
+
+from __future__ import annotations
+
+from mmjax.cli import options
+
+__all__ = ["parser", "run"]
+
+
+def parser() -> options.Parser:
+    """The command line; fields of the config are what it does not know."""
+    return options.training_parser("train", "Trains what CONFIG describes")
+
+
+def run(args: list[str]) -> None:
+    """Pretrain or fine-tune; the same workdir resumes."""
+    experiment, workdir, code = options.training(parser(), args)
+    from mmjax import train
+
+    train.train(experiment, workdir, code=code)

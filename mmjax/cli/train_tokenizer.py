@@ -1,0 +1,22 @@
+"""`mmjax train-tokenizer`: codes for images, sounds or masks."""
+
+from __future__ import annotations
+
+from mmjax.cli import options
+
+__all__ = ["parser", "run"]
+
+
+def parser() -> options.Parser:
+    """The command line; fields of the config are what it does not know."""
+    text = "Trains a tokenizer, and says how well its codes are used"
+    return options.training_parser("train-tokenizer", text)
+
+
+def run(args: list[str]) -> None:
+    """Train codes for images, sounds or masks."""
+    experiment, workdir, code = options.training(parser(), args)
+    from mmjax import train_tokenizer
+
+    report = train_tokenizer.train_tokenizer(experiment, workdir, code=code)
+    print(train_tokenizer.text(report))

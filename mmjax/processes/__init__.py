@@ -1,0 +1,1 @@
+"""How processes of mmjax start: where they look for modules, allocator, compiled programs."""

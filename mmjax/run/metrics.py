@@ -1,0 +1,148 @@
+"""Metrics: averages between logs, `metrics.jsonl`, the few numbers that a person looks at."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from mmjax import files
+from mmjax.console import NOTEBOOK, Progress, say  # noqa: F401  (their old place)
+
+MAX_BYTES = 1 << 32  # of a metrics.jsonl that is read
+
+
+class Window:
+    """Means of metrics since the last log, by name."""
+
+    def __init__(self):
+        self._sum: dict[str, float] = defaultdict(float)
+        self._count: dict[str, int] = defaultdict(int)
+
+    def add(self, metrics: dict[str, Any], prefix: str = "") -> None:
+        """Adds scalars."""
+        for name, value in metrics.items():
+            self._sum[prefix + name] += float(value)
+            self._count[prefix + name] += 1
+
+    def count(self, metrics: dict[str, Any], prefix: str = "") -> None:
+        """Adds what is logged as a total, such as bad records."""
+        for name, value in metrics.items():
+            self._sum[prefix + name] += float(value)
+            self._count[prefix + name] = 1
+
+    def take(self) -> dict[str, float]:
+        """Means (of what was counted: totals) by name; starts anew."""
+        out = {name: self._sum[name] / self._count[name] for name in self._sum}
+        self.__init__()
+        return out
+
+
+class Writer:
+    """Appends to `metrics.jsonl`; also to TensorBoard where asked for. Inert on other hosts."""
+
+    def __init__(self, workdir: epath.Path, active: bool, tensorboard: bool = False):
+        self._path = workdir / "metrics.jsonl" if active else None
+        self._board = None
+        if active and tensorboard:
+            import tensorboardX
+
+            self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+
+    def rewind(self, step: int) -> None:
+        """Drops rows after a step: the steps since the last save are taken again."""
+        if self._path is None or not files.exists(self._path):
+            return
+        try:
+            rows, bad = read_rows(self._path)
+        except files.DamagedFile as error:
+            files.quarantine(self._path, self._path.parent, str(error))
+            return
+        if bad:
+            why = f"{len(bad)} of its lines cannot be read and are left out"
+            files.quarantine(self._path, self._path.parent, why)
+        kept = [row for row in rows if row["step"] <= step]
+        if bad or len(kept) < len(rows):
+            with files.replacing(self._path) as partial:
+                partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """One object for a step. Not-a-number becomes null: JSON has no word for it."""
+        if self._path is None:
+            return
+        row = {"step": step, "time": round(time.time(), 3)}
+        row |= {k: (float(f"{v:.6g}") if np.isfinite(v) else None) for k, v in metrics.items()}
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Lets go of files."""
+        if self._board is not None:
+            self._board.close()
+
+
+def read_rows(path: Any) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """Rows of a `metrics.jsonl`, and the lines that are none, such as a last one that was cut.
+
+    Raises:
+      DamagedFile: it is no file that can be read.
+    """
+    rows, bad = [], []
+    for line in files.read_bytes(path, MAX_BYTES).split(b"\n"):
+        try:
+            row = files.parse_json(line.decode()) if line.strip() else None
+            numbers = (float, int, type(None))
+            if row is not None and type(row.get("step")) is not int:
+                raise files.DamagedFile("it has no step")
+            if row is not None and not all(type(value) in numbers for value in row.values()):
+                raise files.DamagedFile("it holds what is no number")
+        except ValueError:
+            bad.append(line)
+        else:
+            rows += [] if row is None else [row]
+    return rows, bad
+
+
+def summary(metrics: dict[str, float]) -> str:
+    """The few numbers that a person looks at."""
+    words = []
+    for name, value in sorted(metrics.items()):
+        parts = name.split("/")
+        if name == "train/loss" or (len(parts) == 3 and name.endswith("/loss")):
+            words.append(f"{parts[-2] if len(parts) == 3 else 'loss'} {value:.3f}")
+    speed = metrics.get("throughput/steps_per_second")
+    if speed:
+        words.append(f"{speed:.2f} steps/s")
+    if "data/wait_fraction" in metrics:
+        words.append(f"data wait {100 * metrics['data/wait_fraction']:.1f} %")
+    return "  ".join(words)
+
+
+def router_load(task: str, record: dict[str, np.ndarray], streams: tuple[str, ...]) -> dict:
+    """Expert load by layer and stream, as scalars: 1 = fair share.
+
+    `moe/layer_<i>/load_max`, `load_min` over experts, and the same by stream.
+    """
+    del task
+    out: dict[str, float] = {}
+    layer = 0
+    for name in sorted(record, key=lambda n: tuple(int(i) for i in n.split("/")[1:])):
+        for load_ME in np.asarray(record[name], np.float64):
+            total_E = load_ME[1:].sum(0)
+            if total_E.sum():
+                share = total_E / total_E.mean()
+                out[f"moe/layer_{layer}/load_max"] = float(share.max())
+                out[f"moe/layer_{layer}/load_min"] = float(share.min())
+            for i, stream in enumerate(streams):
+                row = load_ME[i + 1]
+                if row.sum():
+                    out[f"moe/layer_{layer}/{stream}/load_max"] = float(row.max() / row.mean())
+            layer += 1
+    return out
