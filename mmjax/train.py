@@ -95,6 +95,9 @@ class _Loop:
         settings = self.experiment.logging
         self.writer = metrics.Writer(folder, main, settings.tensorboard)
         self.compiling = contextlib.ExitStack()  # closed = no other process compiles any more
+        self.progress = console.Progress(self.experiment.total_steps, 0, False)
+        self.mark = (0.0, 0)  # time and step of the last log
+        self.waited, self.tokens = 0.0, 0.0  # since then
         self.state: Any = None
         self.scores: dict[str, float] = {}
 
@@ -142,7 +145,7 @@ class _Loop:
             console.say(f"{self.folder}: {more}; a larger total_steps goes on", self.main)
         self.progress = console.Progress(total, start, self.main)
         self.mark = (time.perf_counter(), start)
-        self.waited, self.tokens, previous = 0.0, 0.0, None
+        previous = None
         settings = self.experiment.checkpoint
         self.stream = loader.open_stream(
             self.experiment, self.program, self.schedule, self.journal, start
@@ -229,7 +232,10 @@ class _Loop:
 
     def _save(self, step: int) -> None:
         began = time.perf_counter()
-        self.saver.save(self.state, workdir_lib.manifest(self, step))
+        cursors = self.schedule.cursors(step, self.journal)
+        self.saver.save(
+            self.state, workdir_lib.manifest(self.program, step, self.journal.to_json(), cursors)
+        )
         self.seconds["save"] = self.seconds.get("save", 0.0) + time.perf_counter() - began
 
     def _evaluate_due(self, step: int, total: int) -> None:
@@ -276,7 +282,6 @@ class _Loop:
         self.compiling.close()
         if self.stream is not None:
             self.stream.close()
-        if hasattr(self, "progress"):
-            self.progress.close()
+        self.progress.close()
         self.writer.close()
         self.saver.close()

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from mmjax import confined
+from mmjax.files import confined
 
 
 @pytest.fixture(params=[True, False], ids=["by handle", "by name"])

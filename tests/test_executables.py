@@ -138,7 +138,7 @@ def test_an_interrupt_ends_the_other_process_too(built, tmp_path, monkeypatch):
     def interrupt(text, active):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(executables.metrics, "say", interrupt)
+    monkeypatch.setattr(executables.console, "say", interrupt)
     with pytest.raises(KeyboardInterrupt):
         apart(built)  # waits for the process, which was killed
     assert started.exists()

@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmjax import confined
 from mmjax.config.error import ConfigError, nearest
 from mmjax.config.serial import from_json
+from mmjax.files import confined
 
 __all__ = ["load", "load_module", "seam_classes", "seam_modules"]
 

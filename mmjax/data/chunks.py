@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmjax import confined
+from mmjax.files import confined
 
 MAX_OPEN = 64  # files
 BLOCK, BLOCK_HEADER, HEADER = 1 << 16, 24, 40

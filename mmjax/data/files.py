@@ -14,10 +14,11 @@ from typing import Annotated, Any, Protocol
 
 import numpy as np
 
-from mmjax import confined, console
+from mmjax import console
 from mmjax.config import ranges
 from mmjax.data import index, npy
 from mmjax.data.source import BadRecord, Source
+from mmjax.files import confined
 
 PICKLES = ("pickle", "pkl", "pyd", "pth", "pt", "joblib", "dill")
 SHOWN = 20  # fields that an error names

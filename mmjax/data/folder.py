@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmjax import confined
 from mmjax.data.files import LIMIT, MAX_JSON, Files, Table
 from mmjax.data.source import BadRecord
+from mmjax.files import confined
 
 __all__ = ["Folder"]
 

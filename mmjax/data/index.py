@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import confined, console, files
+from mmjax import console, files
 from mmjax.data import npy
+from mmjax.files import confined
 
 Index = tuple[dict[str, Any], dict[str, np.ndarray]]
 EDGE = 1 << 16  # bytes at each end of a file that tell it from another of its size

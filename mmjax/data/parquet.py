@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import confined
 from mmjax.config import ranges
 from mmjax.data import pages
 from mmjax.data.files import LIMIT, Files, Table
 from mmjax.data.folder import read_file
 from mmjax.data.source import BadRecord
+from mmjax.files import confined
 
 __all__ = ["Parquet"]
 

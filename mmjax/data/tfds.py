@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import confined
 from mmjax.config import ranges
 from mmjax.data.array_records import ArrayFile
 from mmjax.data.files import LIMIT, Files, Table
 from mmjax.data.source import BadRecord
+from mmjax.files import confined
 
 __all__ = ["TFDS"]
 

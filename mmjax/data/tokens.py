@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mmjax import confined, console, files
+from mmjax import console, files
 from mmjax.data import npy
 from mmjax.data.source import BadRecord, Source
+from mmjax.files import confined
 from mmjax.modalities.modality import Modality
 from mmjax.parallel import distributed
 from mmjax.typing import Piece, TokenSpec, Vocabulary, positions

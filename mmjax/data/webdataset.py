@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmjax import confined, console
+from mmjax import console
 from mmjax.data import index
 from mmjax.data.files import LIMIT, Files, Table
 from mmjax.data.source import BadRecord
+from mmjax.files import confined
 
 __all__ = ["WebDataset"]
 

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 import mmjax
-from mmjax import confined, console, files
+from mmjax import console, files
 from mmjax.config.error import ConfigError, nearest
 from mmjax.experiment import Experiment
+from mmjax.files import confined
 from mmjax.generate import sampling, sheet
 from mmjax.generate.plan import Decoding
 from mmjax.generate.rerank import contrasts

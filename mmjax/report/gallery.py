@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import confined
+from mmjax.files import confined
 from mmjax.report import frame
 
 MEDIA = {  # suffix -> type of a data address

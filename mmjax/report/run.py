@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-from mmjax import confined, files
+from mmjax import files
 from mmjax.evaluate import samples
+from mmjax.files import confined
 from mmjax.run import checkpoint, metrics, records
 
 _log = logging.getLogger("mmjax")

@@ -23,6 +23,7 @@ from mmjax.experiment import Experiment
 from mmjax.models import names as names_lib
 from mmjax.parallel import distributed
 from mmjax.run import checkpoint, lifecycle, records
+from mmjax.run.program import Program
 from mmjax.typing import PyTree
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
@@ -234,9 +235,9 @@ def initial_params(path: str, built: Any, like: PyTree) -> PyTree:
     return jax.device_put(params, built.shardings.params)
 
 
-def manifest(loop: Any, step: int) -> dict[str, Any]:
+def manifest(built: Program, step: int, journal: list, cursors: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of itself, beside the hashes of its files."""
-    built, experiment = loop.program, loop.experiment
+    experiment = built.experiment
     shapes = names_lib.flatten(built.parts.params)
     parameters = {}
     for name, part in built.canonical.items():
@@ -249,8 +250,8 @@ def manifest(loop: Any, step: int) -> dict[str, Any]:
     specs = built.vocabulary.specs
     return {
         "step": step,
-        "journal": loop.journal.to_json(),
-        "cursors": loop.schedule.cursors(step, loop.journal),
+        "journal": journal,
+        "cursors": cursors,
         "streams": [s.name for s in specs],
         "vocabulary": {s.name: list(built.vocabulary.range(s.name)) for s in specs},
         "layer_plan": [repr(run) for run in experiment.model.layer_plan()],

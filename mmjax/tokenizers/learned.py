@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mmjax import config, confined, files
+from mmjax import config, files
+from mmjax.files import confined
 from mmjax.typing import TokenSpec, Vocabulary
 
 __all__ = ["Learned"]

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import confined, files
+from mmjax import files
 from mmjax.config import ranges
+from mmjax.files import confined
 from mmjax.tokenizers.tokenizer import Tokenizer
 
 __all__ = ["SentencePiece"]

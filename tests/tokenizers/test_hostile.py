@@ -14,7 +14,7 @@ import pytest
 import toy_codes
 from safetensors import numpy as safetensors
 
-from mmjax import confined
+from mmjax.files import confined
 from mmjax.tokenizers import learned as learned_lib
 from mmjax.tokenizers.learned import MANIFEST, WEIGHTS, Learned
 from mmjax.tokenizers.sentencepiece import MODEL_FILE, SentencePiece
