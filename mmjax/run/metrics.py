@@ -54,13 +54,21 @@ class Writer:
             self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
 
     def rewind(self, step: int) -> None:
-        """Drops rows after a step: the steps since the last save are taken again."""
+        """Drops rows after a step: the steps since the last save are taken again.
+
+        What cannot be read, or is of a run that now starts from scratch, is kept in `quarantine/`.
+        """
         if self._path is None or not files.exists(self._path):
             return
         try:
             rows, bad = read_rows(self._path)
         except files.DamagedFile as error:
             files.quarantine(self._path, self._path.parent, str(error))
+            return
+        if step == 0 and rows:
+            last = max(row["step"] for row in rows)
+            why = f"it reaches step {last} and no checkpoint was saved, so the run starts anew"
+            files.quarantine(self._path, self._path.parent, why)
             return
         if bad:
             why = f"{len(bad)} of its lines cannot be read and are left out"

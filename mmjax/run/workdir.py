@@ -79,12 +79,12 @@ def open_run(
         if (folder / "tokenizers").exists():
             files.quarantine(folder / "tokenizers", folder, "no checkpoint goes with it")
     else:
-        for step, why in chosen.passed_over.items():
-            files.quarantine(folder / "checkpoints" / str(step), folder, why)
         known = chosen.manifest["identity"]
         changed = [kind for kind in REFUSED if known.get(kind) != identity[kind]]
         if changed:
             raise config.ConfigError(_refusal(folder, experiment, changed))
+        for step, why in chosen.passed_over.items():
+            files.quarantine(folder / "checkpoints" / str(step), folder, why)
         run = _known(folder, "run.json", records.read_run) or run
         _known(folder, "config.json", records.read_config)
     run["identity"] = identity

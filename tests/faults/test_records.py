@@ -244,6 +244,24 @@ def test_a_line_of_metrics_that_was_cut_is_left_out(whole, workdir, last, caplog
     assert aside.read_bytes().endswith(last)
 
 
+@pytest.mark.fault("checkpoints/ is gone as a whole", "starts anew, and says so; metrics are kept")
+def test_a_run_whose_checkpoints_are_gone_says_that_it_starts_anew(whole, workdir, caplog):
+    shutil.rmtree(workdir / "checkpoints")
+    before = (workdir / "metrics.jsonl").read_bytes()
+    mini.assert_same(go_on(workdir), whole[1].state)
+    assert "it reaches step 12 and no checkpoint was saved" in caplog.text
+    (aside,) = (p for p in (workdir / "quarantine").iterdir() if p.name.startswith("metrics"))
+    assert aside.read_bytes() == before
+
+
+@pytest.mark.fault("another experiment started where a step is damaged", "nothing is moved")
+def test_a_refused_experiment_moves_nothing(workdir):
+    (workdir / "checkpoints" / "12" / "manifest.json").write_text("")
+    with pytest.raises(mmjax.ConfigError, match="belongs to another experiment"):
+        mmjax.train(mini.get_config(seed=7), workdir, devices=ONE)
+    assert not (workdir / "quarantine").exists()
+
+
 @pytest.mark.fault("a damaged file in evals/", "it is left out of WORKDIR@best:METRIC, and said")
 def test_a_damaged_score_is_left_out(workdir, caplog):
     folder = workdir / "evals" / "losses"
