@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024) for matrices and Adam for everything else, as one transformation.
 
 It takes the steps of `optax.contrib.muon`, which has a loop for every leaf: matrices of one shape
-share a loop here, whatever leaf they are of, and that costs less (benchmarks/RESULTS.md).
+share a loop here, whatever leaf they are of, and that costs less (benchmarks/history.md).
 """
 
 from __future__ import annotations
