@@ -18,7 +18,7 @@ from mmjax.models.routers import Routing
 from mmjax.parallel.mesh import BATCH_AXES
 from mmjax.typing import Array
 
-UNROLL = 4  # blocks in one turn of a loop, whose products then share the cores (benchmarks/history.md)
+UNROLL = 4  # blocks in one turn of a loop, whose products then share the cores (history.md)
 
 
 def expert_ffn(
