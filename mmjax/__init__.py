@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 import types
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -98,6 +99,20 @@ def moved(old: str, new: str, *, for_good: bool = False) -> None:
         text = f"{old} is now {new}; the old name goes with the next release."
         warnings.warn(text, DeprecationWarning, stacklevel=3)
     sys.modules[old] = importlib.import_module(new)
+
+
+def moved_name(name: str, old: str, new: str, names: Collection[str]) -> Any:
+    """What a module's `__getattr__` gives for the names that have moved to another module.
+
+    Raises AttributeError for other names.
+    """
+    if name not in names:
+        raise AttributeError(f"module {old!r} has no attribute {name!r}")
+    import warnings
+
+    text = f"{old}.{name} is now {new}.{name}: import it from there."
+    warnings.warn(text, DeprecationWarning, stacklevel=3)
+    return getattr(importlib.import_module(new), name)
 
 
 def __dir__() -> list[str]:

@@ -63,12 +63,6 @@ OLD = {  # names of modules that go with the next release; nothing of ours uses 
     "program": "run.program",
     "rundir": "run.workdir",
 }
-# Old names inside a module, for one release.
-MOVED = {
-    ("evaluate", "demo.judges"),
-    ("evaluate.judges", "demo"),
-    ("evaluate.judges", "demo.judges"),
-}
 OUTSIDE = {  # package -> the only modules of mmjax that may import it
     "torch": {"export.peer", "transfer"},  # the peer is a program of its own
     "transformers": {"export.peer", "transfer"},
@@ -149,7 +143,7 @@ def is_allowed(source: str, target: str) -> bool:
         return True
     (above, own), (below, other) = floor(source), floor(target)
     shut = any(target == name or target.startswith(f"{name}.") for name in SHUT.get(own, ()))
-    return own == other or (below < above and not shut) or (source, target) in MOVED
+    return own == other or (below < above and not shut)
 
 
 def test_layers():

@@ -1,14 +1,11 @@
 """Old name of `mmjax.demo.numbers`, for one release."""
 
-import warnings
 from typing import Any
+
+import mmjax
+
+MOVED = ("LANGUAGES", "UNSEEN", "Numbers", "words")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("LANGUAGES", "UNSEEN", "Numbers", "words"):
-        raise AttributeError(f"module 'mmjax.data.toyworld' has no attribute {name!r}")
-    text = f"mmjax.data.toyworld is now mmjax.demo.numbers: import {name} from there."
-    warnings.warn(text, DeprecationWarning, stacklevel=2)
-    from mmjax.demo import numbers
-
-    return getattr(numbers, name)
+    return mmjax.moved_name(name, "mmjax.data.toyworld", "mmjax.demo.numbers", MOVED)

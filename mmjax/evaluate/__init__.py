@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
+import mmjax
 from mmjax.evaluate.generation import Generation
 from mmjax.evaluate.judges import MOVED, BoxIoU, Judge, MaskIoU, SameMetadata
 from mmjax.evaluate.losses import Losses
@@ -42,10 +42,4 @@ def embed(path: str, given: dict[str, list[str]], *, code: str | None = None) ->
 
 def __getattr__(name: str) -> Any:
     """What has moved, by its old name for one release."""
-    if name not in MOVED:
-        raise AttributeError(f"module 'mmjax.evaluate' has no attribute {name!r}")
-    text = f"mmjax.evaluate.{name} is now mmjax.demo.judges.{name}: import it from there."
-    warnings.warn(text, DeprecationWarning, stacklevel=2)
-    from mmjax.demo import judges
-
-    return getattr(judges, name)
+    return mmjax.moved_name(name, "mmjax.evaluate", "mmjax.demo.judges", MOVED)

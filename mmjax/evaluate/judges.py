@@ -7,12 +7,12 @@ is its score of the real values of held-out examples; no model can be told to be
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
+import mmjax
 from mmjax.data.source import Source
 from mmjax.modalities.modality import Example, Modality
 from mmjax.modalities.structured import Metadata
@@ -123,10 +123,4 @@ class SameMetadata(Judge):
 
 def __getattr__(name: str) -> Any:
     """What has moved, by its old name for one release."""
-    if name not in MOVED:
-        raise AttributeError(f"module 'mmjax.evaluate.judges' has no attribute {name!r}")
-    text = f"mmjax.evaluate.judges.{name} is now mmjax.demo.judges.{name}: import it from there."
-    warnings.warn(text, DeprecationWarning, stacklevel=2)
-    from mmjax.demo import judges
-
-    return getattr(judges, name)
+    return mmjax.moved_name(name, "mmjax.evaluate.judges", "mmjax.demo.judges", MOVED)
