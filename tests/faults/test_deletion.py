@@ -19,19 +19,6 @@ from mmjax.run import keeping
 ONE = jax.devices()[:1]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A workdir with the steps 4, 8 and 12, and the state at its end."""
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
-    return workdir, mmjax.train(mini.get_config(), workdir, devices=ONE)
-
-
-@pytest.fixture
-def workdir(whole, tmp_path):
-    """A copy of it."""
-    return shutil.copytree(whole[0], tmp_path / "run")
-
-
 def end(workdir, **checkpointing):
     """The state of a run that goes on to its end."""
     settings = dataclasses.replace(mini.get_config().checkpoint, **checkpointing)
@@ -73,9 +60,9 @@ def test_without_any_manifest_nothing_starts_from_scratch(workdir, capsys):
 @pytest.mark.fault(
     "one manifest is gone", "the older step is used; the other is moved to quarantine/"
 )
-def test_a_step_that_lost_its_manifest_is_put_aside(whole, workdir, caplog):
+def test_a_step_that_lost_its_manifest_is_put_aside(unbroken, workdir, caplog):
     (workdir / "checkpoints" / "12" / "manifest.json").unlink()
-    mini.assert_same(end(workdir), whole[1].state)
+    mini.assert_same(end(workdir), unbroken[1].state)
     assert "checkpoint 12" in caplog.text
     assert "has no manifest.json" in caplog.text
     (aside,) = (workdir / "quarantine").iterdir()
@@ -84,13 +71,13 @@ def test_a_step_that_lost_its_manifest_is_put_aside(whole, workdir, caplog):
 
 
 @pytest.mark.fault("a folder named as a step where a save goes", "it is moved to quarantine/")
-def test_a_folder_in_the_way_of_a_save_is_put_aside(whole, tmp_path):
+def test_a_folder_in_the_way_of_a_save_is_put_aside(unbroken, tmp_path):
     saver = checkpoint.Saver(epath.Path(tmp_path), checkpoint.Checkpointing())
     mine = tmp_path / "checkpoints" / "12"
     mine.mkdir()
     (mine / "mine").write_text("mine")
-    manifest = json.loads((whole[0] / "checkpoints" / "12" / "manifest.json").read_text())
-    saver.save(whole[1].state, manifest)
+    manifest = json.loads((unbroken[0] / "checkpoints" / "12" / "manifest.json").read_text())
+    saver.save(unbroken[1].state, manifest)
     saver.close()
     assert steps(tmp_path) == [12]
     assert checkpoint.damaged(tmp_path, 12) == []
@@ -99,7 +86,7 @@ def test_a_folder_in_the_way_of_a_save_is_put_aside(whole, tmp_path):
 
 
 @pytest.mark.fault("a save was cut off by a kill", "its half, which a note proves, is deleted")
-def test_a_half_save_is_deleted_and_nothing_else(whole, workdir):
+def test_a_half_save_is_deleted_and_nothing_else(unbroken, workdir):
     folder = workdir / "checkpoints"
     (folder / "12" / "manifest.json").unlink()
     (folder / "12.saving").write_text("{}")
@@ -107,7 +94,7 @@ def test_a_half_save_is_deleted_and_nothing_else(whole, workdir):
     (folder / "16.orbax-checkpoint-tmp-3").mkdir()  # no note says that this one is ours
     checkpoint.recover(folder)
     assert sorted(p.name for p in folder.iterdir()) == ["16.orbax-checkpoint-tmp-3", "4", "8"]
-    mini.assert_same(end(workdir), whole[1].state)
+    mini.assert_same(end(workdir), unbroken[1].state)
     assert not (workdir / "quarantine").exists()
 
 
@@ -140,15 +127,15 @@ def test_retention_leaves_alone_what_it_cannot_prove(workdir, caplog):
 
 
 @pytest.mark.fault("the newest step is damaged before old ones are retired", "it does not count")
-def test_retention_counts_whole_steps_alone(whole, tmp_path):
+def test_retention_counts_whole_steps_alone(unbroken, tmp_path):
     saver = checkpoint.Saver(epath.Path(tmp_path), checkpoint.Checkpointing(keep=1))
-    manifest = json.loads((whole[0] / "checkpoints" / "12" / "manifest.json").read_text())
+    manifest = json.loads((unbroken[0] / "checkpoints" / "12" / "manifest.json").read_text())
     for step in (1, 2):
-        saver.save(whole[1].state, {**manifest, "step": step})
+        saver.save(unbroken[1].state, {**manifest, "step": step})
         saver.wait()
     assert steps(tmp_path) == [2]
     (tmp_path / "checkpoints" / "2" / "_CHECKPOINT_METADATA").write_text("{}")
-    saver.save(whole[1].state, {**manifest, "step": 3})
+    saver.save(unbroken[1].state, {**manifest, "step": 3})
     saver.wait()
     (tmp_path / "checkpoints" / "3" / "params" / "manifest.ocdbt").write_bytes(b"")
     saver._retain()  # as a save that ends now would: none but 2 and 3, both damaged, is there
@@ -168,11 +155,11 @@ def test_a_negative_keep_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.fault("a workdir `lr@3` beside `lr`", "is a workdir of its own, whole and resumed")
-def test_a_workdir_is_never_read_as_a_step_of_another(whole, tmp_path):
-    shutil.copytree(whole[0], tmp_path / "lr")
-    own = shutil.copytree(whole[0], tmp_path / "lr@4")
+def test_a_workdir_is_never_read_as_a_step_of_another(unbroken, tmp_path):
+    shutil.copytree(unbroken[0], tmp_path / "lr")
+    own = shutil.copytree(unbroken[0], tmp_path / "lr@4")
     shutil.rmtree(own / "checkpoints" / "12")
-    mini.assert_same(end(own), whole[1].state)
+    mini.assert_same(end(own), unbroken[1].state)
     assert steps(own) == [4, 8, 12]
     assert steps(tmp_path / "lr") == [4, 8, 12]
     assert checkpoint.choose_step(f"{tmp_path}/lr@4") == (epath.Path(own), 12)
@@ -201,11 +188,11 @@ def test_tokenizers_without_a_checkpoint_are_put_aside(tmp_path):
 
 
 @pytest.mark.fault("`checkpoints/12` is a link to a folder elsewhere", "it is not followed")
-def test_a_step_that_is_a_link_is_not_used(whole, workdir, tmp_path):
+def test_a_step_that_is_a_link_is_not_used(unbroken, workdir, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     (workdir / "checkpoints" / "12").rename(elsewhere)
     os.symlink(elsewhere, workdir / "checkpoints" / "12")
-    mini.assert_same(end(workdir, keep=1), whole[1].state)
+    mini.assert_same(end(workdir, keep=1), unbroken[1].state)
     assert (elsewhere / "manifest.json").exists()
     assert steps(workdir) == [12]
     assert not (workdir / "checkpoints" / "12").is_symlink()

@@ -20,19 +20,6 @@ from mmjax.run import records
 ONE = jax.devices()[:1]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A workdir with the steps 4, 8 and 12, and the run in memory."""
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
-    return workdir, mmjax.train(mini.get_config(), workdir, devices=ONE)
-
-
-@pytest.fixture
-def workdir(whole, tmp_path):
-    """A copy of it."""
-    return shutil.copytree(whole[0], tmp_path / "run")
-
-
 def go_on(workdir):
     return mmjax.train(mini.get_config(), workdir, devices=ONE).state
 
@@ -54,10 +41,10 @@ def edit(workdir, sealed: bool = False, **fields) -> None:
 @pytest.mark.fault(
     "a manifest with another value", "the older step is used; the other is put aside"
 )
-def test_a_manifest_that_was_edited_is_damaged(whole, workdir, fields, caplog):
+def test_a_manifest_that_was_edited_is_damaged(unbroken, workdir, fields, caplog):
     edit(workdir, **fields)
     assert checkpoint.choose_step(str(workdir))[1] == 8
-    mini.assert_same(go_on(workdir), whole[1].state)
+    mini.assert_same(go_on(workdir), unbroken[1].state)
     assert "its content differs from its own digest" in caplog.text
     assert checkpoint.damaged(workdir, 12) == []
 
@@ -126,8 +113,8 @@ def test_arrays_that_differ_from_their_digest_are_refused(workdir):
 
 
 @pytest.mark.fault("a config that asks for narrower numbers than were saved", "exit 66, no cast")
-def test_restoring_into_another_dtype_is_refused(whole, workdir):
-    like = whole[1].program.abstract_state()._asdict()
+def test_restoring_into_another_dtype_is_refused(unbroken, workdir):
+    like = unbroken[1].program.abstract_state()._asdict()
 
     def narrow(x):
         return jax.ShapeDtypeStruct(x.shape, np.dtype("float16"), sharding=x.sharding)
@@ -136,13 +123,13 @@ def test_restoring_into_another_dtype_is_refused(whole, workdir):
         checkpoint.restore(workdir, 12, {"params": jax.tree.map(narrow, like["params"])})
 
 
-def test_a_checkpoint_of_the_first_format_is_read(whole, workdir):
+def test_a_checkpoint_of_the_first_format_is_read(unbroken, workdir):
     for step in (4, 8, 12):
         file = workdir / "checkpoints" / str(step) / "manifest.json"
         old = json.loads(file.read_text())
         old = {k: v for k, v in old.items() if k not in ("state", "digest")} | {"format": 1}
         file.write_text(json.dumps(old))
-    mini.assert_same(go_on(workdir), whole[1].state)
+    mini.assert_same(go_on(workdir), unbroken[1].state)
     # A digest that is there counts, whatever format is claimed.
     edit(workdir, format=1, digest="0" * 64)
     assert checkpoint.choose_step(str(workdir))[1] == 8
@@ -166,9 +153,9 @@ def spoil(path, content: bytes | None) -> None:
 
 @pytest.mark.parametrize("content", DAMAGE.values(), ids=DAMAGE)
 @pytest.mark.fault("run.json deleted, empty or cut", "written anew, and said; the run goes on")
-def test_a_damaged_run_json_is_written_anew(whole, workdir, content, capsys):
+def test_a_damaged_run_json_is_written_anew(unbroken, workdir, content, capsys):
     spoil(workdir / "run.json", content)
-    mini.assert_same(go_on(workdir), whole[1].state)
+    mini.assert_same(go_on(workdir), unbroken[1].state)
     assert "run.json: it " in (said := capsys.readouterr().err)
     assert "it is written anew" in said
     assert len(records.read_run(workdir)["starts"]) == 1
@@ -233,11 +220,11 @@ def test_without_config_json_another_experiment_is_refused(workdir):
 @pytest.mark.fault(
     "the last line of metrics.jsonl cut or NUL", "left out, and said; the file is kept"
 )
-def test_a_line_of_metrics_that_was_cut_is_left_out(whole, workdir, last, caplog):
+def test_a_line_of_metrics_that_was_cut_is_left_out(unbroken, workdir, last, caplog):
     file = workdir / "metrics.jsonl"
     rows = mini.rows(workdir)
     file.write_bytes(file.read_bytes() + last)
-    mini.assert_same(go_on(workdir), whole[1].state)
+    mini.assert_same(go_on(workdir), unbroken[1].state)
     assert mini.rows(workdir) == rows
     assert "1 of its lines cannot be read" in caplog.text
     (aside,) = (workdir / "quarantine").iterdir()
@@ -245,10 +232,10 @@ def test_a_line_of_metrics_that_was_cut_is_left_out(whole, workdir, last, caplog
 
 
 @pytest.mark.fault("checkpoints/ is gone as a whole", "starts anew, and says so; metrics are kept")
-def test_a_run_whose_checkpoints_are_gone_says_that_it_starts_anew(whole, workdir, caplog):
+def test_a_run_whose_checkpoints_are_gone_says_that_it_starts_anew(unbroken, workdir, caplog):
     shutil.rmtree(workdir / "checkpoints")
     before = (workdir / "metrics.jsonl").read_bytes()
-    mini.assert_same(go_on(workdir), whole[1].state)
+    mini.assert_same(go_on(workdir), unbroken[1].state)
     assert "it reaches step 12 and no checkpoint was saved" in caplog.text
     (aside,) = (p for p in (workdir / "quarantine").iterdir() if p.name.startswith("metrics"))
     assert aside.read_bytes() == before
@@ -311,7 +298,7 @@ def test_a_pipe_in_place_of_a_file_is_not_opened(workdir):
         load.load(str(workdir), devices=ONE)
 
 
-def test_seconds_of_verification_are_told(whole):
-    seconds = records.read_run(whole[0])["starts"][-1]["seconds"]
+def test_seconds_of_verification_are_told(unbroken):
+    seconds = records.read_run(unbroken[0])["starts"][-1]["seconds"]
     assert 0 < seconds["verify"] < seconds["compile"] + 60
     assert dataclasses.is_dataclass(checkpoint.Checkpointing)
