@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import logging
 import math
@@ -62,13 +63,18 @@ def replacing(path: Any) -> Iterator[Any]:
 
 
 def sync(path: Any) -> None:
-    """Until a file or a folder is on the disk; nothing for a bucket."""
+    """Until a file or a folder is on the disk; nothing for a bucket.
+
+    Raises OSError when the disk fails, so that what is not there is never taken to be.
+    """
     if is_remote(path):
         return
     descriptor = os.open(os.fspath(path), os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # file systems that cannot sync a folder
-            os.fsync(descriptor)
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that sync no folders
+            raise
     finally:
         os.close(descriptor)
 
@@ -116,7 +122,6 @@ def read_bytes(path: Any, limit: int) -> bytes:
     Raises:
       DamagedFile: it is missing, too long, or a link, a pipe, a device or a folder.
     """
-
     try:
         if not is_remote(path) and kind(path) != "file":
             raise DamagedFile(f"it is a {kind(path)}, not a file")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 
 import jax
@@ -278,6 +280,20 @@ def test_numbers_that_json_lacks_become_null(tmp_path):
     assert files.read_json(tmp_path / "a.json") == {"x": [None, 1.0], "y": None}
 
 
+@pytest.mark.fault("the disk fails while a file is synced", "an error; the old file stays")
+def test_a_file_that_the_disk_does_not_take_is_not_taken_for_written(tmp_path, monkeypatch):
+    path = epath.Path(tmp_path) / "a.json"
+    files.write_json(path, {"old": 1})
+
+    def fail(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        files.write_json(path, {"new": 2})
+    assert files.read_json(path) == {"old": 1}
+
+
 @pytest.mark.fault("a write that fails half-way", "the old file stays")
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = epath.Path(tmp_path) / "a.json"
@@ -290,8 +306,6 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 
 @pytest.mark.fault("a JSON file of a workdir that is a pipe", "it is told, and not waited for")
 def test_a_pipe_in_place_of_a_file_is_not_opened(workdir):
-    import os
-
     (workdir / "config.json").unlink()
     os.mkfifo(workdir / "config.json")
     with pytest.raises(errors.NoCheckpoint, match="it is a pipe, not a file"):
