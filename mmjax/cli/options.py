@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -63,7 +65,9 @@ def add_code(made: argparse.ArgumentParser, text: str = CODE_HELP) -> None:
 
 def trust(options: argparse.Namespace) -> None:
     """What may be run beside mmjax: the file of --code, and programs that are compiled already."""
-    workdir = options.workdir if "workdir" in options else options.path.partition("@")[0]
+    workdir = options.workdir if "workdir" in options else options.path
+    if not os.path.isdir(workdir):  # a folder that exists is a workdir, whatever its name
+        workdir = re.split(r"@(?:best:|[0-9]+$)", workdir)[0]
     code_file.check(options.code, options.code_sha256)
     compile_cache.use(options.compile_cache, workdir)
 

@@ -20,6 +20,7 @@ import numpy as np
 from mmjax import console, files
 from mmjax.data import npy
 from mmjax.files import confined
+from mmjax.processes import compile_cache
 
 Index = tuple[dict[str, Any], dict[str, np.ndarray]]
 EDGE = 1 << 16  # bytes at each end of a file that tell it from another of its size
@@ -91,8 +92,10 @@ def folders(cache: str, data: Path) -> list[Path]:
     """Where an index may lie: in `cache`, or beside the data, or where only that is read-only."""
     if cache:
         return [Path(cache).expanduser()]
-    own = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return [data.parent / BESIDE, Path(own) / "mmjax"]
+    beside = data.parent / BESIDE
+    with contextlib.suppress(compile_cache.Refused):  # a user without a home folder
+        return [beside, compile_cache.base() / "mmjax"]
+    return [beside]
 
 
 def load(

@@ -15,7 +15,7 @@ from typing import Any
 
 from mmjax.config.error import ConfigError
 
-__all__ = ["HELP", "MAX_BYTES", "Refused", "own_folder", "use"]
+__all__ = ["HELP", "MAX_BYTES", "Refused", "base", "own_folder", "use"]
 
 HELP = "where compiled programs are kept, off = nowhere; default: your own cache folder"
 MAX_BYTES = 10 * 10**9  # of the own folder; beyond that, what was not used for longest is dropped
@@ -78,23 +78,26 @@ def own_folder(name: str) -> Path:
 
     Raises Refused, with the reason, where another user may write, or where it cannot be made.
     """
-    base = _base()
-    folder = base / "mmjax" / name
-    for place in (base, base / "mmjax", folder):
+    home = base()
+    folder = home / "mmjax" / name
+    for place in (home, home / "mmjax", folder):
         try:
             if not place.is_symlink():
-                place.mkdir(mode=0o700, parents=place is base, exist_ok=True)
+                place.mkdir(mode=0o700, parents=place is home, exist_ok=True)
             link, found = os.lstat(place), os.stat(place)
         except OSError as error:
             raise Refused(f"{place} cannot be made ({error.strerror})") from error
-        _check(place, link, found, shared=place is base)
+        _check(place, link, found, shared=place is home)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise Refused(f"{folder} is read-only")
     return folder
 
 
-def _base() -> Path:
-    """`$XDG_CACHE_HOME`, or `~/.cache`; never a place that depends on the working folder."""
+def base() -> Path:
+    """`$XDG_CACHE_HOME`, or `~/.cache`; never a place that depends on the working folder.
+
+    Raises Refused where there is no home folder.
+    """
     named = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(named):
         return Path(named)

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import own
@@ -268,3 +269,13 @@ def test_bytes_changed_at_random_never_give_other_places(source, tmp_path):
             for start, length in itertools.zip_longest(found[1]["offsets"], found[1]["sizes"]):
                 assert 0 <= start <= start + length <= size
     assert len(told) < 300
+
+
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "HOME"])
+def test_an_index_needs_no_home_folder_and_takes_none_by_a_relative_name(monkeypatch, variable):
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "relative")
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])  # as in containers
+    found = index.folders("", Path("/data/a.tar"))
+    assert found == [Path("/data/.mmjax")]
