@@ -91,9 +91,8 @@ def test_a_second_run_reads_the_file(codes, tmp_path):
     assert isinstance(table.ids_NL, np.memmap)
 
 
-def test_an_interrupted_one_goes_on_where_it_stopped(codes, tmp_path, monkeypatch):
-    whole = prepare(codes, tmp_path / "whole")
-    check(whole, codes)
+def stopped_half_way(codes, folder, monkeypatch) -> None:
+    """Interrupts the encoding of ten pictures, two at a time, after six."""
     monkeypatch.setattr(tokens, "BATCH", 2)
     monkeypatch.setattr(tokens, "NOTE_SECONDS", 0.0)
     rows = tokens._Filler._rows
@@ -104,12 +103,18 @@ def test_an_interrupted_one_goes_on_where_it_stopped(codes, tmp_path, monkeypatc
         return rows(self, values, known, dtype)
 
     COUNTED.clear()
-    monkeypatch.setattr(tokens._Filler, "_rows", stop)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(codes, tmp_path / "work")
+    with monkeypatch.context() as only_here:
+        only_here.setattr(tokens._Filler, "_rows", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(codes, folder)
+
+
+def test_an_interrupted_one_goes_on_where_it_stopped(codes, tmp_path, monkeypatch):
+    whole = prepare(codes, tmp_path / "whole")
+    check(whole, codes)
+    stopped_half_way(codes, tmp_path / "work", monkeypatch)
     (done,) = (tmp_path / "work" / "tokens").glob("*/*/train.json")
     assert json.loads(done.read_text())["rows"] == 6
-    monkeypatch.setattr(tokens._Filler, "_rows", rows)
     COUNTED.clear()
     table = prepare(codes, tmp_path / "work")
     assert sum(COUNTED) == 4  # the last four pictures
@@ -270,18 +275,7 @@ def test_a_table_that_changes_under_a_worker_is_an_error(codes, tmp_path):
 
 @pytest.mark.parametrize("case", ["cut", "flipped", "note"])
 def test_a_spoilt_part_of_a_table_is_computed_anew(case, codes, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "BATCH", 2)
-    monkeypatch.setattr(tokens, "NOTE_SECONDS", 0.0)
-    rows = tokens._Filler._rows
-
-    def stop(self, values, known, dtype):
-        if len(COUNTED) >= 3:
-            raise KeyboardInterrupt
-        return rows(self, values, known, dtype)
-
-    monkeypatch.setattr(tokens._Filler, "_rows", stop)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(codes, tmp_path / "work")
+    stopped_half_way(codes, tmp_path / "work", monkeypatch)
     (partial,) = (tmp_path / "work" / "tokens").glob("*/*/train.npy.partial")
     data = bytearray(partial.read_bytes())
     data[-40 if case == "flipped" else -1] ^= case == "flipped"
@@ -290,7 +284,6 @@ def test_a_spoilt_part_of_a_table_is_computed_anew(case, codes, tmp_path, monkey
     partial.write_bytes(data[: len(data) - 9 * (case == "cut")])
     if case == "note":
         (partial.parent / "train.json").write_text("{")
-    monkeypatch.setattr(tokens._Filler, "_rows", rows)
     COUNTED.clear()
     check(prepare(codes, tmp_path / "work"), codes)
     assert sum(COUNTED) > 4  # not the last four alone
