@@ -1,9 +1,9 @@
-"""Host time of the loop outside its executables, read from a trace of `mmjax train`.
+"""Host time of the loop outside its program, read from a trace of `mmjax train`.
 
     python benchmarks/host.py [--steps 40] [--out FILE]
 
 The demo of five tasks trains as users train it; a few steps in, a trace is taken of so many steps.
-The gap between two executables is time in which the device waits for the host: for the dispatch,
+The gap between two program is time in which the device waits for the host: for the dispatch,
 the next batch, metrics, logs. CPU time of the thread that runs the loop is told too; most of it is
 spent while an executable runs, as steps are dispatched and metrics read one step late.
 """
@@ -78,18 +78,19 @@ def child(steps: int) -> None:
     """Trains and prints what the trace says."""
     import mmjax
     from mmjax import config
-    from mmjax.run import executables
+    from mmjax.cli import cpu
+    from mmjax.run import program
 
     experiment = config.load(f"{ROOT / 'configs' / 'quickstart.py'}:raw")
     experiment = dataclasses.replace(experiment, evaluators={}, total_steps=FIRST + steps + 10)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        traced, compile_all = Traced(steps, f"{folder}/trace"), executables.compile_all
+        traced, compile_all = Traced(steps, f"{folder}/trace"), program.compile_all
 
         def wrapped(*arguments):
             return {pair: traced.wrap(e) for pair, e in compile_all(*arguments).items()}
 
-        executables.compile_all = wrapped
-        mmjax.train(experiment, f"{folder}/run")
+        program.compile_all = wrapped
+        mmjax.train(experiment, f"{folder}/run", before_compile=cpu.compile_first)
         spans = executions(traced.folder)
     gaps = [after[0] - before[1] for before, after in itertools.pairwise(spans)]
     inside = sum(end - begin for begin, end in spans) / (spans[-1][1] - spans[0][0])
@@ -98,7 +99,7 @@ def child(steps: int) -> None:
 
 
 def measure(steps: int = 40) -> dict:
-    """Quartiles of the gaps in ms, share of time inside executables, CPU ms of the loop's thread.
+    """Quartiles of the gaps in ms, share of time inside program, CPU ms of the loop's thread.
 
     Raises:
       SystemExit: the trace has not one execution for each step.
@@ -115,7 +116,7 @@ def describe(found: dict) -> str:
     """One line."""
     low, median, high = found["gap_ms_quartiles"]
     return (
-        f"host: {median:.2f} ms between two executables of the loop ({low:.2f} to {high:.2f}; at"
+        f"host: {median:.2f} ms between two program of the loop ({low:.2f} to {high:.2f}; at"
         f" most {LIMIT_MS}), {100 * found['inside']:.1f} % of the time inside; its thread works"
         f" {found['thread_ms']:.1f} ms a step"
     )

@@ -127,7 +127,7 @@ def bound(built, batch):
         return (-1, *sizes)
 
     leaves, tree = jax.tree.flatten(params)
-    flat = tree.flatten_up_to(plain(built.parts.matrices))
+    flat = tree.flatten_up_to(plain(built.matrices))
     kinds = tree.unflatten([kind(x, m) for x, m in zip(leaves, flat, strict=True)])
     loss = lower_bound.masked if "input" in batch.views else lower_bound.contrast
     run = lower_bound.make_step(loss, names, kinds)

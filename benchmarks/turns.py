@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmjax.processes import heap
+from mmjax.cli import cpu
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = {
@@ -45,7 +45,7 @@ class Turns:
         self, file: str, arguments: Mapping[str, Sequence[str]], compiling: Sequence[str] = ()
     ):
         self._children, self.about = {}, {}
-        env = {**os.environ, **heap.SETTINGS, **heap.compiler(), **CACHE}
+        env = {**os.environ, **cpu.SETTINGS, **cpu.flags(), **CACHE}
         env |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
         for name, some in arguments.items():
             command = [sys.executable, file, "--child", *some]

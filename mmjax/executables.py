@@ -1,5 +1,5 @@
-"""Old name of `mmjax.run.executables`."""
+"""Old name of `mmjax.run.program`."""
 
 import mmjax
 
-mmjax.moved(__name__, "mmjax.run.executables")
+mmjax.moved(__name__, "mmjax.run.program")

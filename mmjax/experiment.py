@@ -104,9 +104,7 @@ class Evaluator:
     def run(self, view: Any) -> dict[str, float]:
         """Metrics of a model bound to parameters (`mmjax.run.view.View`).
 
-        Where training compiles in another process, this runs there once too, on a view without a
-        folder in which all that the model computes is zero, so that executables are ready at the
-        end (`mmjax.run.executables.rehearse`). So what it leaves behind belongs in `view.folder`.
+        What it writes belongs in `view.folder`, when that is not None.
         """
         raise NotImplementedError(f"{type(self).__name__} must define run().")
 

@@ -1,5 +1,5 @@
-"""Old name of `mmjax.processes.heap`."""
+"""Old name of `mmjax.cli.cpu`."""
 
 import mmjax
 
-mmjax.moved(__name__, "mmjax.processes.heap")
+mmjax.moved(__name__, "mmjax.cli.cpu")

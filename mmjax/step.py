@@ -12,6 +12,7 @@ Nothing here knows a config file, a modality or a source.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fnmatch
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from mmjax.models.blocks import State
+from mmjax.models.blocks import ModelState
 from mmjax.models.names import path_name
 from mmjax.objectives import objective as objective_lib
 from mmjax.optim import gradients, optimizer
@@ -42,20 +43,27 @@ class TrainState(NamedTuple):
     extra: PyTree
 
 
-class Parts(NamedTuple):
-    """A model taken apart once, abstractly: graph, shapes, logical axes, matrices, maker."""
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Parts:
+    """A model taken apart without any array.
+
+    Fields:
+      graph: what `nnx.merge` needs beside arrays. params, model_state: shapes and dtypes.
+      axes: logical axes by path of a parameter. matrices: how the optimizer sees each parameter.
+      make: makes the module with fresh parameters.
+    """
 
     graph: Any
-    params: PyTree  # jax.ShapeDtypeStruct
+    params: PyTree
     model_state: PyTree
-    axes: dict[str, tuple[str, ...]]  # by parameter path
+    axes: dict[str, tuple[str, ...]]
     matrices: PyTree
     make: Callable[[], nnx.Module]
 
 
 def split(make: Callable[[], nnx.Module]) -> Parts:
     """Takes a model apart without making it."""
-    graph, params, state = nnx.split(nnx.eval_shape(make), nnx.Param, State)
+    graph, params, state = nnx.split(nnx.eval_shape(make), nnx.Param, ModelState)
     axes, matrices = {}, {}
     is_variable = lambda x: isinstance(x, nnx.Variable)
     for tree in (params, state):
@@ -66,7 +74,14 @@ def split(make: Callable[[], nnx.Module]) -> Parts:
             matrices[path_name(path)] = optimizer.matrix_of(meta["axes"], reduce, ndim)
     pure = nnx.as_pure(params)
     tree = jax.tree_util.tree_map_with_path(lambda p, _: matrices[path_name(p)], pure)
-    return Parts(graph, pure, nnx.as_pure(state), axes, tree, make)
+    return Parts(
+        graph=graph,
+        params=pure,
+        model_state=nnx.as_pure(state),
+        axes=axes,
+        matrices=tree,
+        make=make,
+    )
 
 
 def state_shardings(
@@ -126,7 +141,7 @@ def init_state(
     """Fresh state, made sharded: one jitted function with pinned out-shardings."""
 
     def init():
-        _, params, model_state = nnx.split(parts.make(), nnx.Param, State)
+        _, params, model_state = nnx.split(parts.make(), nnx.Param, ModelState)
         params, model_state = nnx.as_pure(params), nnx.as_pure(model_state)
         extra = {name: e.init(params) for name, e in extras.items()}
         step = jnp.zeros((), jnp.int32)
@@ -238,14 +253,14 @@ def make_train_step(
     gradient is not finite nothing but the step count changes, and `skipped` is 1.
     """
     mask = trainable if trainable is not None else jax.tree.map(lambda _: True, parts.params)
-    own_extras = objective.extra()
     mesh = shardings.step.mesh
 
     def gradient(state: TrainState, batch: Batch, key: Array):
         def losses_of(params):
             model = bind(parts, params, state.model_state, group_rows, dtype)
-            losses, metrics, record, features = objective(model, batch, key, state.extra)
-            totals = objective_lib.total(losses)
+            with jax.named_scope(type(objective).__name__):
+                losses, metrics, record, features = objective(model, batch, key, state.extra)
+                totals = objective_lib.total(losses)
             aux = [value for name, value in record.items() if name.startswith("aux_loss")]
             if aux:
                 totals["aux"] = sum(aux[1:], aux[0])
@@ -271,7 +286,7 @@ def make_train_step(
         if grad_clip_norm:
             scale = grad_clip_norm / jnp.maximum(norm, grad_clip_norm)
             grads = jax.tree.map(lambda g: g * scale, grads)
-        with standard_promotion():
+        with standard_promotion(), jax.named_scope("optimizer"):
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
         if learning_rate_scale != 1.0:
             updates = jax.tree.map(lambda u: u * learning_rate_scale, updates)
@@ -279,7 +294,7 @@ def make_train_step(
         params, opt_state = _keep_frozen(state, params, opt_state, mask)
         extra = dict(state.extra)
         for name, e in (extras or {}).items():
-            if e.clock == "step" or name in own_extras:
+            if e.clock == "step" or name in objective.extra():
                 extra[name] = e.update(extra[name], params, features, batch)
         model_state = update_state(state.model_state, record)
         new = TrainState(state.step, params, model_state, opt_state, extra)

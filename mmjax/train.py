@@ -6,10 +6,10 @@ open the workdir -> ready the modalities -> build the program -> compile every (
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,12 +20,12 @@ from mmjax import console, errors
 from mmjax.data import loader, mixture
 from mmjax.experiment import Experiment
 from mmjax.parallel import distributed
-from mmjax.run import checkpoint, executables, lifecycle, metrics, program
+from mmjax.run import checkpoint, lifecycle, metrics, program
 from mmjax.run import workdir as workdir_lib
 from mmjax.run.view import View
 from mmjax.step import TrainState
 
-SAID = 3  # scores of an evaluator that are printed at the end
+SCORES_SHOWN = 3  # scores of an evaluator that are printed at the end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +42,20 @@ class TrainResult:
         return int(self.state.step)
 
 
-def train(experiment: Experiment, workdir, *, code: str | None = None, devices=None) -> TrainResult:
+def train(
+    experiment: Experiment,
+    workdir,
+    *,
+    code: str | None = None,
+    devices=None,
+    before_compile: Callable[[program.Program], None] | None = None,
+) -> TrainResult:
     """Trains, or goes on where the workdir stopped; a later call with the same workdir resumes.
 
     Args:
       workdir: folder of the run, local or a bucket. code: the config's file, for lineage.
       devices: devices to use; None = all.
+      before_compile: called with the program, whose steps are compiled next.
 
     Raises:
       ValueError: the config does not fit the mesh, or the workdir belongs to another experiment.
@@ -68,7 +76,7 @@ def train(experiment: Experiment, workdir, *, code: str | None = None, devices=N
         built = program.build(experiment, devices, folder)
         loop = _Loop(built, folder, main, stop)
         try:
-            loop.compile()
+            loop.compile(before_compile)
             loop.restore(chosen)
             loop.seconds["start"] = time.perf_counter() - began
             loop.run()
@@ -94,7 +102,6 @@ class _Loop:
         self.saver = checkpoint.Saver(folder, self.experiment.checkpoint)
         settings = self.experiment.logging
         self.writer = metrics.Writer(folder, main, settings.tensorboard)
-        self.compiling = contextlib.ExitStack()  # closed = no other process compiles any more
         self.progress = console.Progress(self.experiment.total_steps, 0, False)
         self.mark = (0.0, 0)  # time and step of the last log
         self.waited, self.tokens = 0.0, 0.0  # since then
@@ -103,10 +110,12 @@ class _Loop:
 
     # ---- compile: running out of memory is met before step 1
 
-    def compile(self) -> None:
+    def compile(self, before: Callable[[program.Program], None] | None) -> None:
         """One executable per (task, variant), all ahead."""
         began = time.perf_counter()
-        self.executables = executables.compile_all(self.program, self.main, self.compiling)
+        if before is not None:
+            before(self.program)
+        self.executables = program.compile_all(self.program, self.main)
         self.seconds["compile"] = time.perf_counter() - began
 
     # ---- restore
@@ -155,7 +164,6 @@ class _Loop:
             made = next(self.stream)
             self.waited += time.perf_counter() - began
             place, batch, counts = made  # here the batch before is freed, which takes a while
-            batch = loader.to_global(batch, self.program.batch_sharding)
             executable = self.executables[place.task, place.variant]
             with jax.transfer_guard("disallow"):
                 self.state, out = executable(self.state, {}, batch)
@@ -263,14 +271,15 @@ class _Loop:
     def finish(self) -> dict[str, float]:
         """Saves the last step, runs all evaluators; returns their metrics."""
         self.progress.close()
-        self.compiling.close()
         total = int(self.state.step)
         self._save(total)
         self._evaluate_all(total)
         for name in self.experiment.evaluators:
             own = [f"{k} {v:.3f}" for k, v in self.scores.items() if k.startswith(f"{name}/")]
-            rest = f" and {len(own) - SAID} more" if len(own) > SAID else ""
-            console.say(f"{', '.join(own[:SAID])}{rest}: evals/{name}/{total}.json", self.main)
+            rest = f" and {len(own) - SCORES_SHOWN} more" if len(own) > SCORES_SHOWN else ""
+            console.say(
+                f"{', '.join(own[:SCORES_SHOWN])}{rest}: evals/{name}/{total}.json", self.main
+            )
         console.say(f"done; mmjax report {self.folder} makes a page of the run", self.main)
         self.saver.wait()
         self.seconds["verify"] = self.saver.verify_seconds
@@ -279,7 +288,6 @@ class _Loop:
 
     def close(self) -> None:
         """Ends workers, bars and files, also after an error."""
-        self.compiling.close()
         if self.stream is not None:
             self.stream.close()
         self.progress.close()

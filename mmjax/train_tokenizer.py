@@ -30,12 +30,13 @@ MAX_EXAMPLES = 2000  # of the evaluated split
 
 
 def train_tokenizer(
-    experiment: Experiment, workdir, *, code: str | None = None, devices=None
+    experiment: Experiment, workdir, *, code: str | None = None, devices=None, before_compile=None
 ) -> dict[str, Any]:
     """Trains a tokenizer, or goes on where the workdir stopped; writes it to WORKDIR/tokenizer.
 
-    Returns the report: `usage` (share of the codes that the evaluated split uses), `dead`,
-    `perplexity`, `mse` of decoded values, `variance` of the originals, fingerprints.
+    Arguments are those of `train`. Returns the report: `usage` (share of the codes that the
+    evaluated split uses), `dead`, `perplexity`, `mse` of decoded values, `variance` of the
+    originals, fingerprints.
 
     Raises:
       ValueError: the model is no `Autoencoder`; and what `train` raises.
@@ -47,7 +48,9 @@ def train_tokenizer(
             " modality, or mmjax train."
         )
     folder = epath.Path(workdir)
-    result = train.train(experiment, workdir, code=code, devices=devices)
+    result = train.train(
+        experiment, workdir, code=code, devices=devices, before_compile=before_compile
+    )
     params, state = result.state.params, result.state.model_state
     tensors = {name: to_host(x) for name, x in result.program.to_canonical(params).items()}
     for name, x in names.flatten(state).items():

@@ -55,8 +55,8 @@ OLD = {  # names of modules that go with the next release; nothing of ours uses 
     "doctor": "cli.doctor",
     "evaluate.evaluator": "experiment",
     "evaluate.view": "run.view",
-    "executables": "run.executables",
-    "heap": "processes.heap",
+    "executables": "run.program",
+    "heap": "cli.cpu",
     "listing": "cli.listing",
     "metrics": "run.metrics",
     "printing": "cli.printing",
@@ -254,7 +254,7 @@ MAY_RUN_CODE = {
     ("config/files.py", "compile"),
     ("config/files.py", "importlib.import_module"),
     ("__init__.py", "importlib.import_module"),
-    ("run/executables.py", "cloudpickle.load"),
+    ("cli/cpu.py", "cloudpickle.load"),
     ("export/peer.py", "trust_remote_code"),
 }
 

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 import mmjax
-from mmjax.cli import doctor
-from mmjax.processes import heap
+from mmjax.cli import cpu, doctor
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -49,7 +48,7 @@ def test_tests_run_with_the_allocator_settings_of_the_commands():
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
     settings = re.search(r"^TEST_ENV := (.*)$", makefile, re.M)
     assert settings
-    assert settings[1].split() == [f"{k}={v}" for k, v in heap.SETTINGS.items()]
+    assert settings[1].split() == [f"{k}={v}" for k, v in cpu.SETTINGS.items()]
 
 
 def test_doctor_knows_every_extra():

@@ -15,6 +15,7 @@ from etils import epath
 
 import mmjax
 from mmjax import config, train_tokenizer
+from mmjax.cli import cpu
 from mmjax.data.layouts import Masked
 from mmjax.demo.numbers import Numbers
 from mmjax.errors import BadDataError
@@ -22,7 +23,6 @@ from mmjax.experiment import Guards
 from mmjax.modalities.codes import Codes
 from mmjax.models import VQ
 from mmjax.objectives import InfoNCE
-from mmjax.processes import heap
 from mmjax.tokenizers.learned import Learned
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "quickstart_tokenizers.py"
@@ -166,7 +166,7 @@ def test_the_command(tmp_path):
 
 def whole(name: str, folder: Path) -> tuple[Codes, dict]:
     """A tokenizer of the demo, trained in a process with the flags that users have."""
-    workdir, flags = str(folder / name), heap.compiler()  # those of the tests would stay
+    workdir, flags = str(folder / name), cpu.flags()  # those of the tests would stay
     done = commands.run("train-tokenizer", f"{CONFIG}:{name}", "--workdir", workdir, **flags)
     assert done.returncode == 0, done.stderr
     base = config.load(f"{CONFIG}:{name}").modalities[name]

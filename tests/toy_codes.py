@@ -32,7 +32,7 @@ def learned(kind: str = "fsq", seed: int = 0) -> Learned:
     """With fresh weights."""
     spec = BASE.spec("image")
     module = model(kind).make(Vocabulary((spec,)), {}, seed)
-    _, params, state = nnx.split(module, nnx.Param, blocks.State)
+    _, params, state = nnx.split(module, nnx.Param, blocks.ModelState)
     leaves = names.flatten(nnx.as_pure(params)) | names.flatten(nnx.as_pure(state))
     tensors = {n: np.asarray(x) for n, x in leaves.items() if not n.startswith("codebook/")}
     if kind == "vq":

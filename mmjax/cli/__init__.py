@@ -19,6 +19,7 @@ from typing import Any
 import mmjax
 from mmjax import console
 from mmjax.cli import (
+    cpu,
     data,
     doctor,
     embed,
@@ -36,7 +37,7 @@ from mmjax.cli import (
 )
 from mmjax.cli import eval as evaluate
 from mmjax.errors import EXIT_CODES
-from mmjax.processes import children, heap
+from mmjax.processes import children
 
 __all__ = ["EXIT_CODES", "main", "parsers"]
 
@@ -55,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = VERBS.get(args[0])
     try:
         if argv is None:
-            if args[0] in COMPUTING and not _accelerator():
-                heap.restart_with()
+            if args[0] in COMPUTING and cpu.is_alone():
+                cpu.restart()
             elif args[0] in COMPUTING:
                 children.refuse_compilers_here()
             children.keep_out_the_working_folder()
@@ -104,17 +105,6 @@ def _judge(error: BaseException, args: Sequence[str]) -> tuple[int, str]:
         if is_ours and (frame.line or "").startswith("raise "):
             return 2, str(error)
     return 0, ""
-
-
-def _accelerator() -> bool:
-    """Whether jax may find something better than the CPU, judged without importing it."""
-    platforms = os.environ.get("JAX_PLATFORMS", "")
-    if platforms:
-        return platforms != "cpu"
-    names = os.listdir("/dev") if os.path.isdir("/dev") else []
-    return any(n.startswith(("nvidia", "accel", "kfd")) for n in names) or any(
-        n.isdigit() for n in (os.listdir("/dev/vfio") if os.path.isdir("/dev/vfio") else [])
-    )
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmjax.cli import options
+from mmjax.cli import cpu, options
 
 __all__ = ["parser", "run"]
 
@@ -17,4 +17,4 @@ def run(args: list[str]) -> None:
     experiment, workdir, code = options.training(parser(), args)
     from mmjax import train
 
-    train.train(experiment, workdir, code=code)
+    train.train(experiment, workdir, code=code, before_compile=cpu.compile_first)

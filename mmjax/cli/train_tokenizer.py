@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmjax.cli import options
+from mmjax.cli import cpu, options
 
 __all__ = ["parser", "run"]
 
@@ -18,5 +18,7 @@ def run(args: list[str]) -> None:
     experiment, workdir, code = options.training(parser(), args)
     from mmjax import train_tokenizer
 
-    report = train_tokenizer.train_tokenizer(experiment, workdir, code=code)
+    report = train_tokenizer.train_tokenizer(
+        experiment, workdir, code=code, before_compile=cpu.compile_first
+    )
     print(train_tokenizer.text(report))

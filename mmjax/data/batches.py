@@ -22,7 +22,7 @@ from mmjax.typing import Batch, Vocabulary
 MAX_PROBES = 100  # records tried in place of a bad one
 MAX_STEPS = 1 << 40
 
-Groups = Mapping[tuple[str, str], range]  # (task, variant) -> groups of this host
+HostGroups = Mapping[tuple[str, str], range]  # (task, variant) -> groups of this host
 Counts = dict[str, float]
 
 
@@ -43,7 +43,7 @@ class Batches:
         readers: Mapping[str, Reader],
         vocabulary: Vocabulary,
         seed: int,
-        groups: Groups | None = None,
+        groups: HostGroups | None = None,
     ):
         self.schedule, self.journal, self.readers = schedule, journal, dict(readers)
         self.vocabulary, self.seed, self.groups = vocabulary, seed, dict(groups or {})

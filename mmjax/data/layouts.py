@@ -82,7 +82,7 @@ class Masked(Layout):
             counts[f"trimmed/{spec.name}"] = float((wanted_B - kept_B).sum())
             wanted_B[:] = kept_B
         lengths = self._lengths(inputs, targets)
-        views = {role: rows.View(len(samples), length) for role, length in lengths.items()}
+        views = {role: rows.TokenArrays(len(samples), length) for role, length in lengths.items()}
         for spec in inputs:
             filling.write_input(views["input"], spec, vocabulary.number(spec.name))
         wanted = {}
@@ -93,12 +93,12 @@ class Masked(Layout):
         batch = rows.finish(samples, pieces, views, wanted, vocabulary)
         return batch, counts | rows.fill(views)
 
-    def _plan(self, inputs: list[TokenSpec], targets: list[TokenSpec]) -> masking.Plan:
+    def _plan(self, inputs: list[TokenSpec], targets: list[TokenSpec]) -> masking.Masking:
         if not self.single_view:
             for spec in targets:
                 _check_sentinels("Masked", spec)
         sizes = (self.input_tokens, self.target_tokens)
-        return masking.plan(self.policies, inputs, targets, *sizes, not self.single_view)
+        return masking.resolve(self.policies, inputs, targets, *sizes, not self.single_view)
 
     def _lengths(self, inputs: list[TokenSpec], targets: list[TokenSpec]) -> dict[str, int]:
         """Slots of each view: the budget, or less where all streams together are shorter."""
@@ -110,7 +110,7 @@ class Masked(Layout):
             "target": min(self.target_tokens, sum(s.max_tokens for s in targets)),
         }
 
-    def _rooms(self, plan: masking.Plan, num_rows: int) -> dict[str, int]:
+    def _rooms(self, plan: masking.Masking, num_rows: int) -> dict[str, int]:
         """Static room of each stream in the targets of a group."""
         means = dict(zip(plan.names, masking.mean_targets(plan), strict=True))
         return {
@@ -147,7 +147,7 @@ class _MaskedFilling:
         uniform_BT = np.stack([rng.random(split.target_BT.shape[1]) for rng in rngs])
         self.dropped[name] = (uniform_BT < share) & ~split.sentinel_BT
 
-    def write_input(self, view: rows.View, spec: TokenSpec, number: int) -> None:
+    def write_input(self, view: rows.TokenArrays, spec: TokenSpec, number: int) -> None:
         """Visible tokens: a prefix of the random order, or the sequence with sentinels."""
         p = self.pieces[spec.name]
         if p.values_NP is not None:
@@ -190,7 +190,7 @@ def _random_order(uniform_BL: np.ndarray, length_B: np.ndarray) -> np.ndarray:
 
 
 def _write_spans(
-    view, p: rows.Pieces, places, target_BT, start_B, number, room, groups, dropped_BT=None
+    view, p: rows.StreamPieces, places, target_BT, start_B, number, room, groups, dropped_BT=None
 ):
     """Teacher-forced targets: tokens from `start_B` on, each predicts the next."""
     at = start_B[places.row_N] + places.within_N
@@ -243,7 +243,7 @@ class Aligned(Layout):
                 order_BL = self._order(samples, p, count_B)
                 length -= int(share * length)
                 count_B = count_B - (share * count_B).astype(count_B.dtype)
-            view = rows.View(len(samples), length)
+            view = rows.TokenArrays(len(samples), length)
             if p.values_NP is not None:
                 view.declare_values(p.spec)
             places = view.reserve(count_B)
@@ -257,7 +257,7 @@ class Aligned(Layout):
         batch = rows.finish(samples, pieces, views, {}, vocabulary)
         return batch, counts | rows.fill(views)
 
-    def _order(self, samples, p: rows.Pieces, count_B: np.ndarray) -> np.ndarray:
+    def _order(self, samples, p: rows.StreamPieces, count_B: np.ndarray) -> np.ndarray:
         """The first `count_B` tokens of each sample in random order, [B, L]."""
         if p.spec.kind != "grid":
             raise ValueError(
@@ -293,8 +293,8 @@ class Spans(Layout):
         found = {n: rows.pieces(samples, n, vocabulary) for n in names}
         specs = {n: vocabulary.spec(n) for n in names}
         room = {n: self._most(specs[n]) for n in streams.targets}
-        view = rows.View(len(samples), sum(s.max_tokens for s in specs.values()))
-        target = rows.View(len(samples), sum(room.values()))
+        view = rows.TokenArrays(len(samples), sum(s.max_tokens for s in specs.values()))
+        target = rows.TokenArrays(len(samples), sum(room.values()))
         groups, wanted = rows.groups(samples, num_groups), {}
         for name, (p, _) in found.items():
             number = vocabulary.number(name)
@@ -332,7 +332,7 @@ class Spans(Layout):
             )
         return max(sum(self._counts(spec, n)) for n in range(1, spec.max_tokens + 1))
 
-    def _split(self, p: rows.Pieces, samples) -> spans.Split:
+    def _split(self, p: rows.StreamPieces, samples) -> spans.Split:
         width = p.spec.max_tokens
         uniform_BI = np.stack([s.rng.random(2 * (width + 2)) for s in samples])
         keep = spans.noise(uniform_BI, p.length_B, width, lambda n: self._counts(p.spec, n))

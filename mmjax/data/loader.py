@@ -195,14 +195,9 @@ def host_groups(num_groups: int, sharding: Any) -> range:
 
 
 def to_global(batch: Batch, sharding: Any) -> Batch:
-    """This host's rows of a batch (NumPy) to global arrays, sharded on axis 0.
-
-    A batch that is global already is returned as it is.
-    """
+    """This host's rows of a batch (NumPy) to global arrays, sharded on axis 0."""
     import jax
 
-    if isinstance(batch.weight_BS, jax.Array):
-        return batch
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
@@ -228,7 +223,7 @@ def _nothing(task: Task) -> Sample:
 def eval_batches(
     program: Any, task: str, split: str, num_batches: int | None = None
 ) -> Iterator[Batch]:
-    """This host's rows of the first batches of a split, in order, each record once.
+    """The first batches of a split as global arrays, in order, each record once.
 
     The last batch is filled with samples of weight 0, and so are places of bad records.
     """
@@ -252,7 +247,8 @@ def eval_batches(
         first = number * shape.batch_size + mine.start * shape.group_rows
         records = range(first, first + len(mine) * shape.group_rows)
         samples = [_eval_sample(reader, config, record, seed) for record in records]
-        yield batches_lib.build(samples, shape, config.streams(), program.vocabulary)[0]
+        batch, _ = batches_lib.build(samples, shape, config.streams(), program.vocabulary)
+        yield to_global(batch, program.batch_sharding)
 
 
 def _eval_sample(reader: Reader, task: Task, record: int, seed: int) -> Sample:

@@ -52,7 +52,7 @@ class Policy:
         return float(alpha.get(name, alpha.get("*", 0.0)) if isinstance(alpha, dict) else alpha)
 
 
-class Plan(NamedTuple):
+class Masking(NamedTuple):
     """Everything static about the masks of a task; hashable, so that simulations are cached."""
 
     names: tuple[str, ...]  # inputs, then streams that are only targets
@@ -82,19 +82,19 @@ class Masks(NamedTuple):
     keep: dict[str, np.ndarray]  # [B, L] of streams masked in spans
 
 
-def plan(
+def resolve(
     policies: Sequence[Policy],
     inputs: Sequence[TokenSpec],
     targets: Sequence[TokenSpec],
     input_tokens: int,
     target_tokens: int,
     in_runs: bool,
-) -> Plan:
-    """The plan of a task; `in_runs=False` scatters the masks of sequences too."""
+) -> Masking:
+    """The masking of a task; `in_runs=False` scatters the masks of sequences too."""
     specs = {spec.name: spec for spec in (*inputs, *targets)}
     shown, wanted = {s.name for s in inputs}, {s.name for s in targets}
     total = sum(p.weight for p in policies)
-    return Plan(
+    return Masking(
         names=tuple(specs),
         lengths=tuple(s.max_tokens for s in specs.values()),
         sentinels=tuple(
@@ -115,31 +115,31 @@ def plan(
     )
 
 
-def num_uniform(p: Plan) -> int:
+def num_uniform(p: Masking) -> int:
     """Uniform numbers of a sample: policy, one input, two for each stream, one for each token."""
     return 2 + 2 * len(p.names) + sum(p.lengths)
 
 
-def token_draws(p: Plan, draws: Draws, stream: int) -> np.ndarray:
+def token_draws(p: Masking, draws: Draws, stream: int) -> np.ndarray:
     """Uniform numbers [B, L] of the tokens of a stream."""
     start = 2 + 2 * len(p.names) + sum(p.lengths[:stream])
     return draws.uniform_BI[:, start : start + p.lengths[stream]]
 
 
-def policy_of(p: Plan, uniform_BI: np.ndarray) -> np.ndarray:
+def policy_of(p: Masking, uniform_BI: np.ndarray) -> np.ndarray:
     """Policy number of each sample."""
     policy_B = np.searchsorted(np.asarray(p.share), uniform_BI[:, 0], side="right")
     return np.minimum(policy_B, len(p.share) - 1)
 
 
 @functools.lru_cache(maxsize=64)
-def _gamma_shapes(p: Plan) -> np.ndarray:
+def _gamma_shapes(p: Masking) -> np.ndarray:
     """Gamma shapes [policies, Z, K, M] of a sample's second draw."""
     alpha = np.asarray([p.input_alpha, p.target_alpha]).swapaxes(0, 1)
     return np.repeat(alpha[:, :, None, :], len(p.names), axis=2)
 
 
-def draw(p: Plan, rngs: Sequence[np.random.Generator]) -> Draws:
+def draw(p: Masking, rngs: Sequence[np.random.Generator]) -> Draws:
     """Draws of one sample from each generator."""
     uniform_BI = np.empty((len(rngs), num_uniform(p)))
     for row, rng in zip(uniform_BI, rngs, strict=True):
@@ -152,7 +152,7 @@ def draw(p: Plan, rngs: Sequence[np.random.Generator]) -> Draws:
 
 
 @functools.lru_cache(maxsize=64)
-def mean_targets(p: Plan) -> tuple[float, ...]:
+def mean_targets(p: Masking) -> tuple[float, ...]:
     """Mean target tokens of each stream over simulated samples with full-length pieces."""
     rng, chunk = np.random.Generator(np.random.PCG64(0)), 512
     length_BM = np.broadcast_to(np.asarray(p.lengths), (chunk, len(p.names)))
@@ -164,7 +164,7 @@ def mean_targets(p: Plan) -> tuple[float, ...]:
     return tuple((total_M / SIMULATED).tolist())
 
 
-def mask(p: Plan, draws: Draws, length_BM: np.ndarray) -> Masks:
+def mask(p: Masking, draws: Draws, length_BM: np.ndarray) -> Masks:
     """Budgets, and the span masks of sequences; inputs and targets of a grid are disjoint.
 
     What a stream cannot take is offered to the others, so budgets are filled while there are
@@ -214,7 +214,7 @@ def _choose_one(one_B, uniform_B, shown_BM, wanted_BM):
     return np.where(one_B1, chosen_BM, shown_BM), wanted_BM & ~(one_B1 & chosen_BM)
 
 
-def _input_tokens(p: Plan, length_BM, shown_BM, wanted_BM) -> np.ndarray:
+def _input_tokens(p: Masking, length_BM, shown_BM, wanted_BM) -> np.ndarray:
     """Input budget [B]; of the streams that are on both sides a proportion is left for targets."""
     both_B = (length_BM * (shown_BM & wanted_BM)).sum(axis=1)
     shown_B = (length_BM * shown_BM).sum(axis=1)
@@ -224,7 +224,7 @@ def _input_tokens(p: Plan, length_BM, shown_BM, wanted_BM) -> np.ndarray:
     return np.minimum(p.input_tokens, shown_B - left_B)
 
 
-def _keep_prior(p: Plan, policy_B, uniform_B) -> np.ndarray:
+def _keep_prior(p: Masking, policy_B, uniform_B) -> np.ndarray:
     kinds = np.asarray([("random", "all", "binary").index(k) for k in p.keep])[policy_B]
     return np.choose(kinds, [uniform_B, np.ones_like(uniform_B), np.round(uniform_B)])
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mmjax.config import ranges
-from mmjax.data import deal
+from mmjax.data import schedules
 from mmjax.data.task import Task
 
 
@@ -94,7 +94,7 @@ class Schedule:
         self._weights = {n: mixture.weights.get(n, t.weight) for n, t in self.tasks.items()}
         self._check(mixture.weights)
         self._variants = {
-            name: deal.Deal(
+            name: schedules.Weighted(
                 list(t.variant_weights().values()), mixture.period, (seed, "variant", name)
             )
             for name, t in self.tasks.items()
@@ -104,7 +104,7 @@ class Schedule:
     def locate(self, step: int, journal: Journal) -> Place:
         """Task and variant of a step, and how many earlier steps the task had."""
         segment = self._segment(step, journal)
-        member, rank = segment.dealt.locate(step - segment.start)
+        member, rank = segment.order.locate(step - segment.start)
         task = list(self.tasks)[member]
         n = segment.before[member] + rank
         variant, _ = self._variants[task].locate(n)
@@ -113,7 +113,7 @@ class Schedule:
     def steps_before(self, step: int, journal: Journal) -> dict[str, int]:
         """Steps of each task before this one."""
         segment = self._segment(step, journal)
-        counts = segment.dealt.counts(step - segment.start)
+        counts = segment.order.counts(step - segment.start)
         return {t: b + c for t, b, c in zip(self.tasks, segment.before, counts, strict=True)}
 
     def first_row(self, task: str, n: int) -> int:
@@ -158,7 +158,7 @@ class Schedule:
 
     def _segments(self, journal: Journal) -> list[_Segment]:
         """Stretches of steps with the same weights."""
-        segments = [_Segment(0, self._deal(self._weights, 0), (0,) * len(self.tasks))]
+        segments = [_Segment(0, self._order(self._weights, 0), (0,) * len(self.tasks))]
         weights = self._weights
         for start, event in journal.ordered("weights"):
             self._check(event)
@@ -168,18 +168,20 @@ class Schedule:
                     " schedule='permuted'."
                 )
             weights, last = {**weights, **event}, segments[-1]
-            counts = last.dealt.counts(start - last.start)
+            counts = last.order.counts(start - last.start)
             before = tuple(b + c for b, c in zip(last.before, counts, strict=True))
-            segments.append(_Segment(start, self._deal(weights, start), before))
+            segments.append(_Segment(start, self._order(weights, start), before))
         return segments
 
-    def _deal(self, weights: dict[str, float], start: int) -> deal.Deal | deal.Rounds:
+    def _order(
+        self, weights: dict[str, float], start: int
+    ) -> schedules.Weighted | schedules.Interval:
         if self.mixture.schedule == "interval":
-            return deal.Rounds({n: t.interval for n, t in self.tasks.items()})
+            return schedules.Interval({n: t.interval for n, t in self.tasks.items()})
         if not sum(weights.values()) > 0:
             raise ValueError(f"Mixture: weights={weights} train nothing; make one more than 0.")
         key = None if self.mixture.schedule == "block" else (self.seed, "mixture", str(start))
-        return deal.Deal(list(weights.values()), self.mixture.period, key)
+        return schedules.Weighted(list(weights.values()), self.mixture.period, key)
 
     def _check(self, weights: Mapping[str, float]) -> None:
         unknown = [name for name in weights if name not in self.tasks]
@@ -192,7 +194,7 @@ class Schedule:
 
 class _Segment(NamedTuple):
     start: int
-    dealt: deal.Deal | deal.Rounds
+    order: schedules.Weighted | schedules.Interval
     before: tuple[int, ...]  # steps of each task before the start
 
 

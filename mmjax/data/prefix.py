@@ -52,12 +52,12 @@ class Prefix(Layout):
         if self.two_views:
             visible = before + (after if self.prefix_fraction[1] > 0 else 0)
             views = {
-                "input": rows.View(len(samples), self._length(max(visible, 1))),
-                "target": rows.View(len(samples), self._length(after)),
+                "input": rows.TokenArrays(len(samples), self._length(max(visible, 1))),
+                "target": rows.TokenArrays(len(samples), self._length(after)),
             }
         else:
             length = self._length(before + after + len(streams.targets) - 1)
-            views = {"input": rows.View(len(samples), length)}
+            views = {"input": rows.TokenArrays(len(samples), length)}
         for name in (*context, *streams.targets):
             p = found[name][0]
             if p.values_NP is not None:
@@ -93,7 +93,7 @@ class _Filling:
         self.known_B = dict(zip(targets, known.T, strict=True))
         self.rank_B = np.zeros(len(total_B), np.int64)  # order of the slot written last
 
-    def write_context(self, view: rows.View, name: str, number: int) -> None:
+    def write_context(self, view: rows.TokenArrays, name: str, number: int) -> None:
         """A whole input stream, of order 0."""
         p = self.pieces[name]
         count_B = np.minimum(p.length_B, view.room())
@@ -139,7 +139,7 @@ class _Filling:
         label_N = places.within_N + known_B[places.row_N]
         return self._targets(view, p, places, label_N, groups)
 
-    def _write(self, view, p: rows.Pieces, places, number: int, before_N, order_N) -> None:
+    def _write(self, view, p: rows.StreamPieces, places, number: int, before_N, order_N) -> None:
         """Slots that hold token `before_N` - 1 of their piece; 0 = the begin token."""
         token_N = p.start_B[places.row_N] + np.maximum(before_N - 1, 0)
         position = p.position_NA[token_N]
@@ -156,7 +156,7 @@ class _Filling:
             at = rows.Places(*(x[~is_begin] for x in places))
             view.write_values(at, p.spec.name, p.values_NP[token_N[~is_begin]], at.within_N - 1)
 
-    def _targets(self, view, p: rows.Pieces, places, label_N, groups) -> Targets:
+    def _targets(self, view, p: rows.StreamPieces, places, label_N, groups) -> Targets:
         room = groups.num_rows * min(p.spec.max_tokens, view.length)
         token_N = p.start_B[places.row_N] + label_N
         return rows.targets(p, room, places, groups, token_N=token_N)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmjax.data.task import Sample
 
 
-class Pieces(NamedTuple):
+class StreamPieces(NamedTuple):
     """The pieces of one stream of a group, end to end (N tokens in all)."""
 
     spec: TokenSpec
@@ -36,7 +36,9 @@ class Pieces(NamedTuple):
         return out
 
 
-def pieces(samples: Sequence[Sample], name: str, vocabulary: Vocabulary) -> tuple[Pieces, int]:
+def pieces(
+    samples: Sequence[Sample], name: str, vocabulary: Vocabulary
+) -> tuple[StreamPieces, int]:
     """The pieces of a stream, and how many tokens the modality had to cut.
 
     Raises ValueError for ids outside the stream's range and for pieces that are not what the
@@ -65,7 +67,7 @@ def pieces(samples: Sequence[Sample], name: str, vocabulary: Vocabulary) -> tupl
         values = np.concatenate(parts, dtype=np.float32) if parts else None  # type: ignore[arg-type]
         values = np.zeros((0, spec.width), np.float32) if values is None else values
     position = np.concatenate([p.position_LA for p in there]) if there else np.zeros((0, NUM_AXES))
-    out = Pieces(
+    out = StreamPieces(
         spec=spec,
         present_B=np.asarray([p is not None for p in found]),
         length_B=length_B,
@@ -95,7 +97,7 @@ class Places(NamedTuple):
     slot_N: np.ndarray
 
 
-class View:
+class TokenArrays:
     """Tokens of a group being filled, stream after stream; what is left over stays padding."""
 
     def __init__(self, num_rows: int, length: int):
@@ -161,7 +163,9 @@ class View:
         return Tokens(self.ids, self.stream, segment, self.order, self.position, values)
 
 
-def write_pieces(view: View, p: Pieces, places: Places, token_N, stream: int, order_N=None):
+def write_pieces(
+    view: TokenArrays, p: StreamPieces, places: Places, token_N, stream: int, order_N=None
+):
     """Writes tokens (indices into the flat pieces, or a slice) as they are."""
     ids = 0 if p.ids_N is None else p.ids_N[token_N] + p.offset
     view.write(places, stream, ids, p.position_NA[token_N], order_N)
@@ -169,7 +173,7 @@ def write_pieces(view: View, p: Pieces, places: Places, token_N, stream: int, or
         view.write_values(places, p.spec.name, p.values_NP[token_N])
 
 
-class Groups(NamedTuple):
+class RowGroups(NamedTuple):
     """W groups of equally many successive rows, and what their targets need."""
 
     num: int
@@ -187,15 +191,15 @@ class Groups(NamedTuple):
         return np.clip(room - before_WR, 0, count_WR).reshape(-1)
 
 
-def groups(samples: Sequence[Sample], num: int) -> Groups:
+def groups(samples: Sequence[Sample], num: int) -> RowGroups:
     """The groups of a batch. Raises ValueError when they would not be whole."""
     if num < 1 or len(samples) % num:
         raise ValueError(f"Layout: {len(samples)} rows are not {num} whole groups.")
-    return Groups(num, np.asarray([s.weight for s in samples], np.float32))
+    return RowGroups(num, np.asarray([s.weight for s in samples], np.float32))
 
 
 def targets(
-    p: Pieces, room: int, places: Places, group: Groups, label_N=None, token_N=None
+    p: StreamPieces, room: int, places: Places, group: RowGroups, label_N=None, token_N=None
 ) -> Targets:
     """Targets of a stream with room for `room` in each group: labels, or the pieces `token_N`.
 
@@ -222,8 +226,8 @@ def targets(
 
 def finish(
     samples: Sequence[Sample],
-    all_pieces: dict[str, Pieces],
-    views: dict[str, View],
+    all_pieces: dict[str, StreamPieces],
+    views: dict[str, TokenArrays],
     wanted: dict[str, Targets],
     vocabulary: Vocabulary,
 ) -> Batch:
@@ -241,7 +245,7 @@ def finish(
     )
 
 
-def fill(views: dict[str, View]) -> dict[str, float]:
+def fill(views: dict[str, TokenArrays]) -> dict[str, float]:
     """Counts of used and of all slots, for throughput and padding."""
     used = sum(int(view.filled_B.sum()) for view in views.values())
     return {"tokens": float(used), "slots": float(sum(v.stream.size for v in views.values()))}

@@ -28,7 +28,7 @@ class Style(NamedTuple):
     beams: int = 1
 
 
-class Knobs(NamedTuple):
+class SamplingParams(NamedTuple):
     """What is not static of a plan item: changing it compiles nothing."""
 
     counts_S: Array  # int32: tokens of each step
@@ -36,7 +36,9 @@ class Knobs(NamedTuple):
     guidance: Array  # float32
 
 
-def parallel(model, style: Style, knobs: Knobs, known: Tokens, position_LA, key_B) -> Array:
+def parallel(
+    model, style: Style, sampling: SamplingParams, known: Tokens, position_LA, key_B
+) -> Array:
     """MaskGIT or ROAR: local ids [B, L] of a grid.
 
     The last L slots of `known` are free where there is more than one step: what is decided joins
@@ -54,14 +56,14 @@ def parallel(model, style: Style, knobs: Knobs, known: Tokens, position_LA, key_
         ids_BL, decided_BL, taken = carry
         i, count, temperature = now
         source = known
-        if len(knobs.counts_S) > 1:
+        if len(sampling.counts_S) > 1:
             source = _joined(known, tokens(ids_BL + start, decided_BL))
         chosen_BL = ~decided_BL
         if style.scheme == "roar":
             chosen_BL = (order_BL >= taken) & (order_BL < taken + count)
         target = tokens(jnp.zeros_like(ids_BL), chosen_BL)
         x = model.decode(target, model.encode(source)).x_BLD
-        logits = _guided(logits_of(model, x, style), style, knobs)
+        logits = _guided(logits_of(model, x, style), style, sampling)
         new_BL, surety_BL = draw(logits, style, temperature, _folded(key_B, i))
         if style.scheme == "maskgit":
             surety_BL = jnp.where(decided_BL, -jnp.inf, surety_BL)
@@ -71,13 +73,15 @@ def parallel(model, style: Style, knobs: Knobs, known: Tokens, position_LA, key_
         return (ids_BL, decided_BL | chosen_BL, taken + count), None
 
     nothing = jnp.zeros((rows, length), jnp.int32)
-    steps = jnp.arange(len(knobs.counts_S))
+    steps = jnp.arange(len(sampling.counts_S))
     carry = (nothing, nothing > 0, jnp.zeros((), jnp.int32))
-    carry, _ = jax.lax.scan(step, carry, (steps, knobs.counts_S, knobs.temperature_S))
+    carry, _ = jax.lax.scan(step, carry, (steps, sampling.counts_S, sampling.temperature_S))
     return carry[0]
 
 
-def autoregressive(model, style: Style, knobs: Knobs, known: Tokens, length: int, key_B) -> Array:
+def autoregressive(
+    model, style: Style, sampling: SamplingParams, known: Tokens, length: int, key_B
+) -> Array:
     """Left to right, with a cache: local ids [B, L] of a sequence, arbitrary behind its end.
 
     Where no lane reads another (decoder), `known` ends with the begin token and is the prefix.
@@ -93,12 +97,12 @@ def autoregressive(model, style: Style, knobs: Knobs, known: Tokens, length: int
 
     def step(carry):
         i, ids_BL, done_B, x_BD, cache = carry
-        logits = _guided(logits_of(model, x_BD[:, None], style), style, knobs)
-        new_B1, _ = draw(logits, style, knobs.temperature_S[0], _folded(key_B, i))
+        logits = _guided(logits_of(model, x_BD[:, None], style), style, sampling)
+        new_B1, _ = draw(logits, style, sampling.temperature_S[0], _folded(key_B, i))
         ids_BL = jax.lax.dynamic_update_slice_in_dim(ids_BL, new_B1, i, axis=1)
         done_B |= views.is_end(spec, new_B1[:, 0])
         token = _twins(sequence_token(number, new_B1[:, 0] + start, i + 1), style)
-        x, cache = cache_lib.advance(model, token, cache)
+        x, cache = cache_lib.decode_step(model, token, cache)
         return i + 1, ids_BL, done_B, x[:, 0], cache
 
     nothing = jnp.zeros((rows, length), jnp.int32)
@@ -107,7 +111,7 @@ def autoregressive(model, style: Style, knobs: Knobs, known: Tokens, length: int
 
 
 def beam_search(
-    model, style: Style, knobs: Knobs, known: Tokens, length: int
+    model, style: Style, sampling: SamplingParams, known: Tokens, length: int
 ) -> tuple[Array, Array]:
     """Left to right, following the `beams` most probable beginnings of each row: local ids
     [B, C, L], arbitrary behind their ends, and log-probabilities [B, C], falling. Letters: C beams.
@@ -123,7 +127,7 @@ def beam_search(
 
     def step(carry):
         i, ids_BCL, score_BC, done_BC, x_BD, cache = carry
-        logits = _guided(logits_of(model, x_BD[:, None], style), style, knobs)
+        logits = _guided(logits_of(model, x_BD[:, None], style), style, sampling)
         log_prob = jax.nn.log_softmax(logits, axis=-1).reshape(rows, beams, -1)
         vocab = log_prob.shape[-1]
         stays_V = jnp.where(jnp.arange(vocab) == 0, 0.0, -jnp.inf)  # an ended text has one future
@@ -138,7 +142,7 @@ def beam_search(
         own = lambda kept: kept._replace(own=jax.tree.map(lambda x: x[:, row_N], kept.own))
         runs = {r: tuple(own(kept) for kept in run) for r, run in cache.runs.items()}
         token = _twins(sequence_token(number, new_BC.reshape(-1) + start, i + 1), style)
-        x, cache = cache_lib.advance(model, token, cache._replace(runs=runs))
+        x, cache = cache_lib.decode_step(model, token, cache._replace(runs=runs))
         return i + 1, ids_BCL, score_BC, done_BC, x[:, 0], cache
 
     ids_BCL = jnp.zeros((rows, beams, length), jnp.int32)
@@ -165,11 +169,11 @@ def _begun(model, style: Style, known: Tokens, length: int, copies: int = 1):
         begin = jnp.full((rows,), views.begin_id(model.vocabulary, style.stream), jnp.int32)
         number = model.vocabulary.number(style.stream)
         prefix = sequence_token(number, begin, jnp.zeros((), jnp.int32))
-        cache = cache_lib.start(model, rows=rows, length=length, memory=memory)
+        cache = cache_lib.init_cache(model, rows=rows, length=length, memory=memory)
     else:
         prefix, slots = repeated(known), known.ids_BL.shape[1] + length
-        cache = cache_lib.start(model, rows=rows, length=slots)
-    x_BQD, cache = cache_lib.advance(model, prefix, cache)
+        cache = cache_lib.init_cache(model, rows=rows, length=slots)
+    x_BQD, cache = cache_lib.decode_step(model, prefix, cache)
     return x_BQD[:, -1], cache
 
 
@@ -228,12 +232,12 @@ def logits_of(model, x_BLD: Array, style: Style) -> Array:
     return jnp.einsum("BLD,VD->BLV", read.x, read.table_VD, preferred_element_type=jnp.float32)
 
 
-def _guided(logits: Array, style: Style, knobs: Knobs) -> Array:
+def _guided(logits: Array, style: Style, sampling: SamplingParams) -> Array:
     if not style.is_guided:
         return logits
     pairs = logits.reshape(-1, 2, *logits.shape[1:])
     with_known, without = pairs[:, 0], pairs[:, 1]
-    return without + knobs.guidance * (with_known - without)
+    return without + sampling.guidance * (with_known - without)
 
 
 def _twins(tokens: Tokens, style: Style) -> Tokens:

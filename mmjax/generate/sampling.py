@@ -156,12 +156,14 @@ def _decode(view: view_lib.View, pieces, item: Decoding, seeds_B: np.ndarray) ->
     counts_S = np.ones(1, np.int32)
     if item.scheme != "autoregressive":
         counts_S = item.counts(spec.max_tokens)
-    knobs = decoders.Knobs(counts_S, item.temperatures(counts_S), np.float32(item.guidance))
+    sampling = decoders.SamplingParams(
+        counts_S, item.temperatures(counts_S), np.float32(item.guidance)
+    )
     tokens = _known(program, pieces, item, room=spec.max_tokens if len(counts_S) > 1 else 0)
     put = lambda x: jax.device_put(x, program.batch_sharding)
     run = _compiled(program, style)
     with jax.set_mesh(program.mesh):
-        found = run(view.params, view.model_state, knobs, put(tokens), put(seeds_B))
+        found = run(view.params, view.model_state, sampling, put(tokens), put(seeds_B))
     if item.beams == 1:
         return view_lib.to_host(found)
     ids_BCL, score_BC = map(view_lib.to_host, found)
@@ -191,21 +193,21 @@ def _known(program: Program, pieces, item: Decoding, room: int) -> Tokens:
 
 
 def _compiled(program: Program, style: decoders.Style):
-    """Jitted (params, model_state, knobs, tokens, seeds) -> ids [B, L], or those of all beams and
-    their scores; made once a program."""
+    """Jitted (params, model_state, sampling, tokens, seeds) -> ids [B, L], or those of all beams
+    and their scores; made once a program."""
     if ("generate", style) in program.compiled:
         return program.compiled["generate", style]
     spec = program.vocabulary.spec(style.stream)
 
-    def run(params, model_state, knobs, tokens, seeds_B):
+    def run(params, model_state, sampling, tokens, seeds_B):
         rows = tokens.ids_BL.shape[0] // mesh_lib.batch_shards(program.mesh)
-        model = step_lib.bind(program.parts, params, model_state, rows, program.dtype)
+        model = step_lib.bind(program, params, model_state, rows, program.dtype)
         key_B = jax.vmap(jax.random.key)(seeds_B)
         if style.beams > 1:
-            return decoders.beam_search(model, style, knobs, tokens, spec.max_tokens)
+            return decoders.beam_search(model, style, sampling, tokens, spec.max_tokens)
         if style.scheme == "autoregressive":
-            return decoders.autoregressive(model, style, knobs, tokens, spec.max_tokens, key_B)
+            return decoders.autoregressive(model, style, sampling, tokens, spec.max_tokens, key_B)
         position_LA = positions(spec.grid or spec.max_tokens)
-        return decoders.parallel(model, style, knobs, tokens, position_LA, key_B)
+        return decoders.parallel(model, style, sampling, tokens, position_LA, key_B)
 
-    return program.compiled.setdefault(("generate", style), program.jit(run))
+    return program.compiled.setdefault(("generate", style), jax.jit(run))

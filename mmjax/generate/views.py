@@ -39,7 +39,7 @@ def known(
     samples = [Sample(dict(p), 0, (i, 0), seed=0) for i, p in enumerate(pieces)]
     sizes = [vocabulary.spec(n).max_tokens + (n in begun) for n in streams]
     slots = max(sum(sizes) + room, MIN_SLOTS)
-    view = rows.View(len(pieces), 1 << (slots - 1).bit_length())
+    view = rows.TokenArrays(len(pieces), 1 << (slots - 1).bit_length())
     for name in dict.fromkeys((*continuous, *streams)):
         if vocabulary.spec(name).width and not vocabulary.spec(name).vocab_size:
             view.declare_values(vocabulary.spec(name))
@@ -68,7 +68,7 @@ def emptied(
 
     With `sentinels` a sequence leaves its first one: what training shows when it is masked whole.
     """
-    view = rows.View(*like.ids_BL.shape)
+    view = rows.TokenArrays(*like.ids_BL.shape)
     for name in like.values:
         view.declare_values(vocabulary.spec(name))
     for name in streams:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mmjax.typing import NUM_AXES, Array, Tokens
 
 
-class Place(NamedTuple):
+class Visibility(NamedTuple):
     """The integers of a view from which every mask is made, each [B, L]."""
 
     segment_BL: Array
@@ -18,12 +18,12 @@ class Place(NamedTuple):
     order_BL: Array
 
 
-def place(tokens: Tokens) -> Place:
+def visibility(tokens: Tokens) -> Visibility:
     """Segments, streams and orders of a view."""
-    return Place(tokens.segment_BL, tokens.stream_BL, tokens.order_BL)
+    return Visibility(tokens.segment_BL, tokens.stream_BL, tokens.order_BL)
 
 
-def visible(query: Place, key: Place, *, causal: bool, isolate: bool) -> Array:
+def visible(query: Visibility, key: Visibility, *, causal: bool, isolate: bool) -> Array:
     """Mask [B, Q, L]: same segment, no padding; isolated: same stream; causal: no later order."""
     q_segment, k_segment = query.segment_BL[:, :, None], key.segment_BL[:, None, :]
     mask_BQL = (q_segment == k_segment) & (k_segment != 0)
@@ -66,8 +66,8 @@ def attend(
     q_BQHG: Array,
     k_BLKG: Array,
     v_BLKG: Array,
-    query: Place,
-    key: Place,
+    query: Visibility,
+    key: Visibility,
     *,
     causal: bool,
     isolate: bool,

@@ -13,7 +13,7 @@ from mmjax.parallel import rules
 from mmjax.typing import Array, Tokens
 
 
-class State(nnx.Variable):
+class ModelState(nnx.Variable):
     """State of a router or a codebook, carried across steps without gradient."""
 
 
@@ -26,7 +26,7 @@ class Encoded(NamedTuple):
     captured: dict
 
 
-class Kept(NamedTuple):
+class KVCache(NamedTuple):
     """Keys and values of one block: of the tokens so far, and of the lane that it reads."""
 
     own: tuple[Array, Array]  # [B, L, K, G], keys before rotation
@@ -90,7 +90,7 @@ class Attention(nnx.Module):
             q = attention.rotate(q, attention.angles(query.position_BLA, g, self.max_wavelength))
             k = attention.rotate(k, attention.angles(key.position_BLA, g, self.max_wavelength))
         out = attention.attend(
-            q, k, v, attention.place(query), attention.place(key),
+            q, k, v, attention.visibility(query), attention.visibility(key),
             causal=causal, isolate=isolate, query_block=self.query_block,
         )  # fmt: skip
         return fused.project(out, self.out[...].astype(dtype), inputs=2)
@@ -127,7 +127,7 @@ class Experts(nnx.Module):
         self.gate = param(rngs, (num, width, inner), axes, width, (1,))
         down = ("expert", "mlp", "embed")
         self.down = param(rngs, (num, inner, width), down, inner, (1,), gain)
-        self.bias = State(jnp.zeros((num,)), axes=("unsharded",))
+        self.bias = ModelState(jnp.zeros((num,)), axes=("unsharded",))
 
     def __call__(self, x_BLD, tokens: Tokens, group_rows: int):
         groups = x_BLD.shape[0] // group_rows
@@ -166,22 +166,27 @@ class BlockModule(nnx.Module):
 
     def __call__(self, x_BLD, tokens: Tokens, memory: Encoded | None, group_rows: int):
         block = self.block
-        y = self.norm1(x_BLD)
-        y = self.attention(y, y, tokens, tokens, causal=block.causal, isolate=block.isolate)
-        x_BLD = rules.constrain_batch(x_BLD + y)
+        with jax.named_scope("attention"):
+            y = self.norm1(x_BLD)
+            y = self.attention(y, y, tokens, tokens, causal=block.causal, isolate=block.isolate)
+            x_BLD = rules.constrain_batch(x_BLD + y)
         if block.reads:
             assert memory is not None
-            y, m = self.cross_norm(x_BLD), self.memory_norm(memory.x_BLD)
-            y = self.cross(y, m, tokens, memory.tokens, causal=False, isolate=False)
-            x_BLD = x_BLD + y
-        y, stats = self.mlp(self.norm2(x_BLD), tokens, group_rows)
+            with jax.named_scope("cross_attention"):
+                y, m = self.cross_norm(x_BLD), self.memory_norm(memory.x_BLD)
+                y = self.cross(y, m, tokens, memory.tokens, causal=False, isolate=False)
+                x_BLD = x_BLD + y
+        with jax.named_scope("experts" if block.moe else "feed_forward"):
+            y, stats = self.mlp(self.norm2(x_BLD), tokens, group_rows)
         return rules.constrain_batch(x_BLD + y), stats
 
     def memory_keys(self, memory_BLD) -> tuple[Array, Array]:
         """Keys and values of the lane that this block reads; they stay while it is decoded."""
         return self.cross.keys(self.memory_norm(memory_BLD))
 
-    def behind(self, x_BQD, tokens: Tokens, kept: Kept, cached: Tokens, at, memory, group_rows):
+    def decode_step(
+        self, x_BQD, tokens: Tokens, kept: KVCache, cached: Tokens, at, memory, group_rows
+    ):
         """The block for tokens in slots from `at` on, behind what is kept; also their keys.
 
         `cached` are the tokens of all slots, these included; `memory` those of the lane it reads.

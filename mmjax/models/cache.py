@@ -1,7 +1,7 @@
 """Decoding with a cache: each token is computed once, behind the keys of those before it.
 
-    cache = start(model, rows=8, length=128, memory=model.encode(tokens))
-    x_BQD, cache = advance(model, next_tokens, cache)
+    cache = init_cache(model, rows=8, length=128, memory=model.encode(tokens))
+    x_BQD, cache = decode_step(model, next_tokens, cache)
 
 Keys are kept before rotation, with positions, segments, streams and orders beside them; keys of a
 memory are computed once. The result is that of one `decode` over all tokens, provided that no
@@ -20,19 +20,19 @@ from mmjax.models import blocks
 from mmjax.parallel import rules
 from mmjax.typing import NUM_AXES, Array, Tokens
 
-__all__ = ["Cache", "advance", "start"]
+__all__ = ["Cache", "decode_step", "init_cache"]
 
 
 class Cache(NamedTuple):
     """What has been computed of a lane; a pytree of static shapes."""
 
-    runs: dict[int, tuple[blocks.Kept, ...]]  # by number of the run and place in its pattern
+    runs: dict[int, tuple[blocks.KVCache, ...]]  # by number of the run and place in its pattern
     tokens: Tokens  # of the slots [B, L]; padding where nothing is yet
     memory: Tokens | None  # of the lane that is read
     filled: Array  # int32: slots in use
 
 
-def start(
+def init_cache(
     model, *, rows: int, length: int, memory: blocks.Encoded | None = None, lane: str = ""
 ) -> Cache:
     """An empty cache of `length` slots.
@@ -51,12 +51,12 @@ def start(
         size = (run.repeats, *shape, model.config.kv_heads, model.config.head_width)
         empty = jnp.zeros(size, model.compute_dtype)
         crosses = [_memory_keys(b, memory) for b in model.runs[r].blocks]
-        kept[r] = tuple(blocks.Kept((empty, empty), cross) for cross in crosses)
+        kept[r] = tuple(blocks.KVCache((empty, empty), cross) for cross in crosses)
     seen = None if memory is None else memory.tokens._replace(values={})
     return Cache(kept, tokens, seen, jnp.zeros((), jnp.int32))
 
 
-def advance(model, tokens: Tokens, cache: Cache, lane: str = "") -> tuple[Array, Cache]:
+def decode_step(model, tokens: Tokens, cache: Cache, lane: str = "") -> tuple[Array, Cache]:
     """Features [B, Q, D] of the next Q tokens of each row, and the cache with them."""
     if cache.memory is not None:
         lane = lane or next(iter(model.config.read_lanes()))
@@ -72,7 +72,7 @@ def advance(model, tokens: Tokens, cache: Cache, lane: str = "") -> tuple[Array,
             new = []
             for (graph, _), (state, kept) in zip(parts, layer, strict=True):
                 block = nnx.merge(graph, state)
-                x, keys = block.behind(x, tokens, kept, cached, at, cache.memory, group_rows)
+                x, keys = block.decode_step(x, tokens, kept, cached, at, cache.memory, group_rows)
                 new.append(keys)
             return x, new
 

@@ -92,7 +92,7 @@ class Codebook(nnx.Module):
     def __init__(self, state: dict[str, Array]):
         self.leaves = tuple(state)
         for name, value in state.items():
-            setattr(self, name, blocks.State(value, axes=("unsharded",) * value.ndim))
+            setattr(self, name, blocks.ModelState(value, axes=("unsharded",) * value.ndim))
 
     def arrays(self) -> dict[str, Array]:
         """Leaf name -> array."""

@@ -183,14 +183,15 @@ class Model(nnx.Module):
         return blocks.Encoded(x, tokens, record, {name: captured[name] for name in capture})
 
     def _run(self, r, run: plan.Run, x, tokens, memory):
-        parts = [nnx.split(b, nnx.Param, blocks.State) for b in self.runs[r].blocks]
+        parts = [nnx.split(b, nnx.Param, blocks.ModelState) for b in self.runs[r].blocks]
         graphs = [graph for graph, _, _ in parts]
         group_rows = self.group_rows or x.shape[0]
 
         def body(x, states):
             stats = []
-            for graph, (params, state) in zip(graphs, states, strict=True):
-                x, out = nnx.merge(graph, params, state)(x, tokens, memory, group_rows)
+            for p, (graph, (params, state)) in enumerate(zip(graphs, states, strict=True)):
+                with jax.named_scope(f"{run.pattern[p].lane}_{r}_{p}"):  # as in metrics
+                    x, out = nnx.merge(graph, params, state)(x, tokens, memory, group_rows)
                 stats.append(out)
             return x, stats
 

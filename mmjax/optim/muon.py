@@ -21,7 +21,7 @@ from mmjax.typing import Array, PyTree
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of the quintic iteration
 
 
-class State(NamedTuple):
+class MuonState(NamedTuple):
     """Steps done, first moments, and second moments of what is no matrix."""
 
     count: Array
@@ -53,7 +53,7 @@ def muon(
         second = [
             jnp.zeros_like(x) if m is None else none for x, m in zip(leaves, kinds, strict=True)
         ]
-        return State(
+        return MuonState(
             jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params), tree.unflatten(second)
         )
 
@@ -76,7 +76,7 @@ def muon(
             else:
                 u = -matrix_rate(state.count) * (u + weight_decay * p)
             out.append(u)
-        return tree.unflatten(out), State(count, *map(tree.unflatten, (first, second)))
+        return tree.unflatten(out), MuonState(count, *map(tree.unflatten, (first, second)))
 
     return optax.GradientTransformation(init, update)
 

@@ -1,16 +1,26 @@
-"""Program: what an experiment comes to on a mesh. Used by train, evaluate, load and info."""
+"""Program: what an experiment comes to on a mesh, and its compiled steps.
+
+built = program.build(experiment)
+steps = program.compile_all(built)  # {(task, variant): executable}
+state, metrics = steps["masked", "default"](built.init_state(), {}, batch)
+"""
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
+import os
+import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 
+from mmjax import console
 from mmjax import step as step_lib
+from mmjax.data import loader
 from mmjax.experiment import Experiment
 from mmjax.models import names as names_lib
 from mmjax.objectives.objective import Extra
@@ -19,17 +29,18 @@ from mmjax.typing import Metrics, PyTree, Vocabulary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Program:
-    """An experiment with ready modalities, taken apart for a mesh; holds no arrays.
+class Program(step_lib.Parts):
+    """An experiment with ready modalities on a mesh: its model, optimizer and shardings, no arrays.
 
-    `compiled` keeps functions that evaluation makes, jitted by `jit`, so that they are made once.
-    `folder` is the workdir, where offline tokens are kept; None = in memory.
+    Fields:
+      canonical: where each parameter lies, by canonical name.
+      folder: the workdir, where offline tokens are kept; None = in memory.
+      compiled: functions that evaluation has jitted, by what they are for.
     """
 
     experiment: Experiment
     mesh: jax.sharding.Mesh
     vocabulary: Vocabulary
-    parts: step_lib.Parts
     tx: optax.GradientTransformation
     extras: dict[str, Extra]
     shardings: step_lib.TrainState
@@ -37,7 +48,6 @@ class Program:
     canonical: dict[str, names_lib.Part]
     folder: Any = None
     compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
-    jit: Callable[..., Any] = jax.jit
 
     @property
     def batch_sharding(self) -> jax.sharding.NamedSharding:
@@ -46,7 +56,7 @@ class Program:
 
     def init_state(self) -> step_lib.TrainState:
         """Fresh state, made sharded."""
-        return step_lib.init_state(self.parts, self.tx, self.extras, self.shardings)
+        return step_lib.init_state(self, self.tx, self.extras, self.shardings)
 
     def abstract_state(self) -> step_lib.TrainState:
         """Shapes, dtypes and shardings of the state."""
@@ -56,7 +66,7 @@ class Program:
             step = jax.numpy.zeros((), jax.numpy.int32)
             return step_lib.TrainState(step, params, model_state, self.tx.init(params), extra)
 
-        shapes = jax.eval_shape(init, self.parts.params, self.parts.model_state)
+        shapes = jax.eval_shape(init, self.params, self.model_state)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings
         )
@@ -67,7 +77,7 @@ class Program:
         t = config.tasks[task]
         other = t.variants.get(variant)
         return step_lib.make_train_step(
-            self.parts,
+            self,
             self.tx,
             t.objective,
             self.shardings,
@@ -76,7 +86,7 @@ class Program:
             dtype=self.dtype,
             grad_clip_norm=config.optimizer.grad_clip_norm,
             learning_rate_scale=t.learning_rate_scale,
-            trainable=step_lib.trainable_mask(self.parts, t.trainable, self.names_by_path()),
+            trainable=step_lib.trainable_mask(self, t.trainable, self.names_by_path()),
             rule=config.gradient_rule,
             extras=self.extras,
             update_state=config.model.update_state,
@@ -99,12 +109,12 @@ class Program:
 
         def run(params, model_state, extra, batch):
             losses, metrics, _ = step_lib.eval_step(
-                self.parts, t.objective, params, model_state, extra, batch,
+                self, t.objective, params, model_state, extra, batch,
                 group_rows=t.group_rows, dtype=self.dtype,
             )  # fmt: skip
             return losses, metrics
 
-        return self.jit(run)
+        return jax.jit(run)
 
 
 def build(experiment: Experiment, devices=None, folder=None) -> Program:
@@ -125,10 +135,10 @@ def build(experiment: Experiment, devices=None, folder=None) -> Program:
     paths = list(names_lib.flatten(parts.params))
     canonical = experiment.model.canonical_parts(vocabulary, tuple(heads), paths)
     return Program(
+        **vars(parts),
         experiment=experiment,
         mesh=mesh,
         vocabulary=vocabulary,
-        parts=parts,
         tx=tx,
         extras=extras,
         shardings=step_lib.state_shardings(parts, tx, extras, mesh, experiment.rules),
@@ -136,3 +146,34 @@ def build(experiment: Experiment, devices=None, folder=None) -> Program:
         canonical=canonical,
         folder=folder,
     )
+
+
+def compile_all(program: Program, say: bool = False) -> dict[tuple[str, str], Any]:
+    """The compiled steps by (task, variant), made in parallel; `say` prints a line for each."""
+    tasks = program.experiment.tasks.items()
+    keys = [(name, variant) for name, task in tasks for variant in task.variant_weights()]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = {pool.submit(_compile, program, *key): key for key in keys}
+        for job in concurrent.futures.as_completed(jobs):
+            executable, seconds = job.result()
+            memory = executable.memory_analysis()
+            size = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20
+            name = "/".join(jobs[job])
+            console.say(f"compiled {name}: {seconds:.1f} s, {size:.0f} MiB a device", say)
+    return {key: job.result()[0] for job, key in jobs.items()}
+
+
+def _compile(program: Program, task: str, variant: str) -> tuple[Any, float]:
+    """The compiled step and the seconds that it took."""
+    began = time.perf_counter()
+    experiment = program.experiment
+    batch = loader.example_batch(
+        experiment.tasks[task], variant, experiment.modalities, program.vocabulary
+    )
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=program.batch_sharding), batch
+    )
+    with jax.set_mesh(program.mesh):
+        step = program.train_step(task, variant)
+        executable = step.lower(program.abstract_state(), {}, shapes).compile()
+    return executable, time.perf_counter() - began

@@ -113,10 +113,10 @@ class View:
         program = self.program
 
         def run(params, model_state):
-            model = step_lib.bind(program.parts, params, model_state, 0, program.dtype)
+            model = step_lib.bind(program, params, model_state, 0, program.dtype)
             return model.head(head, jnp.zeros(()))[0]
 
-        run = program.compiled.setdefault(("scale", head), program.jit(run))
+        run = program.compiled.setdefault(("scale", head), jax.jit(run))
         with jax.set_mesh(program.mesh):
             return float(to_host(run(self.params, self.model_state)))
 
@@ -127,7 +127,6 @@ class View:
         run = program.compiled.setdefault(key, program.eval_losses(task))
         window = metrics.Window()
         for batch in loader.eval_batches(program, task, self.split, num_batches):
-            batch = loader.to_global(batch, program.batch_sharding)
             with jax.set_mesh(program.mesh):
                 found = run(self.params, self.model_state, self.extra, batch)
             losses, more = jax.device_get(found)
@@ -137,9 +136,7 @@ class View:
     def model(self, group_rows: int = 0):
         """The model with its parameters, for the model calls `encode`, `decode`, `head`."""
         program = self.program
-        return step_lib.bind(
-            program.parts, self.params, self.model_state, group_rows, program.dtype
-        )
+        return step_lib.bind(program, self.params, self.model_state, group_rows, program.dtype)
 
 
 def to_host(array) -> np.ndarray:
@@ -176,10 +173,10 @@ def embedder(program: Program, modality: str):
 
     def run(params, model_state, tokens):
         rows = tokens.ids_BL.shape[0] // mesh_lib.batch_shards(program.mesh)
-        model = step_lib.bind(program.parts, params, model_state, rows, program.dtype)
+        model = step_lib.bind(program, params, model_state, rows, program.dtype)
         x_BLD = model.encode(tokens, lane=lanes[modality]).x_BLD
         z_BSD = model.head(f"project/{modality}", contrastive.pool(x_BLD, tokens, 1))
         return objective.unit(z_BSD)
 
-    program.compiled["embed", modality] = program.jit(run)
+    program.compiled["embed", modality] = jax.jit(run)
     return program.compiled["embed", modality]

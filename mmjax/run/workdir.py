@@ -238,7 +238,7 @@ def initial_params(path: str, built: Any, like: PyTree) -> PyTree:
 def manifest(built: Program, step: int, journal: list, cursors: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of itself, beside the hashes of its files."""
     experiment = built.experiment
-    shapes = names_lib.flatten(built.parts.params)
+    shapes = names_lib.flatten(built.params)
     parameters = {}
     for name, part in built.canonical.items():
         shape = shapes[part.path].shape

@@ -151,7 +151,7 @@ class Learned:
         from mmjax.models import blocks
 
         make = functools.partial(self.model.make, Vocabulary((self.spec,)), {}, 0)
-        graph, params, state = nnx.split(nnx.eval_shape(make), nnx.Param, blocks.State)
+        graph, params, state = nnx.split(nnx.eval_shape(make), nnx.Param, blocks.ModelState)
         return graph, nnx.as_pure(params), nnx.as_pure(state)
 
     def __getstate__(self):

@@ -17,8 +17,7 @@ from commands import run
 
 import mmjax
 from mmjax import cli, config, errors
-from mmjax.cli import doctor, embed, printing
-from mmjax.processes import heap
+from mmjax.cli import cpu, doctor, embed, printing
 
 CODE = ("--code", "--code-sha256", "--compile-cache")
 # The whole command line. A new option is a decision: change this with it.
@@ -342,7 +341,7 @@ def test_tables_show_values_with_chance():
 # ------------------------------------------------------------------- allocator settings
 
 
-ARENA, FLAGS = heap.SETTINGS["MALLOC_ARENA_MAX"], heap.compiler()["XLA_FLAGS"]
+ARENA, FLAGS = cpu.SETTINGS["MALLOC_ARENA_MAX"], cpu.flags()["XLA_FLAGS"]
 
 
 @pytest.mark.parametrize(
@@ -361,7 +360,7 @@ def test_computing_commands_start_with_settings_for_cpu(environment, arena, flag
         "import os\nnames = ('MALLOC_ARENA_MAX', 'XLA_FLAGS')\n"
         "raise ValueError('found %s %s' % tuple(map(os.environ.get, names)))\n"
     )
-    clean = (*heap.SETTINGS, *heap.compiler(), heap.MARKER)
+    clean = (*cpu.SETTINGS, *cpu.flags(), cpu.MARKER)
     env = {**{k: v for k, v in os.environ.items() if k not in clean}, "JAX_PLATFORMS": "cpu"}
     env |= {"PYTHONPATH": os.path.dirname(os.path.dirname(mmjax.__file__)), **environment}
     command = [sys.executable, "-m", "mmjax", "train", str(file), "--workdir", "x"]
@@ -372,9 +371,9 @@ def test_computing_commands_start_with_settings_for_cpu(environment, arena, flag
 
 
 def test_flags_that_a_jaxlib_may_not_know_are_left_out(monkeypatch):
-    assert heap.PRODUCTS in FLAGS  # of the pinned one, which the tests run with
+    assert cpu.PRODUCTS in FLAGS  # of the pinned one, which the tests run with
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.11.0")
-    assert heap.compiler() == {"XLA_FLAGS": heap.LEVEL}
+    assert cpu.flags() == {"XLA_FLAGS": cpu.LEVEL}
 
 
 # --------------------------------------------------------------- config errors are quick

@@ -16,7 +16,7 @@ SPECS = (IMAGE, CODES, TEXT)
 
 
 def make(*policies, inputs=SPECS, targets=SPECS, tokens=(20, 12), in_runs=True):
-    return masking.plan(policies or (Policy(),), inputs, targets, *tokens, in_runs)
+    return masking.resolve(policies or (Policy(),), inputs, targets, *tokens, in_runs)
 
 
 def draws_of(plan, count, seed=0):

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from mmjax.data import deal, mixture, task
+from mmjax.data import mixture, schedules, task
 from mmjax.data.source import Source
 
 
@@ -96,7 +96,7 @@ def test_division_is_fair_whole_and_never_falls():
             continue
         before = [0] * len(weights)
         for total in range(0, 120, 3):
-            parts = deal.divide(weights, total)
+            parts = schedules.divide(weights, total)
             assert sum(parts) == total
             assert all(new >= old for new, old in zip(parts, before, strict=True))
             for part, weight in zip(parts, weights, strict=True):

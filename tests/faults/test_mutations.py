@@ -43,14 +43,14 @@ def whole(tmp_path_factory):
 def again(whole, monkeypatch):
     """`train` without compiling: the executables of the run before, of the same shapes."""
     result = whole[1]
-    compiled = train.executables.compile_all(result.program, False)
+    compiled = train.program.compile_all(result.program, False)
 
     def build(experiment, devices=None, folder=None):
         del experiment, devices
         return program.dataclasses.replace(result.program, folder=folder)
 
     monkeypatch.setattr(program, "build", build)
-    monkeypatch.setattr(train.executables, "compile_all", lambda *a: compiled)
+    monkeypatch.setattr(train.program, "compile_all", lambda *a: compiled)
     return lambda workdir: mmjax.train(EXPERIMENT, workdir, devices=ONE)
 
 

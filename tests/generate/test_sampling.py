@@ -31,7 +31,7 @@ class Slow:
         self.vocabulary = program.vocabulary
 
         def whole(source, target, stream):
-            model = step_lib.bind(program.parts, view.params, view.model_state, 0, "float32")
+            model = step_lib.bind(program, view.params, view.model_state, 0, "float32")
             x = model.encode(source).x_BLD if target is None else None
             x = model.decode(target, model.encode(source)).x_BLD if target is not None else x
             read = model.head("vocabulary", x, stream=stream)

@@ -87,7 +87,7 @@ def test_training_lowers_the_loss_and_moves_the_codebook(kind):
 @pytest.mark.parametrize("kind", toy_codes.QUANTIZERS)
 def test_every_parameter_gets_a_gradient_and_absent_rows_give_none(kind):
     model = toy_codes.model(kind).make(Vocabulary((SPEC,)), {}, 0)
-    graph, params, state = nnx.split(model, nnx.Param, convolution.blocks.State)
+    graph, params, state = nnx.split(model, nnx.Param, convolution.blocks.ModelState)
 
     def loss(params, given):
         losses, _, record, _ = Reconstruction()(

@@ -36,10 +36,10 @@ def cut(tokens, start, stop):
 
 def one_by_one(model, tokens, memory, cuts):
     """Features of tokens that are decoded in parts."""
-    state = cache_lib.start(model, rows=tokens.ids_BL.shape[0], length=LENGTH, memory=memory)
+    state = cache_lib.init_cache(model, rows=tokens.ids_BL.shape[0], length=LENGTH, memory=memory)
     out = []
     for start, stop in zip(cuts, [*cuts[1:], LENGTH], strict=True):
-        x, state = cache_lib.advance(model, cut(tokens, start, stop), state)
+        x, state = cache_lib.decode_step(model, cut(tokens, start, stop), state)
         out.append(x)
     return jnp.concatenate(out, axis=1)
 

@@ -175,7 +175,7 @@ def test_packed_samples_are_alone(shape):
 def test_a_row_that_sees_nothing_gives_zero():
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, 4, 2, 8)).astype(np.float32) for _ in range(3))
-    place = attention.Place(*(np.ones((2, 4), np.int32) for _ in range(3)))
+    place = attention.Visibility(*(np.ones((2, 4), np.int32) for _ in range(3)))
     nothing = place._replace(segment_BL=np.array([[1, 1, 1, 1], [0, 2, 1, 1]], np.int32))
     attend = functools.partial(attention.attend, causal=False, isolate=False, query_block=8)
     out = np.asarray(attend(q, k, v, nothing, place))

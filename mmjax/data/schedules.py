@@ -16,7 +16,7 @@ import numpy as np
 MAX_ROUNDS = 1_000_000  # entries of the table of an interval schedule
 
 
-class Deal:
+class Weighted:
     """An endless row of members, dealt in periods with whole counts.
 
     Args:
@@ -71,7 +71,7 @@ class Deal:
         return self._periods[number]
 
 
-class Rounds:
+class Interval:
     """Rounds over the tasks in order: a task takes a step where its interval divides the round."""
 
     def __init__(self, interval_of: Mapping[str, int]):
