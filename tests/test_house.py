@@ -52,6 +52,7 @@ ROOM = ("", "__main__")  # the package itself, which imports the others when the
 OLD = {  # names of modules that go with the next release; nothing of ours uses them
     "atomic": "files",
     "data_check": "cli.data_check",
+    "data.deal": "data.schedules",
     "doctor": "cli.doctor",
     "evaluate.evaluator": "experiment",
     "evaluate.view": "run.view",
