@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -220,20 +221,23 @@ def trainable_mask(
 ) -> PyTree:
     """True for parameters whose canonical names match a pattern; `names` are by parameter path.
 
+    Of layers that are stacked in one parameter some may match and some not: an array [N] of bool.
+
     Raises:
-      ValueError: some of the blocks stacked in one parameter match and some do not.
+      ValueError: part of a parameter that is no stack of layers matches.
     """
 
-    def match(path, _):
+    def match(path, leaf):
         own = names[path_name(path)]
         hits = [any(fnmatch.fnmatch(name, pattern) for pattern in patterns) for name in own]
-        if any(hits) != all(hits):
+        if any(hits) == all(hits):
+            return hits[0]
+        if len(hits) != leaf.shape[0]:
             raise ValueError(
                 f"Task: trainable={patterns} matches {own[hits.index(True)]} but not"
-                f" {own[hits.index(False)]}, which are scanned together; give them runs of their"
-                " own in model.runs."
+                f" {own[hits.index(False)]}, which are rows of one table; name both or neither."
             )
-        return hits[0]
+        return np.asarray(hits)
 
     return jax.tree_util.tree_map_with_path(match, parts.params)
 
@@ -280,7 +284,7 @@ def make_train_step(
             grads = pullback(jax.tree.map(jnp.ones_like, totals))[0]
         else:
             grads = rule.combine(totals, lambda weights: pullback(weights)[0])
-        return totals, _join(grads, jax.tree.map(jnp.zeros_like, frozen)), aux
+        return totals, _whole(grads, frozen, mask), aux
 
     def step(state: TrainState, constants: PyTree, batch: Batch):
         del constants  # frozen tokenizers and teachers
@@ -323,7 +327,7 @@ def make_train_step(
 def _partition(params: PyTree, mask: PyTree) -> tuple[list, list]:
     """Trainable and frozen leaves; None at the places of the other."""
     leaves, flags = jax.tree.leaves(params), jax.tree.leaves(mask)
-    pairs = list(zip(leaves, flags, strict=True))
+    pairs = [(x, np.any(flag)) for x, flag in zip(leaves, flags, strict=True)]
     tree = jax.tree.structure(params)
     train = tree.unflatten([x if flag else None for x, flag in pairs])
     return train, tree.unflatten([None if flag else x for x, flag in pairs])
@@ -334,11 +338,23 @@ def _join(first: PyTree, second: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=none)
 
 
+def _whole(grads: PyTree, frozen: PyTree, mask: PyTree) -> PyTree:
+    """Gradients of all parameters, zero in frozen ones and in frozen layers of a stack."""
+    grads = _join(grads, jax.tree.map(jnp.zeros_like, frozen))
+    return jax.tree.map(lambda flag, g: _pick(flag, g, jnp.zeros_like(g)), mask, grads)
+
+
 def _keep_frozen(state: TrainState, params: PyTree, opt_state: PyTree, mask: PyTree):
     """Leaves outside `trainable` keep weight and moments."""
-    if all(jax.tree.leaves(mask)):
+    if all(np.all(flag) for flag in jax.tree.leaves(mask)):
         return params, opt_state
-    pick = lambda flag, new, old: new if flag else old
-    params = jax.tree.map(pick, mask, params, state.params)
+    params = jax.tree.map(_pick, mask, params, state.params)
     moments = like_params(opt_state, state.params, mask, True)
-    return params, jax.tree.map(pick, moments, opt_state, state.opt_state)
+    return params, jax.tree.map(_pick, moments, opt_state, state.opt_state)
+
+
+def _pick(flag: bool | np.ndarray, new, old):
+    """`new` where a parameter is trained, else `old`; a flag [N] is of the layers in a stack."""
+    if not isinstance(flag, np.ndarray):
+        return new if flag else old
+    return jnp.where(flag.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

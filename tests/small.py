@@ -11,7 +11,7 @@ from mmjax import step as step_lib
 from mmjax.models import MoE, TokenChoice, Transformer
 from mmjax.objectives import InfoNCE, MaskedTokens, Sigmoid
 from mmjax.optim import Muon
-from mmjax.parallel import MeshConfig, MeshRules
+from mmjax.parallel import MeshConfig, MeshRules, rules
 from mmjax.typing import Batch, Targets, Tokens, TokenSpec, Values, Vocabulary
 
 TEXT = TokenSpec(name="text", kind="sequence", max_tokens=8, vocab_size=200, text=True)
@@ -133,6 +133,11 @@ def train_step(model, parts, tx, objective, shardings, **kwargs):
     update = model.update_state
     fields = {"seed": 0, "group_rows": GROUP, "grad_clip_norm": 1.0, "update_state": update}
     return step_lib.make_train_step(parts, tx, objective, shardings, **{**fields, **kwargs})
+
+
+def batch_sharding(mesh):
+    """Rows over the batch axes of a mesh."""
+    return rules.batch_sharding(mesh)
 
 
 OBJECTIVES = {

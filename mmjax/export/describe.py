@@ -85,6 +85,11 @@ def exported(experiment: Experiment) -> dict[str, str]:
             raise ConfigError(
                 f"export: block {type(block).__name__} has no PyTorch twin; there is Block."
             )
+        if block.moe and block.moe.shared_width:
+            raise ConfigError(
+                f"export: MoE.shared_width={block.moe.shared_width} has no PyTorch twin; train"
+                " without shared experts in the lanes of the contrastive tasks."
+            )
         router = block.moe.router if block.moe else TokenChoice()
         if type(router) is not TokenChoice:
             raise ConfigError(

@@ -1,14 +1,38 @@
 """One transformer, its routers and its heads. Importing this imports no jax."""
 
 from mmjax.models.autoencoder import Autoencoder
+from mmjax.models.block import BlockConfig
 from mmjax.models.config import ModelConfig
 from mmjax.models.embed import Classify, Head, Projection, Scale, ValueHead, VocabularyHead
+from mmjax.models.layers import Adapter, GatedCrossAttention, LoRA, Queries
 from mmjax.models.plan import Block, MoE, Run, Transformer
 from mmjax.models.quantizer import FSQ, VQ, Quantizer
-from mmjax.models.routers import ExpertChoice, Router, Soft, TokenChoice
+from mmjax.models.routers import ByStream, ExpertChoice, Router, Soft, TokenChoice
 
 __all__ = [
-    "FSQ", "VQ", "Autoencoder", "Block", "Classify", "ExpertChoice", "Head", "MoE", "ModelConfig",
-    "Projection", "Quantizer", "Router", "Run", "Scale", "Soft", "TokenChoice", "Transformer",
-    "ValueHead", "VocabularyHead",
+    "FSQ",
+    "VQ",
+    "Adapter",
+    "Autoencoder",
+    "Block",
+    "BlockConfig",
+    "ByStream",
+    "Classify",
+    "ExpertChoice",
+    "GatedCrossAttention",
+    "Head",
+    "LoRA",
+    "MoE",
+    "ModelConfig",
+    "Projection",
+    "Quantizer",
+    "Queries",
+    "Router",
+    "Run",
+    "Scale",
+    "Soft",
+    "TokenChoice",
+    "Transformer",
+    "ValueHead",
+    "VocabularyHead",
 ]  # fmt: skip

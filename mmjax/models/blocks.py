@@ -119,12 +119,15 @@ class Experts(nnx.Module):
         self.config, self.streams = config, stack.num_streams
         width, gain = stack.width, stack.gain
         num = config.num_experts
-        self.router = param(rngs, (width, num), ("embed", "unsharded"), width)
+        if config.router.uses_logits:
+            self.router = param(rngs, (width, num), ("embed", "unsharded"), width)
         axes = ("expert", "embed", "mlp")
         self.up = param(rngs, (num, width, inner), axes, width, (1,))
         self.gate = param(rngs, (num, width, inner), axes, width, (1,))
         down = ("expert", "mlp", "embed")
         self.down = param(rngs, (num, inner, width), down, inner, (1,), gain)
+        if config.shared_width:
+            self.shared = Mlp(width, config.shared_width, rngs, gain)
         state = config.router.init_state(num, stack.num_streams)
         self.state_names = tuple(state)
         for name, value in state.items():
@@ -135,7 +138,9 @@ class Experts(nnx.Module):
         groups = x_BLD.shape[0] // group_rows
         x_WTD = x_BLD.reshape(groups, -1, x_BLD.shape[-1])
         stream_WT = tokens.stream_BL.reshape(groups, -1)
-        logits_WTE = jnp.matmul(x_WTD.astype(jnp.float32), self.router[...])
+        logits_WTE = None
+        if self.config.router.uses_logits:
+            logits_WTE = jnp.matmul(x_WTD.astype(jnp.float32), self.router[...])
         state = {n: jax.lax.stop_gradient(getattr(self, n)[...]) for n in self.state_names}
         valid_WT = stream_WT > 0
         routing = self.config.router.route(x_WTD, logits_WTE, state, stream_WT, valid_WT, key)
@@ -145,7 +150,10 @@ class Experts(nnx.Module):
         stats = {"load": jax.lax.stop_gradient(load_ME)}
         if not isinstance(routing.aux_loss, float):
             stats["aux_loss"] = routing.aux_loss
-        return out.reshape(x_BLD.shape), stats
+        out = out.reshape(x_BLD.shape)
+        if self.config.shared_width:
+            out = out + self.shared(x_BLD, tokens, group_rows, None)[0]
+        return out, stats
 
 
 class StandardBlock(BlockModule):

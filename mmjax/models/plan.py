@@ -27,6 +27,8 @@ class MoE:
       every: each `every`-th block of a lane has experts (the last of each `every`).
       router: how tokens find experts.
       block_rows: rows of a padded block in the sorted, dropless dispatch.
+      shared_width: inner width of a feed-forward beside the experts that every token passes
+        (DeepSeekMoE, Dai et al. 2024); 0 = none.
     """
 
     num_experts: ranges.Count = 8
@@ -34,6 +36,7 @@ class MoE:
     every: ranges.Count = 2
     router: Router = TokenChoice()
     block_rows: ranges.Count = 128
+    shared_width: ranges.Natural = 0
 
     def __post_init__(self):
         ranges.check(self)
@@ -80,7 +83,8 @@ class Block(BlockConfig):
         else:
             moe = self.moe
             chosen = getattr(moe.router, "num_experts_per_tok", 1)
-            macs += width * moe.num_experts + 3 * width * moe.inner(stack.ffn_width) * chosen
+            macs += width * moe.num_experts * moe.router.uses_logits
+            macs += 3 * width * (moe.inner(stack.ffn_width) * chosen + moe.shared_width)
         return 2.0 * macs
 
     @property

@@ -7,7 +7,7 @@ specialisation; the default balances across steps by a selection bias instead.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from etils import epy
 
@@ -43,6 +43,11 @@ class Router:
         """State of a layer before the first step; here a selection bias of each expert."""
         del num_streams
         return {"bias": jnp.zeros((num_experts,))}
+
+    @property
+    def uses_logits(self) -> bool:
+        """Whether it looks at logits; without, a layer has no matrix that makes them."""
+        return True
 
     @property
     def draws(self) -> bool:
@@ -157,6 +162,39 @@ class Soft(Router):
             dispatch_WTEC=jnp.where(valid, dispatch_WTE, 0.0)[..., None],
             combine_WTEC=jnp.where(valid, combine_WTE, 0.0)[..., None],
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ByStream(Router):
+    """Each stream has its own expert: modality feed-forwards (VLMo, Bao et al. 2022; BEiT-3).
+
+    Fields:
+      experts: the expert of each stream, in the order of the vocabulary; streams may share one.
+    """
+
+    experts: tuple[ranges.Natural, ...]
+    num_experts_per_tok: Annotated[int, ranges.Range(1, 1)] = 1
+
+    def __post_init__(self):
+        ranges.check(self)
+
+    @property
+    def uses_logits(self) -> bool:
+        return False
+
+    def init_state(self, num_experts, num_streams):
+        if len(self.experts) != num_streams or max(self.experts) >= num_experts:
+            raise ValueError(
+                f"ByStream: experts={self.experts} must name one of num_experts={num_experts}"
+                f" experts for each of the {num_streams} streams."
+            )
+        return {}
+
+    def route(self, x_WTD, logits_WTE, state, stream_WT, valid_WT, key):
+        del x_WTD, logits_WTE, state, key
+        table = jnp.asarray((0, *self.experts), jnp.int32)  # stream 0 is padding
+        weight_WT = valid_WT.astype(jnp.float32)
+        return Routing(expert_WTX=table[stream_WT][..., None], weight_WTX=weight_WT[..., None])
 
 
 def switch_loss(scores_WTE: Array, expert_WTX: Array, valid_WT: Array) -> Array:
