@@ -40,6 +40,7 @@ SEAM_PACKAGES = (
     "demo",
 )
 SEAM_MODULES = ("experiment", "generate.plan")
+OLD_NAMES = {"mmjax.data.deal"}  # they warn when imported, and their classes go by the new name
 MAX_CONFIG = 1 << 24  # bytes
 PREFIX = "mmjax_config_"  # of the modules made from config files
 
@@ -122,7 +123,7 @@ def seam_modules() -> Iterator[types.ModuleType]:
             names += {getattr(package, n).__module__ for n in public}
         else:
             names += [f"mmjax.{seam}.{m.name}" for m in pkgutil.iter_modules(package.__path__)]
-    for name in sorted(set(names)):
+    for name in sorted(set(names) - OLD_NAMES):
         try:
             yield importlib.import_module(name)
         except ModuleNotFoundError as error:
