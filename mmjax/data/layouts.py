@@ -47,6 +47,21 @@ class Masked(Layout):
         the preceding tokens.
       single_view: a single view, `input`, with mask slots where tokens are predicted (for
         encoders); sequences are then masked token by token.
+
+    >>> import numpy as np
+    >>> from mmjax.data.task import Sample, Streams
+    >>> from mmjax.typing import Piece, TokenSpec, Vocabulary, positions
+    >>> text = TokenSpec(name="text", kind="sequence", max_tokens=6, vocab_size=20,
+    ...                  first_sentinel=0, num_sentinels=4)
+    >>> piece = Piece(positions(5), ids_L=np.arange(10, 15, dtype=np.int32))
+    >>> sample = Sample({"text": piece}, identity=0, sample=(0, 0), seed=9)
+    >>> streams = Streams(inputs=("text",), targets=("text",))
+    >>> layout = Masked(input_tokens=4, target_tokens=4)
+    >>> batch, counts = layout.build([sample], streams, Vocabulary((text,)))
+    >>> batch.views["input"].ids_BL - 128  # ids of text start at 128; sentinel 0 hides a run
+    array([[  10,    0,   14, -128]], dtype=int32)
+    >>> batch.targets["text"].label_WU
+    array([[11, 12, 13,  1]], dtype=int32)
     """
 
     input_tokens: ranges.Count = 128
@@ -221,6 +236,18 @@ class Aligned(Layout):
         at the end and counted.
       drop: share of a grid's tokens that is left out at random, by stream: DropToken (Akbari et al.
         2023), which makes steps cheaper by that share and regularises.
+
+    >>> import numpy as np
+    >>> from mmjax.data.task import Sample, Streams
+    >>> from mmjax.typing import Piece, TokenSpec, Vocabulary, positions
+    >>> text = TokenSpec(name="text", kind="sequence", max_tokens=6, vocab_size=20)
+    >>> piece = Piece(positions(5), ids_L=np.arange(10, 15, dtype=np.int32))
+    >>> sample = Sample({"text": piece}, identity=0, sample=(0, 0), seed=0)
+    >>> streams = Streams(inputs=("text",), targets=())
+    >>> layout = Aligned(max_tokens={"text": 4})
+    >>> batch, counts = layout.build([sample], streams, Vocabulary((text,)))
+    >>> batch.views["text"].ids_BL, counts["cut/text"]  # ids of text start at 128
+    (array([[138, 139, 140, 141]], dtype=int32), 1.0)
     """
 
     max_tokens: dict[str, ranges.Count] = dataclasses.field(default_factory=dict)
@@ -279,6 +306,20 @@ class Spans(Layout):
 
     Fields:
       rate: share of the tokens that is masked. mean_length: mean length of a masked run.
+
+    >>> import numpy as np
+    >>> from mmjax.data.task import Sample, Streams
+    >>> from mmjax.typing import Piece, TokenSpec, Vocabulary, positions
+    >>> text = TokenSpec(name="text", kind="sequence", max_tokens=6, vocab_size=20,
+    ...                  first_sentinel=0, num_sentinels=4)
+    >>> piece = Piece(positions(5), ids_L=np.arange(10, 15, dtype=np.int32))
+    >>> sample = Sample({"text": piece}, identity=0, sample=(0, 0), seed=0)
+    >>> streams = Streams(inputs=(), targets=("text",))
+    >>> batch, counts = Spans(rate=0.4).build([sample], streams, Vocabulary((text,)))
+    >>> batch.views["input"].ids_BL - 128  # ids of text start at 128; sentinel 0 hides a run
+    array([[  10,   11,   12,    0, -128, -128]], dtype=int32)
+    >>> batch.targets["text"].label_WU  # the run, then the closing sentinel
+    array([[13, 14,  1]], dtype=int32)
     """
 
     rate: Annotated[float, ranges.Range(0, 1, has_low=False)] = 0.15

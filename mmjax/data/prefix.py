@@ -26,6 +26,20 @@ class Prefix(Layout):
       prefix_fraction: range of the random share of target tokens that joins the prefix.
       two_views: the prefix becomes the `input` view and the rest the `target` view, where each
         stream starts with its begin token and attends to no other stream (encoder-decoder).
+
+    >>> import numpy as np
+    >>> from mmjax.data.task import Sample, Streams
+    >>> from mmjax.typing import Piece, TokenSpec, Vocabulary, positions
+    >>> text = TokenSpec(name="text", kind="sequence", max_tokens=6, vocab_size=20)
+    >>> piece = Piece(positions(5), ids_L=np.arange(10, 15, dtype=np.int32))
+    >>> sample = Sample({"text": piece}, identity=0, sample=(0, 0), seed=0)
+    >>> streams = Streams(inputs=(), targets=("text",))
+    >>> layout = Prefix(prefix_fraction=(0.0, 0.0))
+    >>> batch, counts = layout.build([sample], streams, Vocabulary((text,)))
+    >>> batch.views["input"].ids_BL  # a begin token, then ids of text, which start at 128
+    array([[  0, 138, 139, 140, 141,   0]], dtype=int32)
+    >>> batch.targets["text"].label_WU
+    array([[10, 11, 12, 13, 14,  0]], dtype=int32)
     """
 
     length: ranges.Natural = 0
