@@ -58,6 +58,12 @@ class Audio(Modality):
         bad. Only `seconds` of a file are decoded.
       speed_perturbation: largest share by which training slows down or speeds up clips (Ko et al.
         2015), so that few voices sound like many. Codes of the same sounds keep their speed.
+
+    >>> import numpy as np
+    >>> audio = Audio(seconds=0.1, num_mels=8)
+    >>> piece = audio.encode(np.sin(np.arange(1600, dtype=np.float32)))
+    >>> audio.spec("audio").grid, piece.values_LP.shape, audio.decode(piece).shape
+    ((3, 1, 1), (3, 32), (12, 8))
     """
 
     sample_rate: ranges.Count = 16000

@@ -28,6 +28,15 @@ class Codes(Modality):
       base: the modality that the tokenizer was trained on; its `field` is used if this one has
         none.
       path: workdir of `mmjax train-tokenizer`. `fit` copies the tokenizer from there, once.
+
+    >>> import numpy as np
+    >>> from mmjax.modalities.image import Image
+    >>> codes = Codes(base=Image(size=(8, 8), patch=4), path="runs/image_codes")
+    >>> codes.adapted(np.zeros((16, 8, 3), np.uint8))
+    '16 x 8 pixels are stretched to 8 x 8'
+    >>> codes.spec("image_codes")  # without the tokenizer, which `fit` loads
+    Traceback (most recent call last):
+    ValueError: Codes: path='runs/image_codes' is not loaded yet, call fit(); or train one with ...
     """
 
     base: Modality

@@ -53,6 +53,12 @@ class Image(Modality):
       channels: 1 = gray, 3 = RGB; with another number only arrays of so many channels are accepted.
       mean, std: one number for all channels, or one per channel.
       max_pixels: largest height times width of an image; a larger one counts as bad.
+
+    >>> import numpy as np
+    >>> image = Image(size=(8, 12), patch=4)
+    >>> piece = image.encode(np.zeros((8, 12, 3), np.uint8))
+    >>> image.spec("image").grid, piece.values_LP.shape, image.decode(piece).shape
+    ((1, 2, 3), (6, 48), (8, 12, 3))
     """
 
     size: tuple[ranges.Count, ranges.Count] = (224, 224)

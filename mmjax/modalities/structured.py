@@ -37,6 +37,11 @@ class Boxes(Modality):
     Fields:
       max_boxes: largest number of boxes. bins: ids per coordinate.
       num_sentinels: ids for masked spans; must exceed the runs of a masked sequence.
+
+    >>> boxes = Boxes(bins=11, num_sentinels=0)
+    >>> piece = boxes.encode([[0, 0, 0.5, 1]])
+    >>> piece.ids_L, boxes.decode(piece).tolist()
+    (array([ 1, 12, 28, 44,  0], dtype=int32), [[0.0, 0.0, 0.5, 1.0]])
     """
 
     max_boxes: ranges.Count = 20
@@ -123,6 +128,9 @@ class Bins:
       num: number of ids.
       low, high: range divided into equal bins, which decode to their middles; both None = an
         integer in 0..num - 1, which is its own id.
+
+    >>> Bins(num=4, low=0, high=1).bin(0.3), Bins(num=4, low=0, high=1).middle(1)
+    (1, 0.375)
     """
 
     num: ranges.Count
@@ -170,6 +178,12 @@ class Metadata(Modality):
     Fields:
       schema: name -> how its number becomes an id.
       num_sentinels: ids for masked spans; must exceed the runs of a masked sequence.
+
+    >>> loudness = Bins(num=4, low=0, high=1)
+    >>> metadata = Metadata(schema={"digit": Bins(num=10), "loudness": loudness}, num_sentinels=0)
+    >>> piece = metadata.encode({"digit": 7, "loudness": 0.3})
+    >>> piece.ids_L, metadata.decode(piece)
+    (array([ 1, 10,  2, 14,  0], dtype=int32), {'digit': 7, 'loudness': 0.375})
     """
 
     schema: dict[str, Bins] = dataclasses.field(default_factory=dict)

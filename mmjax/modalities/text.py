@@ -32,6 +32,15 @@ class Text(Modality):
     Fields:
       tokenizer: trained on the corpus by `fit`.
       max_tokens: largest length, including the end token.
+
+    >>> import tempfile
+    >>> from mmjax.tokenizers.sentencepiece import SentencePiece
+    >>> text = Text(tokenizer=SentencePiece(vocab_size=300, num_sentinels=4))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     text = text.fit(lambda: ["a red square", "a blue circle"], folder)
+    >>> piece = text.encode("a red square")
+    >>> text.decode(piece), int(piece.ids_L[-1])  # the end id
+    ('a red square', 2)
     """
 
     tokenizer: Tokenizer = SentencePiece()
