@@ -227,11 +227,11 @@ def _cells(source: Found) -> dict[str, list[str]]:
     cells = {}
     for name, s in source["streams"].items():
         tokens = s.get("tokens")
-        said = "{min} to {max} tokens, mean {mean}".format(**tokens) if tokens else "no tokens"
+        lengths = "{min} to {max} tokens, mean {mean}".format(**tokens) if tokens else "no tokens"
         shape = " x ".join(map(str, s["shape"]))
         cut = f"{s['cut']} cut" if s["cut"] else "none cut"
         there = f"in {s['present']} of {source['read']}"
-        cells[name] = [there, ", ".join(s["values"]) or "-", f"room {shape}", said, cut]
+        cells[name] = [there, ", ".join(s["values"]) or "-", f"room {shape}", lengths, cut]
     return cells
 
 

@@ -172,8 +172,8 @@ def _compiled(source: str, name: str) -> types.CodeType:
     try:
         return compile(source, name, "exec")
     except (ValueError, RecursionError, MemoryError) as error:  # NUL bytes; endless nesting
-        said = str(error) or "it is nested too deeply"
-        raise ConfigError(f"Config {name!r} is no Python: {said}.") from error
+        reason = str(error) or "it is nested too deeply"
+        raise ConfigError(f"Config {name!r} is no Python: {reason}.") from error
 
 
 def _read(path: Path, code: str | None) -> Any:

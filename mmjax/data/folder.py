@@ -195,8 +195,8 @@ def _csv(path: Path) -> tuple[list[str], list[tuple[str, ...] | str]]:
                 if room < 0:
                     raise csv.Error(f"it has more than {MAX_CELLS} cells; write it as Parquet")
                 if row:
-                    said = f"it has {len(row)} cells of {len(head)}"
-                    rows.append(tuple(row) if len(row) == len(head) else said)
+                    wrong = f"it has {len(row)} cells of {len(head)}"
+                    rows.append(tuple(row) if len(row) == len(head) else wrong)
     except csv.Error as error:
         raise ValueError(f"Folder: {str(path)!r} is no CSV file: {error}.") from error
     finally:

@@ -219,7 +219,7 @@ class Reader:
         reasons = collections.defaultdict(list)
         for record, error in self._bad.items():
             reasons[error.reason].append(record)
-        said = "; ".join(
+        text = "; ".join(
             f"{reason} in records {', '.join(key_of(self.records, key) for key in keys[:NAMED])}"
             f"{', ...' if len(keys) > NAMED else ''} ({self._bad[keys[0]].detail})"
             for reason, keys in reasons.items()
@@ -227,7 +227,7 @@ class Reader:
         raise errors.BadDataError(
             f"Source {type(self.source).__name__}, split {self.split!r}: {len(self._bad)}"
             f" of {read} records are bad, more than max_bad_fraction="
-            f"{self.max_bad_fraction:g} allows: {said}. Repair or leave out these records, or raise"
+            f"{self.max_bad_fraction:g} allows: {text}. Repair or leave out these records, or raise"
             " guards.max_bad_fraction (guards.strict allows none)."
         )
 

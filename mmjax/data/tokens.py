@@ -259,16 +259,16 @@ def _done(path: epath.Path, note: epath.Path, spec: TokenSpec, count: int) -> in
     if not path.exists() or (not note.exists() and path.name.endswith(".partial")):
         return 0
     try:
-        said = json.loads(_content(note, MAX_NOTE))
-        if not isinstance(said, dict) or type(said.get("rows")) is not int:
+        progress = json.loads(_content(note, MAX_NOTE))
+        if not isinstance(progress, dict) or type(progress.get("rows")) is not int:
             raise ValueError(f"{note.name} does not say how many rows there are")
         ids_NL = _open(path, spec)
-        is_part = path.name.endswith(".partial") and 0 <= said["rows"] <= count
-        if len(ids_NL) != count or (said["rows"] != count and not is_part):
-            raise ValueError(f"{said['rows']} of {len(ids_NL)} rows for {count} examples")
-        if _sha256(ids_NL[: said["rows"]]) != said.get("sha256"):
+        is_part = path.name.endswith(".partial") and 0 <= progress["rows"] <= count
+        if len(ids_NL) != count or (progress["rows"] != count and not is_part):
+            raise ValueError(f"{progress['rows']} of {len(ids_NL)} rows for {count} examples")
+        if _sha256(ids_NL[: progress["rows"]]) != progress.get("sha256"):
             raise ValueError(f"its content is not what {note.name} says")
-        return said["rows"]
+        return progress["rows"]
     except FileNotFoundError as error:
         wrong = f"{error.filename or note} is absent"
     except (ValueError, RecursionError, EOFError) as error:

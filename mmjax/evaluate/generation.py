@@ -177,10 +177,10 @@ def _writer(view) -> samples_lib.Writer | None:
 
 def _add(writer, view, given: str, wanted: str, example, answer, score) -> None:
     modalities = view.program.experiment.modalities
-    asked, said = raw_stream(view, given), modalities[raw_stream(view, wanted)]
+    asked, output = raw_stream(view, given), modalities[raw_stream(view, wanted)]
     writer.add(
         {given: (modalities[asked], view.value(asked, example))},
-        {wanted: (said, answer)},
+        {wanted: (output, answer)},
         score={wanted: round(float(score), 4)},
         note=", ".join(example.get("slices", ())),
     )

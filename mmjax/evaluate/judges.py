@@ -111,10 +111,12 @@ class SameMetadata(Judge):
 
         def score(answers, examples):
             shares = []
-            for said, example in zip(answers, examples, strict=True):
+            for answer, example in zip(answers, examples, strict=True):
                 real: Mapping[str, Any] = example[field]
                 bins = {k: modality.schema[k].bin(v) for k, v in real.items()}
-                same = [k in said and modality.schema[k].bin(said[k]) == b for k, b in bins.items()]
+                same = [
+                    k in answer and modality.schema[k].bin(answer[k]) == b for k, b in bins.items()
+                ]
                 shares.append(np.mean(same))
             return np.array(shares)
 

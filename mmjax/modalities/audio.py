@@ -413,6 +413,6 @@ def _checked(value: Any) -> np.ndarray:
         samples = samples.mean(axis=int(samples.shape[0] >= samples.shape[1]))
     samples = samples.astype(np.float32, copy=False)
     if not np.isfinite(samples).all():
-        said = "Audio: samples hold NaN or infinity; repair or leave out this example."
-        raise Unreadable("not_finite", said)
+        message = "Audio: samples hold NaN or infinity; repair or leave out this example."
+        raise Unreadable("not_finite", message)
     return samples

@@ -219,8 +219,8 @@ class Image(Modality):
         except Exception as error:  # decoders raise anything on broken bytes
             whole = not isinstance(error, PIL.UnidentifiedImageError)
             reason = "broken_image" if whole else "no_image"
-            said = "bytes of no known image format" if reason == "no_image" else error
-            raise Unreadable(reason, f"Image: {said}") from error
+            detail = "bytes of no known image format" if reason == "no_image" else error
+            raise Unreadable(reason, f"Image: {detail}") from error
 
     def _check(self, width: int, height: int, most: float = math.inf) -> None:
         """Refuses sizes that take too much memory; `most`: pixels that the bytes can encode."""
@@ -370,8 +370,8 @@ def _checked(image: np.ndarray) -> np.ndarray:
     image = image.astype(np.float32)
     low, high = image.min(), image.max()
     if not (np.isfinite(low) and np.isfinite(high)):
-        said = "Image: pixels hold NaN or infinity; repair or leave out this example."
-        raise Unreadable("not_finite", said)
+        message = "Image: pixels hold NaN or infinity; repair or leave out this example."
+        raise Unreadable("not_finite", message)
     if low < -1e-3 or high > 1 + 1e-3:
         raise ValueError(
             f"Image: float pixels lie in {low:.4g}..{high:.4g}, not in 0..1; divide 8-bit values by"

@@ -76,8 +76,8 @@ class Boxes(Modality):
         """Float32 (boxes, 4); invalid boxes (sides missing or out of order) are left out."""
         boxes: list[list[int]] = []
         box: list[int] = []
-        for said in _said(piece, "Boxes") - 1 - self.num_sentinels:
-            side, place = divmod(int(said), self.bins)
+        for code in _content_ids(piece, "Boxes") - 1 - self.num_sentinels:
+            side, place = divmod(int(code), self.bins)
             if side != len(box):
                 box = []
             if side == len(box):
@@ -196,8 +196,8 @@ class Metadata(Modality):
 
     def spec(self, name: str) -> TokenSpec:
         """One sequence stream: ids for the names, then for the values of each name."""
-        said = len(self.schema) + sum(bins.num for bins in self.schema.values())
-        return _spec(name, said, 2 * len(self.schema) + 1, self.num_sentinels)
+        num_ids = len(self.schema) + sum(bins.num for bins in self.schema.values())
+        return _spec(name, num_ids, 2 * len(self.schema) + 1, self.num_sentinels)
 
     def encode(self, value: Mapping[str, Any] | None) -> Piece | None:
         """Ids int32 (2 names + 1,), the end id last; position (p, p, p). {} is the end alone.
@@ -229,13 +229,13 @@ class Metadata(Modality):
         """{name: number}; names without a valid value, and repeated names, are left out."""
         numbers: dict[str, int | float] = {}
         keys, last = list(self.schema), -1
-        for said in (_said(piece, "Metadata") - 1 - self.num_sentinels).tolist():
+        for code in (_content_ids(piece, "Metadata") - 1 - self.num_sentinels).tolist():
             if 0 <= last < len(keys):
                 key = keys[last]
-                place = said - self._starts[key]
+                place = code - self._starts[key]
                 if 0 <= place < self.schema[key].num:
                     numbers.setdefault(key, self.schema[key].middle(place))
-            last = said
+            last = code
         return numbers
 
     def read(self, item: str) -> Any:
@@ -259,12 +259,12 @@ class Metadata(Modality):
         return starts
 
 
-def _spec(name: str, said: int, max_tokens: int, num_sentinels: int) -> TokenSpec:
+def _spec(name: str, num_ids: int, max_tokens: int, num_sentinels: int) -> TokenSpec:
     return TokenSpec(
         name=name,
         kind="sequence",
         max_tokens=max_tokens,
-        vocab_size=1 + num_sentinels + said,
+        vocab_size=1 + num_sentinels + num_ids,
         first_sentinel=1 if num_sentinels else -1,
         num_sentinels=num_sentinels,
         end_id=END,
@@ -278,7 +278,7 @@ def _piece(ids: np.ndarray, num_cut: int = 0) -> Piece:
     return Piece(positions(length), ids_L=ids_L, num_cut=num_cut)
 
 
-def _said(piece: Piece, who: str) -> np.ndarray:
+def _content_ids(piece: Piece, who: str) -> np.ndarray:
     """The ids before the end token."""
     if piece.ids_L is None:
         raise ValueError(f"{who}: decode needs ids; this piece holds values of another modality.")

@@ -21,8 +21,8 @@ def page(kind: str, title: str, main: str, *, facts: Iterable[str] = (), nav: st
     """A whole page, in light and dark mode. `main` and `nav` are HTML, the rest plain text."""
     kind, title = escape(kind), escape(title)
     style = resources.files("mmjax.report").joinpath("style.css").read_text()
-    said = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
-    said = f'<p class="facts">{said}</p>' if said else ""
+    line = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
+    line = f'<p class="facts">{line}</p>' if line else ""
     links = f'<nav aria-label="Sections">{nav}</nav>' if nav else ""
     return f"""<!doctype html>
 <html lang="en">
@@ -37,7 +37,7 @@ def page(kind: str, title: str, main: str, *, facts: Iterable[str] = (), nav: st
 {style}</style>
 </head>
 <body>
-<header><p class="kind">mmjax &middot; {kind}</p><h1>{title}</h1>{said}</header>
+<header><p class="kind">mmjax &middot; {kind}</p><h1>{title}</h1>{line}</header>
 {links}
 <main>
 {main}

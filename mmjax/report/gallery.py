@@ -119,8 +119,8 @@ def _content(file: Any, limit: int) -> bytes | None:
 
 def _json(name: str, value: Any, shape: tuple[int, int]) -> str:
     if isinstance(value, dict):
-        said = [(frame.escape(str(k)), frame.escape(_plain(v))) for k, v in value.items()]
-        rows = "".join(f'<tr><th scope="row">{k}</th><td>{v}</td></tr>' for k, v in said)
+        pairs = [(frame.escape(str(k)), frame.escape(_plain(v))) for k, v in value.items()]
+        rows = "".join(f'<tr><th scope="row">{k}</th><td>{v}</td></tr>' for k, v in pairs)
         return f'<table class="named">{rows}</table>' if rows else show(name, "", shape)
     if isinstance(value, list) and all(_is_box(b) for b in value):
         return boxes(name, value, shape)

@@ -226,8 +226,8 @@ def _entries(folder: epath.Path, root: epath.Path) -> list[dict[str, Any]]:
     made = [_part(sample, "files", dict) for sample in _part(document, "samples", list)]
     entries += [{"given": given, "wanted": files} for files in made]
 
-    def value(said: Any) -> Any:
-        text = str(said)
+    def value(raw: Any) -> Any:
+        text = str(raw)
         is_name = text and "/" not in text and "\\" not in text
         return folder / text if is_name and _is_file(folder / text, root) else text
 

@@ -249,8 +249,8 @@ def data(run: Run) -> str:
                 (m[1] or "").strip("/") or "all": sum(y for _, y in points)
                 for m, points in run.matching(rf"data/{re.escape(task)}/{kind}[^/]*(/.*)?")
             }
-            said = ", ".join(f"{frame.escape(n)} {number(v)}" for n, v in counts.items() if v)
-            cells.append(said or "none")
+            listed = ", ".join(f"{frame.escape(n)} {number(v)}" for n, v in counts.items() if v)
+            cells.append(listed or "none")
         shown = "".join(f"<td>{c}</td>" for c in cells)
         body.append(f'<tr><th scope="row">{frame.escape(task)}</th>{shown}</tr>')
     if not body:

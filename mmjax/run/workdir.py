@@ -105,16 +105,18 @@ def _known(folder: epath.Path, name: str, read: Any) -> dict[str, Any] | None:
 
 
 def _refusal(folder: epath.Path, experiment: Experiment, changed: list[str]) -> str:
-    said = f"Workdir {folder}: belongs to another experiment ({', '.join(changed)} differ)"
+    problem = f"Workdir {folder}: belongs to another experiment ({', '.join(changed)} differ)"
     remedy = "use another --workdir, or the config that the run was started with."
     try:
         old = records.read_config(folder)["config"]
     except files.DamagedFile as error:
-        return f"{said}; which fields cannot be told, as config.json is damaged: {error}; {remedy}"
+        return (
+            f"{problem}; which fields cannot be told, as config.json is damaged: {error}; {remedy}"
+        )
     free = config.identity(experiment, "none")  # may change, so it is not reported
     lines = config.diff(old, experiment)
     lines = [line for line in lines if line.partition(":")[0] not in free] or lines
-    return f"{said}:\n  " + "\n  ".join(lines[:20]) + f"\n{remedy}"
+    return f"{problem}:\n  " + "\n  ".join(lines[:20]) + f"\n{remedy}"
 
 
 def _start(code: str | None) -> dict[str, Any]:

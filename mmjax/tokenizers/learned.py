@@ -190,9 +190,9 @@ class Learned:
             codes = str(written["codes"])[:12]
             have = learned.fingerprints
         except Exception as error:  # libraries may raise anything on broken content
-            said = f"no {error}" if isinstance(error, KeyError) else error
+            reason = f"no {error}" if isinstance(error, KeyError) else error
             raise ValueError(
-                f"Learned: {path} is no tokenizer that can be read ({said}); train it again with"
+                f"Learned: {path} is no tokenizer that can be read ({reason}); train it again with"
                 " mmjax train-tokenizer."
             ) from error
         if have != written:
