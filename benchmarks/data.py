@@ -1,6 +1,6 @@
 """mmjax's loader against bare grain and webdataset, in one process each, without workers.
 
-    python benchmarks/data.py [--samples 4096] [--rounds 9] [--out FILE]
+    python benchmarks/data.py [--samples 4096] [--rounds 9] [--no-bars] [--out FILE]
 
 The same JPEG pictures (64 x 64) with captions lie in tar shards and in ArrayRecord files. Every
 contender gives shuffled batches of 64 with the same contents: patches (float32) and padded ids.
@@ -13,7 +13,7 @@ Contenders are child processes that take turns. A turn is an epoch: reading star
 it, so nothing that was read before is served from a buffer, and mmjax's memory of encoded samples
 is off. Over ArrayRecord both read at most four batches ahead in a thread; over tar shards neither
 has one. Files are in the page cache. Ratios are taken inside a round; the median over rounds, of
-CPU time, is the result. Exit code 3: a bar is missed.
+CPU time, is the result. Exit code 3: a bar is missed; never so with `--no-bars`.
 """
 
 from __future__ import annotations
@@ -275,6 +275,7 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=4096, help="a multiple of 64")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--folder", type=Path, default=ROOT / ".cache" / "benchmarks")
+    parser.add_argument("--no-bars", action="store_true", help="tell the ratios, judge none")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -297,7 +298,7 @@ def main() -> int:
         good &= ratios["cpu"][1] >= bar
     if args.out:
         args.out.write_text(json.dumps(found, indent=1))
-    return 0 if good else 3
+    return 0 if good or args.no_bars else 3
 
 
 if __name__ == "__main__":

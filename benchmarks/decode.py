@@ -86,12 +86,12 @@ def main() -> None:
     ids = rng.integers(start, stop, one.shape).astype(np.int32)
     known = Tokens(ids, one, one, 0 * one, position)
     style = decoders.Style("text", "autoregressive", 0, 1.0, is_guided=False, is_drawn=False)
-    knobs = decoders.Knobs(np.ones(1, np.int32), np.zeros(1, np.float32), np.float32(1))
+    sampling = decoders.SamplingParams(np.ones(1, np.int32), np.zeros(1, np.float32), np.float32(1))
 
     def cached(state, known):
         model = step_lib.bind(parts, *state, rows, "float32")
         keys = jax.vmap(jax.random.key)(jnp.arange(rows, dtype=jnp.uint32))
-        return decoders.autoregressive(model, style, knobs, known, options.tokens, keys)
+        return decoders.autoregressive(model, style, sampling, known, options.tokens, keys)
 
     def plain(state, known):
         model = step_lib.bind(parts, *state, rows, "float32")

@@ -1,11 +1,12 @@
 """Host time of the loop outside its program, read from a trace of `mmjax train`.
 
-    python benchmarks/host.py [--steps 40] [--out FILE]
+    python benchmarks/host.py [--steps 40] [--no-bars] [--out FILE]
 
 The demo of five tasks trains as users train it; a few steps in, a trace is taken of so many steps.
 The gap between two program is time in which the device waits for the host: for the dispatch,
 the next batch, metrics, logs. CPU time of the thread that runs the loop is told too; most of it is
-spent while an executable runs, as steps are dispatched and metrics read one step late.
+spent while an executable runs, as steps are dispatched and metrics read one step late. Exit code 3:
+the median gap is above LIMIT_MS; never so with `--no-bars`.
 """
 
 from __future__ import annotations
@@ -130,6 +131,7 @@ def is_good(found: dict) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--no-bars", action="store_true", help="tell the gaps, judge none")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", nargs=1, type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -140,7 +142,7 @@ def main() -> int:
     print(describe(found))
     if args.out:
         args.out.write_text(json.dumps(found, indent=1))
-    return 0 if is_good(found) else 3
+    return 0 if is_good(found) or args.no_bars else 3
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""One model on real handwriting, words and speech: the demo of `make demo`.
+"""One model on real handwriting, words and speech: `make demo`, and `make demo-full`.
 
 paper: Mizrahi et al. 2023 and Bachmann et al. 2024 (4M, 4M-21: masked any-to-any modelling of
   codes) and Akbari et al. 2023 (IMP: alternating one task, one objective, one shape a step);
   Radford et al. 2021 for the contrast.
 kept: learned codes, fixed token budgets, Dirichlet masking, one encoder-decoder, experts in a
   shared trunk.
-differs: sizes; eight streams; router balanced across steps.
+differs: sizes; four streams (`:full`: eight); router balanced across steps.
 needs: quickstart_tokenizers
 command: mmjax train configs/quickstart.py --workdir runs/demo
 status: simplified
@@ -51,7 +51,8 @@ POLICIES = (
         one_input=True,
     ),
 )
-TOKENIZERS = "runs/demo_tokenizers"  # where `make demo` trains configs/quickstart_tokenizers.py
+# Where `make demo` and `make demo-full` train configs/quickstart_tokenizers.py.
+TOKENIZERS, FULL_TOKENIZERS = "runs/demo_tokenizers", "runs/demo_full_tokenizers"
 RAW = ("text", "image", "audio")
 IMAGE = Image(size=(8, 16), patch=4, channels=1)
 AUDIO = Audio(seconds=0.88)
@@ -60,9 +61,19 @@ VOICES = dataclasses.replace(AUDIO, speed_perturbation=0.1)  # of few voices it 
 TEXT = Text(tokenizer=SentencePiece(vocab_size=380, num_sentinels=16), max_tokens=12)
 
 
-def contrast(batch_size: int) -> dict[str, Task]:
+# Words lie between speech and pictures, so the first two bring all three together.
+PAIRS = (("image", "text"), ("audio", "text"), ("audio", "image"))
+SCORES = {
+    "losses": Losses(tasks=("masked",)),
+    "retrieval": Retrieval(
+        modalities=RAW, splits={"": "{split}", "new_voice": "{split}_new_voice"}
+    ),
+    "zero_shot": ZeroShot(modalities=("image", "audio")),
+}
+
+
+def contrast(batch_size: int, pairs: tuple[tuple[str, str], ...] = PAIRS) -> dict[str, Task]:
     """Tasks that bring two modalities together in one space."""
-    pairs = (("image", "text"), ("audio", "text"), ("audio", "image"))
     return {
         f"{a}_{b}": Task(
             source=Numbers(),
@@ -97,15 +108,45 @@ def masked(
 
 
 def get_config(batch_size: int = 64) -> Experiment:
-    """The demo, after `make demo` has trained the tokenizers."""
+    """The demo of four streams, after `make demo` has trained the tokenizer of images."""
+    codes = Codes(base=dataclasses.replace(IMAGE, field="image"), path=f"{TOKENIZERS}/image")
+    inputs, targets = (*RAW, "tok_image"), ("text", "tok_image")
+    layout = Masked(input_tokens=24, target_tokens=20, policies=POLICIES, drop={"text": 0.3})
+    return Experiment(
+        name="quickstart",
+        modalities={"text": TEXT, "image": IMAGE, "audio": VOICES, "tok_image": codes},
+        model=Transformer(
+            width=96, num_heads=4, encoder_layers=4, decoder_layers=2, moe=MoE(num_experts=4)
+        ),
+        tasks={
+            "masked": masked(batch_size, inputs, targets, layout, weight=4.0),
+            **contrast(2 * batch_size, PAIRS[:2]),
+        },
+        evaluators={
+            **SCORES,
+            "generation": Generation(
+                judges={name: NUMBERS_JUDGES[name] for name in RAW},
+                cells=("text_to_image", "audio_to_image", "image_to_text", "audio_to_text"),
+                splits=NUMBERS_SPLITS,
+                decodings={"text": Decoding(stream="text", beams=4, rerank=1.0)},
+            ),
+        },
+        total_steps=540,
+    )
+
+
+def full(batch_size: int = 64) -> Experiment:
+    """The demo of eight streams, after `make demo-full` has trained the tokenizers."""
     made = {
         "tok_image": Codes(
-            base=dataclasses.replace(IMAGE, field="image"), path=f"{TOKENIZERS}/image"
+            base=dataclasses.replace(IMAGE, field="image"), path=f"{FULL_TOKENIZERS}/image"
         ),
         "tok_audio": Codes(
-            base=dataclasses.replace(AUDIO, field="audio"), path=f"{TOKENIZERS}/audio"
+            base=dataclasses.replace(AUDIO, field="audio"), path=f"{FULL_TOKENIZERS}/audio"
         ),
-        "tok_mask": Codes(base=dataclasses.replace(IMAGE, field="mask"), path=f"{TOKENIZERS}/mask"),
+        "tok_mask": Codes(
+            base=dataclasses.replace(IMAGE, field="mask"), path=f"{FULL_TOKENIZERS}/mask"
+        ),
         "boxes": Boxes(max_boxes=2, bins=129),  # eighths of a pixel
         "metadata": Metadata(
             schema={
@@ -134,11 +175,7 @@ def get_config(batch_size: int = 64) -> Experiment:
             ),
         },
         evaluators={
-            "losses": Losses(tasks=("masked",)),
-            "retrieval": Retrieval(
-                modalities=RAW, splits={"": "{split}", "new_voice": "{split}_new_voice"}
-            ),
-            "zero_shot": ZeroShot(modalities=("image", "audio")),
+            **SCORES,
             "generation": Generation(
                 judges=NUMBERS_JUDGES,
                 splits=NUMBERS_SPLITS,
@@ -151,41 +188,41 @@ def get_config(batch_size: int = 64) -> Experiment:
 
 
 def short() -> Experiment:
-    """Twenty steps of the demo: a first look, and CI."""
-    full = get_config()
+    """Twenty steps of `get_config`: a first look, and CI."""
+    demo = get_config()
     few = {
-        "retrieval": dataclasses.replace(full.evaluators["retrieval"], num_galleries=1),
-        "generation": dataclasses.replace(full.evaluators["generation"], num_examples={"*": 10}),
+        "retrieval": dataclasses.replace(demo.evaluators["retrieval"], num_galleries=1),
+        "generation": dataclasses.replace(demo.evaluators["generation"], num_examples={"*": 10}),
     }
-    return dataclasses.replace(full, evaluators=full.evaluators | few, total_steps=20)
+    return dataclasses.replace(demo, evaluators=demo.evaluators | few, total_steps=20)
 
 
 def raw(batch_size: int = 64) -> Experiment:
     """The raw modalities alone: sound and pictures are predicted as values, no tokenizer needed."""
     layout = Masked(input_tokens=28, target_tokens=20)
     words = Masked(input_tokens=12, target_tokens=12)
-    full = get_config(batch_size)
+    whole = full(batch_size)
     return dataclasses.replace(
-        full,
-        modalities={name: full.modalities[name] for name in RAW},
+        whole,
+        modalities={name: whole.modalities[name] for name in RAW},
         tasks={
             "masked": masked(batch_size, RAW, RAW, layout),
             **contrast(2 * batch_size),
             "text": masked(batch_size, ("text",), ("text",), words),
         },
-        evaluators={name: e for name, e in full.evaluators.items() if name != "generation"},
+        evaluators={name: e for name, e in whole.evaluators.items() if name != "generation"},
         total_steps=700,
     )
 
 
 def tiny() -> Experiment:
     """`raw` shrunk until a step takes milliseconds; for tests."""
-    full = raw(batch_size=16)
+    whole = raw(batch_size=16)
     model = dataclasses.replace(
-        full.model, width=32, encoder_layers=2, decoder_layers=1, moe=MoE(num_experts=4, width=32)
+        whole.model, width=32, encoder_layers=2, decoder_layers=1, moe=MoE(num_experts=4, width=32)
     )
     return dataclasses.replace(
-        full,
+        whole,
         model=model,
         evaluators={"retrieval": Retrieval(modalities=RAW, num_galleries=1)},
         checkpoint=Checkpointing(every=4),

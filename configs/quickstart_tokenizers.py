@@ -3,9 +3,8 @@
 paper: Mentzer et al. 2023 (finite scalar quantisation).
 kept: the quantiser, in convolutional autoencoders.
 differs: sizes; each trains in half a minute on two cores.
-command: for name in image audio mask; do
-  mmjax train-tokenizer configs/quickstart_tokenizers.py:$name --workdir runs/demo_tokenizers/$name;
-  done
+command: mmjax train-tokenizer configs/quickstart_tokenizers.py:image
+  --workdir runs/demo_tokenizers/image
 status: simplified
 """
 

@@ -232,9 +232,9 @@ class Experiment:
         alone = isinstance(task.objective, Contrastive) or not mixed
         for run in self.model.layer_plan():
             for block in run.pattern:
-                router = block.moe.router if block.moe else None
-                if router is None or not alone or getattr(router, "allow_unmixed", True):
+                if not alone or not block.balances_within_groups:
                     continue
+                router = getattr(getattr(block, "moe", None), "router", block)
                 raise ValueError(
                     f"{who}: router {type(router).__name__} balances inside groups of one modality,"
                     " which undoes specialisation; use TokenChoice, or allow_unmixed=True if meant."

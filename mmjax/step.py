@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from mmjax.models.blocks import ModelState
+from mmjax.models.module import ModelState
 from mmjax.models.names import path_name
 from mmjax.objectives import objective as objective_lib
 from mmjax.optim import gradients, optimizer
@@ -151,10 +151,17 @@ def init_state(
     return jax.jit(init, out_shardings=shardings)()
 
 
-def bind(parts: Parts, params: PyTree, model_state: PyTree, group_rows: int, dtype: str):
-    """The model with these arrays in it, ready for the model calls."""
+def bind(
+    parts: Parts,
+    params: PyTree,
+    model_state: PyTree,
+    group_rows: int,
+    dtype: str,
+    training: bool = False,
+):
+    """The model with these arrays in it, ready for the model calls; `training` turns dropout on."""
     model: Any = nnx.merge(parts.graph, params, model_state)
-    model.group_rows, model.compute_dtype = group_rows, dtype
+    model.group_rows, model.compute_dtype, model.training = group_rows, dtype, training
     return model
 
 
@@ -257,7 +264,7 @@ def make_train_step(
 
     def gradient(state: TrainState, batch: Batch, key: Array):
         def losses_of(params):
-            model = bind(parts, params, state.model_state, group_rows, dtype)
+            model = bind(parts, params, state.model_state, group_rows, dtype, training=True)
             with jax.named_scope(type(objective).__name__):
                 losses, metrics, record, features = objective(model, batch, key, state.extra)
                 totals = objective_lib.total(losses)

@@ -196,7 +196,7 @@ show(list(captions.items())[:12])
 #
 # No trained weights are hosted, so this trains the demo on pictures, words and speech, without
 # codes: 700 steps, which took 12 minutes of processor time on two cores. It is done once. If you
-# have a run of `make demo`, name it as `BASE` in section 2.
+# have a run of `make demo` or `make demo-full`, name it as `BASE` in section 2.
 
 # %%
 if not list(BASE.glob("checkpoints/*/manifest.json")):

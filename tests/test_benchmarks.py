@@ -1,4 +1,4 @@
-"""The benchmarks run, and what they compare is comparable."""
+"""The benchmarks run, and what they compare is comparable. No test judges how fast it is."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def test_all_loaders_hold_the_same_epoch(root, tmp_path):
     out = tmp_path / "found.json"
     command = [sys.executable, "benchmarks/data.py", "--samples", "128", "--rounds", "1"]
     done = subprocess.run(
-        [*command, "--folder", str(tmp_path), "--out", str(out)],
+        [*command, "--no-bars", "--folder", str(tmp_path), "--out", str(out)],
         cwd=root, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
-    assert done.returncode in (0, 3), done.stderr  # 3 = too slow, which so few samples do not tell
+    assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     assert set(found["contents"].values()) == {found["contents"]["memory"]}
     assert len(found["contents"]) == 6
@@ -28,14 +28,14 @@ def test_all_loaders_hold_the_same_epoch(root, tmp_path):
 def test_gaps_between_executables_of_the_loop_are_read_from_a_trace(root, tmp_path):
     out = tmp_path / "found.json"
     done = subprocess.run(
-        [sys.executable, "benchmarks/host.py", "--steps", "5", "--out", str(out)],
+        [sys.executable, "benchmarks/host.py", "--steps", "5", "--no-bars", "--out", str(out)],
         cwd=root, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
-    assert done.returncode in (0, 3), done.stderr  # 3 = too slow, as beside other tests
+    assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     assert len(found["gap_ms"]) == found["executions"] - 1
     assert min(found["gap_ms"]) > 0
-    assert 0.5 < found["inside"] < 1
+    assert 0 < found["inside"] < 1
 
 
 @pytest.mark.slow
@@ -43,11 +43,12 @@ def test_the_cost_of_verification_is_measured_in_a_run(root, tmp_path):
     out = tmp_path / "found.json"
     program = ["benchmarks/verify.py", "--config", "configs/quickstart.py:tiny"]
     done = subprocess.run(
-        [sys.executable, *program, "--steps", "101", "--limit", "1000", "--out", str(out)],
+        [sys.executable, *program, "--steps", "101", "--limit", "inf", "--out", str(out)],
         cwd=root, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     assert found["saves"] == 1
-    assert 0 < found["verify"] < found["steps"] * 1000
+    assert found["verify"] > 0
+    assert found["steps"] > 0
     assert found["ratio"] > 0

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 import mmjax
+from mmjax import config
 from mmjax.cli import cpu, doctor
+from mmjax.modalities.codes import Codes
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -108,7 +110,32 @@ def test_the_two_commands_are_what_the_readme_says(copy):
     demo = make(copy, "-n", "demo").stdout
     assert "mmjax train configs/quickstart.py --workdir runs/demo" in demo
     assert "mmjax eval runs/demo --split test" in demo
+    assert demo.count("train-tokenizer") == 1
+    assert "quickstart_tokenizers.py:image \\\n\t--workdir runs/demo_tokenizers/image " in demo
     assert 'pytest -n 2 -m "not slow' in make(copy, "-n", "test").stdout
+
+
+def test_the_full_demo_keeps_to_folders_of_its_own(copy):
+    (copy / ".venv").mkdir()
+    (copy / ".venv" / ".installed").touch()
+    said = make(copy, "-n", "demo-full").stdout
+    assert "mmjax train configs/quickstart.py:full --workdir runs/demo_full" in said
+    for name in ("image", "audio", "mask"):
+        place = f"quickstart_tokenizers.py:{name} \\\n\t--workdir runs/demo_full_tokenizers/{name} "
+        assert place in said
+    assert "runs/demo " not in said
+    assert "runs/demo_tokenizers" not in said
+
+
+def test_the_tokenizers_that_make_trains_are_those_that_the_demo_reads(copy):
+    (copy / ".venv").mkdir()
+    (copy / ".venv" / ".installed").touch()
+    for name in ("get_config", "short", "full"):
+        target = "configs/quickstart.py" + f":{name}" * (name != "get_config")
+        said = make(copy, "-n", "demo", f"CONFIG={target}").stdout
+        modalities = config.load(str(ROOT / target)).modalities.values()
+        read = {m.path for m in modalities if isinstance(m, Codes)}
+        assert set(re.findall(r"--workdir (runs/\w+_tokenizers/\w+)", said)) == read
 
 
 def test_ci_runs_the_readme_commands():

@@ -357,7 +357,7 @@ OWN = """
     class ByStream(Router):
         '''Each stream has an expert of its own.'''
 
-        def route(self, logits_WTE, state_E, stream_WT, valid_WT):
+        def route(self, x_WTD, logits_WTE, state, stream_WT, valid_WT, key):
             expert = (stream_WT % logits_WTE.shape[-1])[:, :, None]
             return Routing(expert_WTX=expert, weight_WTX=valid_WT[:, :, None].astype(jnp.float32))
 

@@ -81,6 +81,10 @@ def exported(experiment: Experiment) -> dict[str, str]:
                 " PyTorch twin."
             )
     for block in (block for lane in lanes.values() for block in _blocks(model, lane)):
+        if type(block) is not plan.Block:
+            raise ConfigError(
+                f"export: block {type(block).__name__} has no PyTorch twin; there is Block."
+            )
         router = block.moe.router if block.moe else TokenChoice()
         if type(router) is not TokenChoice:
             raise ConfigError(
@@ -119,7 +123,7 @@ def known_fields(modality: Modality) -> dict[str, Any]:
     return {name: getattr(modality, name) for name in names if name in KNOWN[type(modality)]}
 
 
-def _blocks(model: plan.Transformer, lane: str) -> list[plan.Block]:
+def _blocks(model: plan.Transformer, lane: str) -> list[Any]:
     places = plan.block_places(model)
     blocks = {
         number: model.layer_plan()[r].pattern[p]

@@ -175,7 +175,8 @@ def arrays(view: View) -> dict[str, np.ndarray]:
             if head.startswith("project/") and head[8:] in lanes:
                 by_name[f"project.{head[8:]}.{leaf}"] = value
     for (r, p, n), (lane, number) in plan.block_places(model).items():
-        if lane in lanes.values() and model.layer_plan()[r].pattern[p].moe:
+        block: Any = model.layer_plan()[r].pattern[p]
+        if lane in lanes.values() and block.moe:
             bias_NE = view.model_state["runs"][r]["blocks"][p]["mlp"]["bias"]
             by_name[f"lanes.{lane}.blocks.{number}.mlp.bias"] = bias_NE[n]
     return {

@@ -139,10 +139,8 @@ def beam_search(
         done_BC |= views.is_end(spec, new_BC)
         row_N = (jnp.arange(rows)[:, None] * beams + from_BC).reshape(-1)
         row_N = (row_N[:, None] * sides + jnp.arange(sides)[None]).reshape(-1)
-        own = lambda kept: kept._replace(own=jax.tree.map(lambda x: x[:, row_N], kept.own))
-        runs = {r: tuple(own(kept) for kept in run) for r, run in cache.runs.items()}
         token = _twins(sequence_token(number, new_BC.reshape(-1) + start, i + 1), style)
-        x, cache = cache_lib.decode_step(model, token, cache._replace(runs=runs))
+        x, cache = cache_lib.decode_step(model, token, cache_lib.take_rows(cache, row_N))
         return i + 1, ids_BCL, score_BC, done_BC, x[:, 0], cache
 
     ids_BCL = jnp.zeros((rows, beams, length), jnp.int32)

@@ -123,7 +123,7 @@ def _is_prefix(experiment: Experiment) -> bool:
     """Whether what is known is a prefix (decoder), not a view of its own (encoder-decoder)."""
     model: Any = experiment.model
     runs = getattr(model, "layer_plan", tuple)()
-    if not runs or not (model.read_lanes() or all(b.causal for r in runs for b in r.pattern)):
+    if not runs or not (model.read_lanes() or all(b.is_causal for r in runs for b in r.pattern)):
         raise ValueError(
             f"Generation: a {type(model).__name__} of shape={getattr(model, 'shape', '')!r} does"
             " not decode; use a Transformer of shape='encoder_decoder' or 'decoder'."

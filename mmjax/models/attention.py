@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -98,6 +100,31 @@ def attend(
     out = jax.lax.map(one, (split(q_BQHG), jax.tree.map(split, query)))
     out = jnp.moveaxis(out, 0, 1).reshape(q_BQHG.shape[0], -1, *q_BQHG.shape[2:])
     return out[:, :num_queries]
+
+
+def attend_parts(
+    q_BQHG: Array,
+    parts: Sequence[tuple[Array, Array]],
+    masks: Sequence[Array],
+) -> Array:
+    """`attend` over keys and values that lie in several parts, each (k, v) [B, K, L, G] with a mask
+    [B, Q, L]: what is cached need not be copied to stand beside what is new. [B, Q, H, G]."""
+    batch, num_queries, num_heads, width = q_BQHG.shape
+    kv_heads = parts[0][0].shape[1]
+    q = q_BQHG.reshape(batch, num_queries, kv_heads, num_heads // kv_heads, width)
+    logits = [
+        jnp.einsum("BQKHG,BKLG->BKHQL", q, k, preferred_element_type=jnp.float32) for k, _ in parts
+    ]
+    mask = jnp.concatenate(masks, axis=-1)[:, None, None]
+    logit = jnp.where(mask, jnp.concatenate(logits, axis=-1) * width**-0.5, -1e30)
+    prob = jnp.where(mask, jnp.exp(logit - jnp.max(logit, axis=-1, keepdims=True)), 0.0)
+    prob = prob / jnp.maximum(jnp.sum(prob, axis=-1, keepdims=True), 1e-30)
+    ends = itertools.accumulate(x.shape[-1] for x in logits)
+    outs = [
+        jnp.einsum("BKHQL,BKLG->BQKHG", prob[..., end - v.shape[2] : end].astype(v.dtype), v)
+        for (_, v), end in zip(parts, ends, strict=True)
+    ]
+    return sum(outs[1:], outs[0]).reshape(batch, num_queries, num_heads, width)
 
 
 def _attend_block(q_BQHG: Array, k_BLKG: Array, v_BLKG: Array, mask_BQL: Array) -> Array:

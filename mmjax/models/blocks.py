@@ -1,42 +1,16 @@
-"""Blocks: norm, attention, feed-forward, experts; how they follow each other: transformer.py."""
+"""The ordinary block: norm, attention, feed-forward, experts; how blocks follow: transformer.py."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.models import attention, fused, moe, plan
+from mmjax.models.block import Stack
+from mmjax.models.module import BlockModule, Cache, Call, DecodeCall, Encoded, ModelState, param
 from mmjax.parallel import rules
 from mmjax.typing import Array, Tokens
-
-
-class ModelState(nnx.Variable):
-    """State of a router or a codebook, carried across steps without gradient."""
-
-
-class Encoded(NamedTuple):
-    """Output of a lane: features, the tokens they belong to, and what must not get lost."""
-
-    x_BLD: Array
-    tokens: Tokens
-    record: dict
-    captured: dict
-
-
-class KVCache(NamedTuple):
-    """Keys and values of one block: of the tokens so far, and of the lane that it reads."""
-
-    own: tuple[Array, Array]  # [B, L, K, G], keys before rotation
-    memory: tuple[Array, Array] | None = None
-
-
-def param(rngs: nnx.Rngs, shape, axes, fan_in: int, reduce=(), gain: float = 1.0) -> nnx.Param:
-    """A normal matrix of scale gain / sqrt(fan_in); `reduce` = input dims, for the optimizer."""
-    value = jax.random.normal(rngs.params(), shape) * (gain * fan_in**-0.5)
-    return nnx.Param(value, axes=axes, reduce=reduce)
 
 
 class Norm(nnx.Module):
@@ -57,47 +31,70 @@ class Norm(nnx.Module):
 class Attention(nnx.Module):
     """Self- or cross-attention with QK-norm and rotary positions where asked for."""
 
-    def __init__(self, config: plan.Transformer, rngs: nnx.Rngs, gain: float):
-        width, heads, kv, g = config.width, config.num_heads, config.kv_heads, config.head_width
-        self.rotary = config.position == "rotary"
-        self.max_wavelength, self.query_block = config.max_wavelength, config.query_block
+    def __init__(self, stack: Stack, rngs: nnx.Rngs):
+        width, heads, kv, g = stack.width, stack.num_heads, stack.kv_heads, stack.head_width
+        self.rotary, self.max_wavelength = stack.rotary, stack.max_wavelength
+        self.query_block = stack.query_block
         self.query = param(rngs, (width, heads, g), ("embed", "heads", "head_dim"), width, (0,))
         self.key = param(rngs, (width, kv, g), ("embed", "kv", "head_dim"), width, (0,))
         self.value = param(rngs, (width, kv, g), ("embed", "kv", "head_dim"), width, (0,))
-        self.out = param(
-            rngs, (heads, g, width), ("heads", "head_dim", "embed"), heads * g, (0, 1), gain
-        )
-        self.qk_norm = config.qk_norm
-        if config.qk_norm:
-            self.query_norm = Norm(g, "rms", config.norm_eps, "head_dim")
-            self.key_norm = Norm(g, "rms", config.norm_eps, "head_dim")
-
-    def keys(self, memory_BLD: Array) -> tuple[Array, Array]:
-        """Keys, before rotation, and values [B, L, K, G] of what is looked at."""
-        dtype = memory_BLD.dtype
-        k = fused.project(memory_BLD, self.key[...].astype(dtype))
-        v = fused.project(memory_BLD, self.value[...].astype(dtype))
-        return (self.key_norm(k) if self.qk_norm else k), v
-
-    def read(self, x_BQD, k, v, query: Tokens, key: Tokens, *, causal, isolate):
-        """What queries make of keys and values, [B, Q, D]."""
-        dtype = x_BQD.dtype
-        q = fused.project(x_BQD, self.query[...].astype(dtype))
+        out = ("heads", "head_dim", "embed")
+        self.out = param(rngs, (heads, g, width), out, heads * g, (0, 1), stack.gain)
+        self.qk_norm = stack.qk_norm
         if self.qk_norm:
-            q = self.query_norm(q)
-        if self.rotary:
-            g = q.shape[-1]
-            q = attention.rotate(q, attention.angles(query.position_BLA, g, self.max_wavelength))
-            k = attention.rotate(k, attention.angles(key.position_BLA, g, self.max_wavelength))
-        out = attention.attend(
-            q, k, v, attention.visibility(query), attention.visibility(key),
-            causal=causal, isolate=isolate, query_block=self.query_block,
-        )  # fmt: skip
-        return fused.project(out, self.out[...].astype(dtype), inputs=2)
+            self.query_norm = Norm(g, "rms", stack.norm_eps, "head_dim")
+            self.key_norm = Norm(g, "rms", stack.norm_eps, "head_dim")
 
-    def __call__(self, x_BQD, memory_BLD, query: Tokens, key: Tokens, *, causal, isolate):
-        k, v = self.keys(memory_BLD)
-        return self.read(x_BQD, k, v, query, key, causal=causal, isolate=isolate)
+    def keys(self, x_BLD: Array, tokens: Tokens) -> tuple[Array, Array]:
+        """Keys, rotated to their positions, and values [B, L, K, G] of what is looked at."""
+        dtype = x_BLD.dtype
+        k = fused.project(x_BLD, self.key[...].astype(dtype))
+        v = fused.project(x_BLD, self.value[...].astype(dtype))
+        k = self.key_norm(k) if self.qk_norm else k
+        return self._rotated(k, tokens), v
+
+    def queries(self, x_BQD: Array, tokens: Tokens) -> Array:
+        """Queries [B, Q, H, G], rotated to their positions."""
+        q = fused.project(x_BQD, self.query[...].astype(x_BQD.dtype))
+        return self._rotated(self.query_norm(q) if self.qk_norm else q, tokens)
+
+    def _rotated(self, x_BLHG: Array, tokens: Tokens) -> Array:
+        if not self.rotary:
+            return x_BLHG
+        width = x_BLHG.shape[-1]
+        angle = attention.angles(tokens.position_BLA, width, self.max_wavelength)
+        return attention.rotate(x_BLHG, angle)
+
+    def __call__(
+        self, x_BQD, memory_BLD, query: Tokens, key: Tokens, *, causal=False, isolate=False
+    ) -> Array:
+        """What tokens make of those that they see, [B, Q, D]."""
+        k, v = self.keys(memory_BLD, key)
+        out = attention.attend(
+            self.queries(x_BQD, query), k, v, attention.visibility(query),
+            attention.visibility(key), causal=causal, isolate=isolate, query_block=self.query_block,
+        )  # fmt: skip
+        return self._out(out)
+
+    def _out(self, x_BQHG: Array) -> Array:
+        return fused.project(x_BQHG, self.out[...].astype(x_BQHG.dtype), inputs=2)
+
+    # ---- decoding: keys and values lie as [B, K, L, G], as the products of a step read them
+
+    def init_slots(self, rows: int, length: int, dtype) -> tuple[Array, Array]:
+        """Room for the keys and values of `length` tokens."""
+        empty = jnp.zeros((rows, self.key.shape[-2], length, self.key.shape[-1]), dtype)
+        return empty, empty
+
+    def slots(self, x_BLD: Array, tokens: Tokens) -> tuple[Array, Array]:
+        """`keys` as slots [B, K, L, G]."""
+        k, v = self.keys(x_BLD, tokens)
+        return jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+
+    def read_slots(self, x_BQD, parts, query: Tokens, masks) -> Array:
+        """What tokens make of keys and values in several parts, each with a mask [B, Q, L]."""
+        out = attention.attend_parts(self.queries(x_BQD, query), parts, masks)
+        return self._out(out)
 
 
 class Mlp(nnx.Module):
@@ -108,18 +105,19 @@ class Mlp(nnx.Module):
         self.gate = param(rngs, (width, inner), ("embed", "mlp"), width, (0,))
         self.down = param(rngs, (inner, width), ("mlp", "embed"), inner, (0,), gain)
 
-    def __call__(self, x, tokens, group_rows):
-        del tokens, group_rows
-        up, gate, down = (w[...].astype(x.dtype) for w in (self.up, self.gate, self.down))
-        out = fused.swiglu(x.reshape(-1, x.shape[-1]), up, gate, down)
-        return out.reshape(x.shape), {}
+    def __call__(self, x_BLD, tokens: Tokens, group_rows: int, key: Array | None):
+        del tokens, group_rows, key
+        up, gate, down = (w[...].astype(x_BLD.dtype) for w in (self.up, self.gate, self.down))
+        out = fused.swiglu(x_BLD.reshape(-1, x_BLD.shape[-1]), up, gate, down)
+        return out.reshape(x_BLD.shape), {}
 
 
 class Experts(nnx.Module):
     """SwiGLU experts behind a router; logits, routing and statistics are float32."""
 
-    def __init__(self, config: plan.MoE, width, inner, streams: int, rngs: nnx.Rngs, gain: float):
-        self.config, self.streams = config, streams
+    def __init__(self, config: plan.MoE, stack: Stack, inner: int, rngs: nnx.Rngs):
+        self.config, self.streams = config, stack.num_streams
+        width, gain = stack.width, stack.gain
         num = config.num_experts
         self.router = param(rngs, (width, num), ("embed", "unsharded"), width)
         axes = ("expert", "embed", "mlp")
@@ -127,15 +125,20 @@ class Experts(nnx.Module):
         self.gate = param(rngs, (num, width, inner), axes, width, (1,))
         down = ("expert", "mlp", "embed")
         self.down = param(rngs, (num, inner, width), down, inner, (1,), gain)
-        self.bias = ModelState(jnp.zeros((num,)), axes=("unsharded",))
+        state = config.router.init_state(num, stack.num_streams)
+        self.state_names = tuple(state)
+        for name, value in state.items():
+            axes = ("unsharded",) * value.ndim
+            setattr(self, name, ModelState(value, axes=axes))
 
-    def __call__(self, x_BLD, tokens: Tokens, group_rows: int):
+    def __call__(self, x_BLD, tokens: Tokens, group_rows: int, key: Array | None):
         groups = x_BLD.shape[0] // group_rows
         x_WTD = x_BLD.reshape(groups, -1, x_BLD.shape[-1])
         stream_WT = tokens.stream_BL.reshape(groups, -1)
         logits_WTE = jnp.matmul(x_WTD.astype(jnp.float32), self.router[...])
-        bias_E = jax.lax.stop_gradient(self.bias[...])
-        routing = self.config.router.route(logits_WTE, bias_E, stream_WT, stream_WT > 0)
+        state = {n: jax.lax.stop_gradient(getattr(self, n)[...]) for n in self.state_names}
+        valid_WT = stream_WT > 0
+        routing = self.config.router.route(x_WTD, logits_WTE, state, stream_WT, valid_WT, key)
         up, gate, down = (w[...].astype(x_BLD.dtype) for w in (self.up, self.gate, self.down))
         out = moe.expert_ffn(x_WTD, routing, up, gate, down, self.config.block_rows)
         load_ME = moe.load_by_stream(routing, stream_WT, self.streams, self.config.num_experts)
@@ -145,60 +148,62 @@ class Experts(nnx.Module):
         return out.reshape(x_BLD.shape), stats
 
 
-class BlockModule(nnx.Module):
+class StandardBlock(BlockModule):
     """Pre-norm block: self-attention, cross-attention if it reads a lane, feed-forward."""
 
-    def __init__(self, config: plan.Transformer, block: plan.Block, streams: int, rngs: nnx.Rngs):
+    def __init__(self, block: plan.Block, stack: Stack, rngs: nnx.Rngs):
         self.block = block
-        depth = sum(len(r.pattern) * r.repeats for r in config.layer_plan())
-        gain = (2.0 * depth) ** -0.5
-        norm = (config.width, config.norm, config.norm_eps)
-        self.norm1, self.attention = Norm(*norm), Attention(config, rngs, gain)
+        norm = (stack.width, stack.norm, stack.norm_eps)
+        self.norm1, self.attention = Norm(*norm), Attention(stack, rngs)
         if block.reads:
             self.cross_norm, self.memory_norm = Norm(*norm), Norm(*norm)
-            self.cross = Attention(config, rngs, gain)
+            self.cross = Attention(stack, rngs)
         self.norm2 = Norm(*norm)
         if block.moe is None:
-            self.mlp = Mlp(config.width, config.ffn_width, rngs, gain)
+            self.mlp = Mlp(stack.width, stack.ffn_width, rngs, stack.gain)
         else:
-            inner = config.expert_width(block.moe)
-            self.mlp = Experts(block.moe, config.width, inner, streams, rngs, gain)
+            self.mlp = Experts(block.moe, stack, block.moe.inner(stack.ffn_width), rngs)
 
-    def __call__(self, x_BLD, tokens: Tokens, memory: Encoded | None, group_rows: int):
-        block = self.block
+    def __call__(self, x_BLD, call: Call):
+        block, tokens = self.block, call.tokens
         with jax.named_scope("attention"):
             y = self.norm1(x_BLD)
             y = self.attention(y, y, tokens, tokens, causal=block.causal, isolate=block.isolate)
             x_BLD = rules.constrain_batch(x_BLD + y)
         if block.reads:
-            assert memory is not None
+            assert call.memory is not None
             with jax.named_scope("cross_attention"):
-                y, m = self.cross_norm(x_BLD), self.memory_norm(memory.x_BLD)
-                y = self.cross(y, m, tokens, memory.tokens, causal=False, isolate=False)
-                x_BLD = x_BLD + y
+                y, m = self.cross_norm(x_BLD), self.memory_norm(call.memory.x_BLD)
+                x_BLD = x_BLD + self.cross(y, m, tokens, call.memory.tokens)
         with jax.named_scope("experts" if block.moe else "feed_forward"):
-            y, stats = self.mlp(self.norm2(x_BLD), tokens, group_rows)
+            y, stats = self.mlp(self.norm2(x_BLD), tokens, call.group_rows, call.key)
         return rules.constrain_batch(x_BLD + y), stats
 
-    def memory_keys(self, memory_BLD) -> tuple[Array, Array]:
-        """Keys and values of the lane that this block reads; they stay while it is decoded."""
-        return self.cross.keys(self.memory_norm(memory_BLD))
+    def init_cache(self, rows: int, length: int, dtype, memory: Encoded | None) -> Cache:
+        read = ()
+        if self.block.reads:
+            assert memory is not None
+            read = self.cross.slots(self.memory_norm(memory.x_BLD), memory.tokens)
+        return Cache(slots=self.attention.init_slots(rows, length, dtype), memory=read)
 
-    def decode_step(
-        self, x_BQD, tokens: Tokens, kept: KVCache, cached: Tokens, at, memory, group_rows
-    ):
-        """The block for tokens in slots from `at` on, behind what is kept; also their keys.
-
-        `cached` are the tokens of all slots, these included; `memory` those of the lane it reads.
-        """
-        block, new = self.block, self.attention.keys(y := self.norm1(x_BQD))
-        put = jax.lax.dynamic_update_slice_in_dim
-        k, v = (put(old, n, at, axis=1) for old, n in zip(kept.own, new, strict=True))
-        hides = {"causal": block.causal, "isolate": block.isolate}
-        x = rules.constrain_batch(x_BQD + self.attention.read(y, k, v, tokens, cached, **hides))
+    def decode_step(self, x_BQD, call: DecodeCall, cache: Cache):
+        block, hides = self.block, {"causal": self.block.causal, "isolate": self.block.isolate}
+        y = self.norm1(x_BQD)
+        new = self.attention.slots(y, call.tokens)
+        where, slots = attention.visibility(call.tokens), attention.visibility(call.cached)
+        old = jnp.arange(slots.segment_BL.shape[1])[None, None, :] < call.filled
+        masks = (
+            attention.visible(where, slots, **hides) & old,
+            attention.visible(where, where, **hides),
+        )
+        y = self.attention.read_slots(y, (cache.slots, new), call.tokens, masks)
+        x = rules.constrain_batch(x_BQD + y)
         if block.reads:
-            assert kept.memory is not None
-            y, (k, v) = self.cross_norm(x), kept.memory
-            x = x + self.cross.read(y, k, v, tokens, memory, causal=False, isolate=False)
-        y, _ = self.mlp(self.norm2(x), tokens, group_rows)
-        return rules.constrain_batch(x + y), new
+            assert call.memory is not None
+            seen = attention.visible(
+                where, attention.visibility(call.memory), causal=False, isolate=False
+            )
+            y = self.cross.read_slots(self.cross_norm(x), (cache.memory,), call.tokens, (seen,))
+            x = x + y
+        y, _ = self.mlp(self.norm2(x), call.tokens, call.group_rows, None)
+        return rules.constrain_batch(x + y), Cache(slots=new)

@@ -36,9 +36,16 @@ def canonical_parts(
         keys = path.split("/")
         if keys[0] == "runs":
             r, p, rest = int(keys[1]), int(keys[3]), "/".join(keys[4:])
-            for n in range(config.layer_plan()[r].repeats):
+            block, repeats = config.layer_plan()[r].pattern[p], config.layer_plan()[r].repeats
+            for n in range(repeats):
                 lane, number = places[r, p, n]
-                names[f"{lane}/blocks/{number}/{rest}"] = Part(path, n)
+                name = f"{lane}/blocks/{number}/{block.canonical(rest)}"
+                if name in names:
+                    raise ValueError(
+                        f"{type(block).__name__}: canonical() gives {name!r} to {path!r} and to"
+                        f" {names[name].path!r}; two parameters need two names."
+                    )
+                names[name] = Part(path, n)
         elif keys[0] == "table":
             names |= _table_parts(path, vocabulary)
         elif keys[0] in ("mask", "stream"):

@@ -10,6 +10,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 from mmjax.config import ranges
+from mmjax.models.block import BlockConfig, Stack
 from mmjax.models.config import ModelConfig
 from mmjax.models.embed import Head
 from mmjax.models.routers import Router, TokenChoice
@@ -43,23 +44,72 @@ class MoE:
                 " use at least as many experts."
             )
 
+    def inner(self, ffn_width: int) -> int:
+        """Inner width F of one expert beside a dense feed-forward of `ffn_width`."""
+        return self.width or max(1, ffn_width // 2)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Block:
-    """One kind of block: self-attention, cross-attention if it `reads` a lane, feed-forward."""
+class Block(BlockConfig):
+    """The ordinary block: self-attention, cross-attention if it `reads` a lane, feed-forward.
 
-    lane: str = "main"
-    reads: str = ""
+    Fields:
+      causal: a token sees none of a later order. isolate: it sees its own stream only.
+      moe: experts in place of the dense feed-forward.
+    """
+
     causal: bool = False
-    isolate: bool = False  # a token sees its own stream only
+    isolate: bool = False
     moe: MoE | None = None
+
+    def make(self, stack, rngs):
+        from mmjax.models import blocks
+
+        return blocks.StandardBlock(self, stack, rngs)
+
+    def flops_per_token(self, stack, length, read_length=0):
+        width, inner = stack.width, stack.num_heads * stack.head_width
+        kv = stack.kv_heads * stack.head_width
+        macs = 2 * width * inner + 2 * width * kv
+        macs += 2 * inner * length * (0.5 if self.causal else 1.0)
+        if self.reads:
+            per_query = read_length / max(length, 1)
+            macs += 2 * width * inner + 2 * width * kv * per_query + 2 * inner * read_length
+        if self.moe is None:
+            macs += 3 * width * stack.ffn_width
+        else:
+            moe = self.moe
+            chosen = getattr(moe.router, "num_experts_per_tok", 1)
+            macs += width * moe.num_experts + 3 * width * moe.inner(stack.ffn_width) * chosen
+        return 2.0 * macs
+
+    @property
+    def is_causal(self) -> bool:
+        return self.causal and not self.needs_whole_group
+
+    @property
+    def needs_whole_group(self) -> bool:
+        return self.moe is not None and self.moe.router.needs_whole_group
+
+    @property
+    def draws(self) -> bool:
+        return self.moe is not None and self.moe.router.draws
+
+    @property
+    def balances_within_groups(self) -> bool:
+        return self.moe is not None and not getattr(self.moe.router, "allow_unmixed", True)
+
+    def update_state(self, state, record):
+        if self.moe is None or "load" not in record:
+            return state
+        return {**state, "mlp": self.moe.router.update(state["mlp"], record)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """A pattern of blocks, repeated; its parameters are stacked over the repeats."""
 
-    pattern: tuple[Block, ...]
+    pattern: tuple[BlockConfig, ...]
     repeats: ranges.Count = 1
 
     def __post_init__(self):
@@ -127,9 +177,10 @@ class Transformer(ModelConfig):
             if not run.pattern:
                 raise ValueError(f"Transformer: {run} holds no block; name one in its pattern.")
             for block in run.pattern:
-                if block.moe and block.causal and block.moe.router.needs_whole_group:
+                if getattr(block, "causal", False) and block.needs_whole_group:
+                    router = getattr(getattr(block, "moe", None), "router", block)
                     raise ValueError(
-                        f"Transformer: router {type(block.moe.router).__name__} looks at the whole"
+                        f"Transformer: router {type(router).__name__} looks at the whole"
                         f" group, which leaks the future in causal lane {block.lane!r}; use"
                         " TokenChoice there."
                     )
@@ -151,7 +202,25 @@ class Transformer(ModelConfig):
 
     def expert_width(self, moe: MoE) -> int:
         """Inner width F of one expert."""
-        return moe.width or max(1, self.ffn_width // 2)
+        return moe.inner(self.ffn_width)
+
+    def stack(self, num_streams: int) -> Stack:
+        """What its blocks share."""
+        return Stack(
+            width=self.width,
+            num_heads=self.num_heads,
+            kv_heads=self.kv_heads,
+            head_width=self.head_width,
+            ffn_width=self.ffn_width,
+            norm=self.norm,
+            norm_eps=self.norm_eps,
+            qk_norm=self.qk_norm,
+            rotary=self.position == "rotary",
+            max_wavelength=self.max_wavelength,
+            query_block=self.query_block,
+            depth=sum(len(run.pattern) * run.repeats for run in self.layer_plan()),
+            num_streams=num_streams,
+        )
 
     def layer_plan(self) -> tuple[Run, ...]:
         """The runs, in order."""
@@ -203,7 +272,7 @@ class Transformer(ModelConfig):
         """Router states, from the loads in the record."""
         from mmjax.models import transformer
 
-        return transformer.update_routers(self, model_state, record)
+        return transformer.update_state(self, model_state, record)
 
     def canonical_parts(self, vocabulary, heads, paths):
         """Names by lane and number of the block (see `mmjax.models.names`)."""
@@ -230,26 +299,13 @@ def flops_per_token(model: Transformer, lane: str, length: int, read_length: int
 
     Rematerialisation is not counted; a causal lane counts half of its scores.
     """
-    width, inner = model.width, model.num_heads * model.head_width
-    kv = model.kv_heads * model.head_width
-    total = 0.0
-    for run in model.layer_plan():
-        for block in run.pattern:
-            if block.lane != lane:
-                continue
-            macs = 2 * width * inner + 2 * width * kv
-            macs += 2 * inner * length * (0.5 if block.causal else 1.0)
-            if block.reads:
-                per_query = read_length / max(length, 1)
-                macs += 2 * width * inner + 2 * width * kv * per_query + 2 * inner * read_length
-            if block.moe is None:
-                macs += 3 * width * model.ffn_width
-            else:
-                moe = block.moe
-                chosen = getattr(moe.router, "num_experts_per_tok", 1)
-                macs += width * moe.num_experts + 3 * width * model.expert_width(moe) * chosen
-            total += 2.0 * macs * run.repeats
-    return total
+    stack = model.stack(0)
+    return sum(
+        block.flops_per_token(stack, length, read_length) * run.repeats
+        for run in model.layer_plan()
+        for block in run.pattern
+        if block.lane == lane
+    )
 
 
 def fourm(size: Literal["tiny", "small", "base", "large", "xlarge"]) -> Transformer:

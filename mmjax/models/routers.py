@@ -37,7 +37,17 @@ class Routing(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Router:
-    """Base of all routers. `state` is one float32 vector `bias_E` a layer, without gradient."""
+    """Base of all routers. `state` is a dict of float32 arrays a layer, without gradient."""
+
+    def init_state(self, num_experts: int, num_streams: int) -> dict[str, Array]:
+        """State of a layer before the first step; here a selection bias of each expert."""
+        del num_streams
+        return {"bias": jnp.zeros((num_experts,))}
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers while it trains."""
+        return False
 
     @property
     def needs_whole_group(self) -> bool:
@@ -45,15 +55,22 @@ class Router:
         return False
 
     def route(
-        self, logits_WTE: Array, state_E: Array, stream_WT: Array, valid_WT: Array
+        self,
+        x_WTD: Array,
+        logits_WTE: Array,
+        state: dict[str, Array],
+        stream_WT: Array,
+        valid_WT: Array,
+        key: Array | None,
     ) -> Routing:
-        """Routing of W groups of T tokens from float32 logits."""
+        """Routing of W groups of T tokens from float32 logits; `key` is None unless it `draws`."""
         raise NotImplementedError(f"{type(self).__name__} must define route().")
 
-    def update(self, state_E: Array, load_ME: Array) -> Array:
-        """State after one optimizer step, from tokens by stream (row 0 = padding) and expert."""
-        del load_ME
-        return state_E
+    def update(self, state: dict[str, Array], statistics: dict[str, Array]) -> dict[str, Array]:
+        """State after one optimizer step; `load` of the statistics [M + 1, E] are tokens by stream
+        (row 0 = padding) and expert."""
+        del statistics
+        return state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,10 +99,10 @@ class TokenChoice(Router):
     def __post_init__(self):
         ranges.check(self)
 
-    def route(self, logits_WTE, state_E, stream_WT, valid_WT):
-        del stream_WT
+    def route(self, x_WTD, logits_WTE, state, stream_WT, valid_WT, key):
+        del x_WTD, stream_WT, key
         scores_WTE = jax.nn.sigmoid(logits_WTE)
-        select_WTE = jax.lax.stop_gradient(scores_WTE) + state_E[None, None, :]
+        select_WTE = jax.lax.stop_gradient(scores_WTE) + state["bias"][None, None, :]
         _, expert_WTX = jax.lax.top_k(select_WTE, self.num_experts_per_tok)
         weight_WTX = jnp.take_along_axis(scores_WTE, expert_WTX, axis=-1)
         weight_WTX = weight_WTX / (jnp.sum(weight_WTX, axis=-1, keepdims=True) + 1e-9)
@@ -95,9 +112,10 @@ class TokenChoice(Router):
             aux = self.load_balance_loss_weight * switch_loss(scores_WTE, expert_WTX, valid_WT)
         return Routing(expert_WTX=expert_WTX, weight_WTX=weight_WTX, aux_loss=aux)
 
-    def update(self, state_E, load_ME):
-        load_E = jnp.sum(load_ME[1:], axis=0)
-        return state_E + self.bias_rate * jnp.sign(jnp.mean(load_E, keepdims=True) - load_E)
+    def update(self, state, statistics):
+        load_E = jnp.sum(statistics["load"][1:], axis=0)
+        move_E = self.bias_rate * jnp.sign(jnp.mean(load_E, keepdims=True) - load_E)
+        return {"bias": state["bias"] + move_E}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,8 +145,8 @@ class ExpertChoice(Router):
     def needs_whole_group(self) -> bool:
         return True
 
-    def route(self, logits_WTE, state_E, stream_WT, valid_WT):
-        del state_E, stream_WT
+    def route(self, x_WTD, logits_WTE, state, stream_WT, valid_WT, key):
+        del x_WTD, state, stream_WT, key
         num_tokens, num_experts = logits_WTE.shape[1:]
         capacity = max(1, min(num_tokens, round(self.capacity_factor * num_tokens / num_experts)))
         prob_WTE = jax.nn.softmax(logits_WTE, axis=-1)
@@ -156,8 +174,8 @@ class Soft(Router):
     def needs_whole_group(self) -> bool:
         return True
 
-    def route(self, logits_WTE, state_E, stream_WT, valid_WT):
-        del state_E, stream_WT
+    def route(self, x_WTD, logits_WTE, state, stream_WT, valid_WT, key):
+        del x_WTD, state, stream_WT, key
         valid = valid_WT[:, :, None]
         dispatch_WTE = jax.nn.softmax(jnp.where(valid, logits_WTE, -1e30), axis=1)
         combine_WTE = jax.nn.softmax(logits_WTE, axis=2)

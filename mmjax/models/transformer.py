@@ -6,11 +6,15 @@ every parameter carries its logical `axes`, and `mmjax.parallel.rules` turns the
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.models import attention, blocks, embed, fused, plan
+from mmjax.models import attention, blocks, contracts, embed, fused, plan
+from mmjax.models.block import Stack
+from mmjax.models.module import Call, Encoded, ModelState, param
 from mmjax.parallel import rules
 from mmjax.typing import NUM_AXES, Array, Tokens, Vocabulary
 
@@ -29,11 +33,11 @@ def add_records(*records: dict) -> dict:
 class RunModule(nnx.Module):
     """Blocks of a pattern; every leaf is stacked over the repeats of the run."""
 
-    def __init__(self, config: plan.Transformer, run: plan.Run, streams: int, rngs: nnx.Rngs):
+    def __init__(self, run: plan.Run, stack: Stack, rngs: nnx.Rngs):
         def stacked(block):
             @nnx.vmap(in_axes=0, out_axes=0)
             def make(key):
-                return blocks.BlockModule(config, block, streams, nnx.Rngs(params=key))
+                return contracts.made(block, stack, nnx.Rngs(params=key))
 
             return make(jax.random.split(rngs.params(), run.repeats))
 
@@ -56,17 +60,18 @@ class Named(nnx.Module):
 class Model(nnx.Module):
     """The model calls that objectives know: `encode`, `decode`, `head`.
 
-    `group_rows` (rows of a group) and `compute_dtype` are set by the step around a merge.
+    `group_rows` (rows of a group), `compute_dtype` and `training` are set by the step around a
+    merge.
     """
 
     def __init__(self, config: plan.Transformer, vocabulary: Vocabulary, heads: dict, seed: int):
         rngs = nnx.Rngs(params=seed)
         width, streams = config.width, len(vocabulary.specs)
         self.config, self.vocabulary, self.head_configs = config, vocabulary, dict(heads)
-        self.group_rows, self.compute_dtype = 0, "float32"
-        self.table = blocks.param(rngs, (vocabulary.size, width), ("vocab", "embed"), width)
-        self.mask = blocks.param(rngs, (streams, width), ("stream", "embed"), width)
-        self.stream = blocks.param(rngs, (streams, width), ("stream", "embed"), width)
+        self.group_rows, self.compute_dtype, self.training = 0, "float32", False
+        self.table = param(rngs, (vocabulary.size, width), ("vocab", "embed"), width)
+        self.mask = param(rngs, (streams, width), ("stream", "embed"), width)
+        self.stream = param(rngs, (streams, width), ("stream", "embed"), width)
         pieces = {
             f"s{vocabulary.number(s.name)}": (
                 jax.random.normal(rngs.params(), (s.width, width)) * s.width**-0.5,
@@ -83,12 +88,13 @@ class Model(nnx.Module):
             for s in embed.level_streams(vocabulary)
         }
         self.levels = Named(levels)
-        self.runs = nnx.List([RunModule(config, r, streams, rngs) for r in config.layer_plan()])
+        stack = config.stack(streams)
+        self.runs = nnx.List([RunModule(run, stack, rngs) for run in config.layer_plan()])
         lanes, reads = config.lane_names(), config.read_lanes()
         norms = [blocks.Norm(width, config.norm, config.norm_eps) for _ in lanes]
         self.final_norms = nnx.List(norms)
         shape, axes = (width, width), ("embed", "unsharded")
-        self.memory = nnx.List([blocks.param(rngs, shape, axes, width, (0,)) for _ in reads])
+        self.memory = nnx.List([param(rngs, shape, axes, width, (0,)) for _ in reads])
         self.heads = nnx.List(
             [Named(h.init(rngs.params(), width, vocabulary)) for h in heads.values()]
         )
@@ -131,25 +137,75 @@ class Model(nnx.Module):
             )
         return where
 
-    def encode(
-        self, tokens: Tokens, lane: str = "", capture=(), taps=None, key=None
-    ) -> blocks.Encoded:
+    def encode(self, tokens: Tokens, lane: str = "", capture=(), taps=None, key=None) -> Encoded:
         """Runs the blocks of a lane (default: the first) over a view.
 
         `capture` and the keys of `taps` are of `embed`, `output`: a captured activation is
         returned, a tap (zeros) is added to it, so its gradient is that activation's gradient.
+        `key` is for blocks that draw random numbers while they train.
         """
-        del key  # no block of today draws random numbers
-        return self._lane(tokens, lane or self.config.lane_names()[0], None, capture, taps or {})
+        lane = lane or self.config.lane_names()[0]
+        return self.run_lanes({lane: tokens}, capture=capture, taps=taps, key=key)[lane]
 
-    def decode(self, tokens: Tokens, memory: blocks.Encoded, lane: str = "", capture=(), taps=None,
-               key=None) -> blocks.Encoded:  # fmt: skip
+    def decode(self, tokens: Tokens, memory: Encoded, lane: str = "", capture=(), taps=None,
+               key=None) -> Encoded:  # fmt: skip
         """Runs a lane that reads another (default: the one that reads) over a view."""
-        del key
         lane, memory = self.read_by(lane, memory)
-        return self._lane(tokens, lane, memory, capture, taps or {})
+        given = {self.config.read_lanes()[lane]: memory}
+        return self.run_lanes({lane: tokens}, given, capture, taps, key)[lane]
 
-    def read_by(self, lane: str, memory: blocks.Encoded) -> tuple[str, blocks.Encoded]:
+    def run_lanes(
+        self,
+        views: Mapping[str, Tokens],
+        given: Mapping[str, Encoded] | None = None,
+        capture: Sequence[str] = (),
+        taps: Mapping[str, Array] | None = None,
+        key: Array | None = None,
+    ) -> dict[str, Encoded]:
+        """Runs the blocks of several lanes, in the order of the layer plan, each over its view.
+
+        A block that reads a lane sees what is `given` of it, else the features that the lane has
+        when the block runs, so that lanes may look at one another layer by layer.
+        """
+        taps, given = taps or {}, given or {}
+        self._check_lanes(views, given, (*capture, *taps))
+        inputs, xs, records = {}, {}, {lane: {} for lane in views}
+        for lane, tokens in views.items():
+            x = self.embed(tokens)
+            inputs[lane] = xs[lane] = rules.constrain_batch(
+                x + taps["embed"] if "embed" in taps else x
+            )
+        for r, run in enumerate(self.config.layer_plan()):
+            if any(block.lane in views for block in run.pattern):
+                xs, stats = self._run(r, run, xs, views, given, key)
+                for lane, more in stats.items():
+                    records[lane] = add_records(records[lane], more)
+        names, out = self.config.lane_names(), {}
+        for lane, tokens in views.items():
+            x = self.final_norms[names.index(lane)](xs[lane])
+            x = x + taps["output"] if "output" in taps else x
+            captured = {"embed": inputs[lane], "output": x}
+            captured = {name: captured[name] for name in capture}
+            out[lane] = Encoded(x, tokens, records[lane], captured)
+        return out
+
+    def _check_lanes(self, views, given, activations) -> None:
+        names, reads = self.config.lane_names(), self.config.read_lanes()
+        for lane in views:
+            if lane not in names:
+                raise ValueError(
+                    f"Model: lane={lane!r} does not exist; use one of {', '.join(names)}."
+                )
+            if (other := reads.get(lane)) and other not in given and other not in views:
+                raise ValueError(
+                    f"Model: lane={lane!r} reads lane {other!r}, which is not run; use decode()"
+                    " with a memory, or run_lanes() over both."
+                )
+        wrong = [name for name in activations if name not in ("embed", "output")]
+        if wrong:
+            raise ValueError(f"Model: {wrong[0]!r} is no tap; use 'embed' or 'output'.")
+
+    def read_by(self, lane: str, memory: Encoded) -> tuple[str, Encoded]:
         """The lane that reads (default: the only one), and a memory as its blocks see it."""
         reads = self.config.read_lanes()
         lane = lane or next(iter(reads), "")
@@ -163,51 +219,52 @@ class Model(nnx.Module):
         x = (x + self._where(memory.tokens).astype(x.dtype)) * self._valid(memory.tokens, x.dtype)
         return lane, memory._replace(x_BLD=x)
 
-    def _lane(self, tokens, lane, memory, capture, taps) -> blocks.Encoded:
-        names = self.config.lane_names()
-        if lane not in names:
-            raise ValueError(f"Model: lane={lane!r} does not exist; use one of {', '.join(names)}.")
-        wrong = [name for name in (*capture, *taps) if name not in ("embed", "output")]
-        if wrong:
-            raise ValueError(f"Model: {wrong[0]!r} is no tap; use 'embed' or 'output'.")
-        x, captured, record = self.embed(tokens), {}, {}
-        x = rules.constrain_batch(x + taps["embed"] if "embed" in taps else x)
-        captured["embed"] = x
-        for r, run in enumerate(self.config.layer_plan()):
-            if run.pattern[0].lane == lane:
-                x, stats = self._run(r, run, x, tokens, memory)
-                record = add_records(record, stats)
-        x = self.final_norms[names.index(lane)](x)
-        x = x + taps["output"] if "output" in taps else x
-        captured["output"] = x
-        return blocks.Encoded(x, tokens, record, {name: captured[name] for name in capture})
+    def _run(self, r, run: plan.Run, xs, views, given, key):
+        """Features by lane after a run, and records by lane."""
+        active = [(p, b) for p, b in enumerate(run.pattern) if b.lane in views]
+        parts = [nnx.split(self.runs[r].blocks[p], nnx.Param, ModelState) for p, _ in active]
+        group_rows = self.group_rows or next(iter(xs.values())).shape[0]
+        draws = [b for _, b in active if b.draws] if self.training else []
+        if draws and key is None:
+            raise ValueError(
+                f"{type(draws[0]).__name__}: draws=True needs random numbers, but the model was"
+                " called without a key; pass the key of losses() to encode() and decode()."
+            )
 
-    def _run(self, r, run: plan.Run, x, tokens, memory):
-        parts = [nnx.split(b, nnx.Param, blocks.ModelState) for b in self.runs[r].blocks]
-        graphs = [graph for graph, _, _ in parts]
-        group_rows = self.group_rows or x.shape[0]
-
-        def body(x, states):
-            stats = []
-            for p, (graph, (params, state)) in enumerate(zip(graphs, states, strict=True)):
-                with jax.named_scope(f"{run.pattern[p].lane}_{r}_{p}"):  # as in metrics
-                    x, out = nnx.merge(graph, params, state)(x, tokens, memory, group_rows)
+        def body(xs, layer):
+            states, number = layer
+            xs, stats = dict(xs), []
+            for (p, block), (graph, _, _), state in zip(active, parts, states, strict=True):
+                memory, own = None, None
+                if block.reads:
+                    memory = given.get(block.reads) or Encoded(
+                        xs[block.reads], views[block.reads], {}, {}
+                    )
+                if block.draws and draws:
+                    own = jax.random.fold_in(jax.random.fold_in(key, 1000 * r + p), number)
+                call = Call(views[block.lane], group_rows, memory, own)
+                with jax.named_scope(f"{block.lane}_{r}_{p}"):  # as in metrics
+                    x, out = nnx.merge(graph, *state)(xs[block.lane], call)
+                contracts.check_output(block, xs[block.lane], x, out)
+                xs[block.lane] = x
                 stats.append(out)
-            return x, stats
+            return xs, stats
 
         policy = self.config.remat_policy
         if policy != "none":
             keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             body = jax.checkpoint(body, policy=keep if policy == "dots" else None)
         states = [nnx.as_pure((params, state)) for _, params, state in parts]
+        numbers = jnp.arange(run.repeats) if draws else None
         unroll = UNROLLED if run.repeats <= UNROLLED else 1
-        x, stats = jax.lax.scan(body, x, states, unroll=unroll)
-        record = {
-            f"{name}/{r}/{p}": value if name == "load" else jnp.sum(value)
-            for p, out in enumerate(stats)
-            for name, value in out.items()
-        }
-        return x, record
+        xs, stats = jax.lax.scan(body, xs, (states, numbers), unroll=unroll)
+        records: dict[str, dict] = {}
+        for (p, block), out in zip(active, stats, strict=True):
+            records.setdefault(block.lane, {}).update({
+                f"{name}/{r}/{p}": jnp.sum(value) if name.startswith("aux_loss") else value
+                for name, value in out.items()
+            })  # fmt: skip
+        return xs, records
 
     def head(self, name: str, x, stream: str = ""):
         """Output of a named head; `stream` picks the id range of a vocabulary head."""
@@ -220,17 +277,18 @@ class Model(nnx.Module):
         return self.head_configs[name].apply(self.heads[index].arrays(), x, context)
 
 
-def update_routers(config: plan.Transformer, model_state: dict, record: dict) -> dict:
-    """Router states after one optimizer step, from the loads in the record."""
-    state = jax.tree.map(lambda x: x, model_state)
+def update_state(config: plan.Transformer, model_state: dict, record: dict) -> dict:
+    """State of the blocks after one optimizer step, from what their calls have recorded."""
+    new = jax.tree.map(lambda x: x, model_state)
     for r, run in enumerate(config.layer_plan()):
         for p, block in enumerate(run.pattern):
-            if block.moe is None or f"load/{r}/{p}" not in record:
-                continue
-            bias = state["runs"][r]["blocks"][p]["mlp"]
-            update = jax.vmap(block.moe.router.update)
-            bias["bias"] = update(bias["bias"], record[f"load/{r}/{p}"])
-    return state
+            end = f"/{r}/{p}"
+            own = {n.removesuffix(end): v for n, v in record.items() if n.endswith(end)}
+            own = {name: value for name, value in own.items() if not name.startswith("aux_loss")}
+            state = contracts.block_state(new, r, p)
+            if own and state:
+                state.update(jax.vmap(block.update_state)(state, own))
+    return new
 
 
 assert NUM_AXES == 3  # positions are (time, row, column)

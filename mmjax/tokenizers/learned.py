@@ -148,10 +148,10 @@ class Learned:
     def _split(self):
         from flax import nnx
 
-        from mmjax.models import blocks
+        from mmjax.models import module
 
         make = functools.partial(self.model.make, Vocabulary((self.spec,)), {}, 0)
-        graph, params, state = nnx.split(nnx.eval_shape(make), nnx.Param, blocks.ModelState)
+        graph, params, state = nnx.split(nnx.eval_shape(make), nnx.Param, module.ModelState)
         return graph, nnx.as_pure(params), nnx.as_pure(state)
 
     def __getstate__(self):

@@ -51,7 +51,8 @@ def test_a_copy_is_the_recipe_with_what_it_needs_and_loads(here, capsys):
     assert config.load("configs/quickstart.py").name == "quickstart"
     said = capsys.readouterr().out.splitlines()
     assert said[:3] == ["configs/quickstart_tokenizers.py", "configs/quickstart.py", "to train it:"]
-    assert "train-tokenizer configs/quickstart_tokenizers.py:$name" in said[3]
+    assert "train-tokenizer configs/quickstart_tokenizers.py:image" in said[3]
+    assert said[3].endswith(" --workdir runs/demo_tokenizers/image")
     assert said[4].strip() == "mmjax train configs/quickstart.py --workdir runs/demo"
 
 

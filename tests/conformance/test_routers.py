@@ -21,7 +21,13 @@ def inputs(seed=0):
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(GROUPS, TOKENS, EXPERTS)).astype(np.float32)
     stream = rng.integers(0, 3, (GROUPS, TOKENS)).astype(np.int32)
-    return jnp.asarray(logits), jnp.zeros(EXPERTS), jnp.asarray(stream), jnp.asarray(stream > 0)
+    return jnp.asarray(logits), jnp.asarray(stream), jnp.asarray(stream > 0)
+
+
+def route(router, logits, stream, valid, state=None):
+    x_WTD, key = jnp.zeros((*stream.shape, 1)), jax.random.key(0) if router.draws else None
+    state = router.init_state(EXPERTS, 3) if state is None else state
+    return router.route(x_WTD, logits, state, stream, valid, key)
 
 
 def token_weights(routing):
@@ -38,8 +44,8 @@ def token_weights(routing):
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_padding_is_never_routed_and_weights_are_shares(name):
-    logits, state, stream, valid = inputs()
-    routing = ROUTERS[name].route(logits, state, stream, valid)
+    logits, stream, valid = inputs()
+    routing = route(ROUTERS[name], logits, stream, valid)
     total = token_weights(routing)
     assert (total[~np.asarray(valid)] == 0).all()
     assert (total <= 1 + 1e-5).all()
@@ -49,7 +55,7 @@ def test_padding_is_never_routed_and_weights_are_shares(name):
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_exactly_one_form_is_set(name):
-    routing = ROUTERS[name].route(*inputs())
+    routing = route(ROUTERS[name], *inputs())
     forms = [routing.expert_WTX, routing.token_WEC, routing.dispatch_WTEC]
     assert sum(f is not None for f in forms) == 1
     for array in jax.tree.leaves(routing):
@@ -58,9 +64,9 @@ def test_exactly_one_form_is_set(name):
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_groups_do_not_touch_one_another(name):
-    logits, state, stream, valid = inputs()
-    both = ROUTERS[name].route(logits, state, stream, valid)
-    one = ROUTERS[name].route(logits[:1], state, stream[:1], valid[:1])
+    logits, stream, valid = inputs()
+    both = route(ROUTERS[name], logits, stream, valid)
+    one = route(ROUTERS[name], logits[:1], stream[:1], valid[:1])
     for a, b in zip(jax.tree.leaves(both), jax.tree.leaves(one), strict=True):
         if np.ndim(a):
             np.testing.assert_array_equal(np.asarray(a)[:1], b)
@@ -68,10 +74,10 @@ def test_groups_do_not_touch_one_another(name):
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_gradient_reaches_the_logits(name):
-    logits, state, stream, valid = inputs()
+    logits, stream, valid = inputs()
 
     def loss(logits):
-        routing = ROUTERS[name].route(logits, state, stream, valid)
+        routing = route(ROUTERS[name], logits, stream, valid)
         weights = [
             w
             for w in (routing.weight_WTX, routing.weight_WEC, routing.combine_WTEC)
@@ -89,35 +95,35 @@ def test_gradient_reaches_the_logits(name):
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_state_keeps_shape_and_type_over_an_update(name):
-    state = jnp.zeros(EXPERTS)
+    state = ROUTERS[name].init_state(EXPERTS, 3)
     load = jnp.asarray(np.random.default_rng(0).random((3, EXPERTS)), jnp.float32)
-    new = ROUTERS[name].update(state, load)
-    assert new.shape == state.shape
-    assert new.dtype == state.dtype
+    new = ROUTERS[name].update(state, {"load": load})
+    same = lambda a, b: a.shape == b.shape and a.dtype == b.dtype
+    assert jax.tree.all(jax.tree.map(same, new, state))
 
 
 def test_the_selection_bias_evens_out_a_skewed_load():
     router = TokenChoice(bias_rate=0.05, num_experts_per_tok=1)
     rng = np.random.default_rng(0)
     skew = np.float32([1.0, 0.5, 0.0, -1.0])
-    state, shares = jnp.zeros(EXPERTS), []
+    state, shares = router.init_state(EXPERTS, 1), []
     for _ in range(60):
         logits = jnp.asarray(rng.normal(size=(1, 64, EXPERTS)).astype(np.float32) * 0.5 + skew)
         ones = jnp.ones((1, 64), jnp.int32)
-        routing = router.route(logits, state, ones, ones > 0)
+        routing = route(router, logits, ones, ones > 0, state)
         load = np.bincount(np.asarray(routing.expert_WTX).ravel(), minlength=EXPERTS)
         shares.append(load / load.mean())
         padded = np.stack([np.zeros(EXPERTS), load]).astype(np.float32)
-        state = router.update(state, jnp.asarray(padded))
+        state = router.update(state, {"load": jnp.asarray(padded)})
     assert shares[0].max() > 2.0
     assert np.mean(shares[-20:], axis=0).max() < 1.3
 
 
 def test_a_batch_of_one_stream_does_not_shift_the_weights_only_the_choice():
     router = TokenChoice()
-    logits, _, stream, valid = inputs()
+    logits, stream, valid = inputs()
     bias = jnp.asarray([5.0, 5.0, 0.0, 0.0])
-    routing = router.route(logits, bias, stream, valid)
+    routing = route(router, logits, stream, valid, {"bias": bias})
     assert set(np.unique(routing.expert_WTX)) <= {0, 1}
     score = np.asarray(jax.nn.sigmoid(logits))
     picked = np.take_along_axis(score, np.asarray(routing.expert_WTX), -1)

@@ -31,7 +31,9 @@ def test_sorted_blocks_equal_the_dense_reference(block_rows, skew):
     up, gate, down = experts(rng)
     logits = rng.normal(size=(3, 10, 4)).astype(np.float32) + skew * np.float32([9, 0, 0, 0])
     valid = rng.random((3, 10)) > 0.2
-    routing = TokenChoice().route(logits, jnp.zeros(4), valid.astype(np.int32), valid)
+    routing = TokenChoice().route(
+        x, logits, {"bias": jnp.zeros(4)}, valid.astype(np.int32), valid, None
+    )
     run = jax.jit(lambda *a: moe.expert_ffn(*a, block_rows))
     out = run(x, routing, up, gate, down)
     want = reference(
@@ -58,7 +60,9 @@ def test_gradients_equal_those_of_plain_indexing(share):
         return jnp.sum(y * routing.weight_WTX[..., None], axis=2)
 
     def loss(form, x, logits, weights):
-        routing = TokenChoice().route(logits, jnp.zeros(4), valid.astype(np.int32), valid)
+        routing = TokenChoice().route(
+            x, logits, {"bias": jnp.zeros(4)}, valid.astype(np.int32), valid, None
+        )
         return jnp.sum(jnp.sin(form(x, routing, *weights)))
 
     ours = lambda *a: moe.expert_ffn(*a, 4)
@@ -104,7 +108,7 @@ def test_expert_choice_takes_exactly_its_capacity_and_follows_permutations():
     router = ExpertChoice(capacity_factor=1.0)
 
     def run(order):
-        routing = router.route(logits[:, order], jnp.zeros(4), valid.astype(np.int32), valid)
+        routing = router.route(x, logits[:, order], {}, valid.astype(np.int32), valid, None)
         assert routing.token_WEC.shape == (2, 4, 3)
         return np.asarray(moe.expert_ffn(x[:, order], routing, *weights, 8))
 
@@ -119,7 +123,7 @@ def test_expert_choice_with_full_capacity_is_every_expert_on_every_token():
     weights = experts(rng)
     valid = np.ones((1, 6), bool)
     routing = ExpertChoice(capacity_factor=4.0).route(
-        logits, jnp.zeros(4), valid.astype(np.int32), valid
+        x, logits, {}, valid.astype(np.int32), valid, None
     )
     prob = np.asarray(jax.nn.softmax(logits, axis=-1))
     every = np.tile(np.arange(4), (1, 6, 1))
@@ -133,7 +137,7 @@ def test_soft_routing_mixes_and_keeps_padding_out():
     logits = rng.normal(size=(1, 6, 4)).astype(np.float32)
     weights = experts(rng)
     valid = np.array([[True] * 4 + [False] * 2])
-    routing = Soft().route(logits, jnp.zeros(4), valid.astype(np.int32), valid)
+    routing = Soft().route(x, logits, {"bias": jnp.zeros(4)}, valid.astype(np.int32), valid, None)
     out = np.asarray(moe.expert_ffn(x, routing, *weights, 8))
     x[:, 4:] += 100.0
     np.testing.assert_allclose(moe.expert_ffn(x, routing, *weights, 8), out, atol=1e-5)
@@ -144,7 +148,7 @@ def test_load_counts_tokens_by_stream():
     rng = np.random.default_rng(5)
     stream = np.array([[0, 1, 1, 2, 2, 2]], np.int32)
     logits = rng.normal(size=(1, 6, 4)).astype(np.float32)
-    routing = TokenChoice().route(logits, jnp.zeros(4), stream, stream > 0)
+    routing = TokenChoice().route(logits, logits, {"bias": jnp.zeros(4)}, stream, stream > 0, None)
     load = np.asarray(moe.load_by_stream(routing, jnp.asarray(stream), 2, 4))
     assert load.shape == (3, 4)
     assert load.sum(1).tolist() == [0, 4, 6]
