@@ -83,13 +83,14 @@ class TokenChoice(Router):
 
     >>> import jax.numpy as jnp
     >>> router = TokenChoice(num_experts_per_tok=1)
+    >>> state = router.init_state(num_experts=3, num_streams=1)
     >>> logits_WTE = jnp.array([[[2.0, 0.0, -2.0], [0.0, 1.0, 1.0]]])  # two tokens, three experts
     >>> stream_WT = jnp.ones((1, 2), int)
-    >>> routing = router.route(logits_WTE, jnp.zeros(3), stream_WT, stream_WT > 0)
+    >>> routing = router.route(None, logits_WTE, state, stream_WT, stream_WT > 0, key=None)
     >>> routing.expert_WTX.tolist(), routing.weight_WTX.tolist()
     ([[[0], [1]]], [[[1.0], [1.0]]])
-    >>> router.update(jnp.zeros(3), load_ME=jnp.array([[0.0, 0, 0], [8, 1, 0]]))
-    Array([-0.001,  0.001,  0.001], dtype=float32)
+    >>> router.update(state, {"load": jnp.array([[0.0, 0, 0], [8, 1, 0]])})
+    {'bias': Array([-0.001,  0.001,  0.001], dtype=float32)}
     """
 
     num_experts_per_tok: ranges.Count = 2
@@ -128,9 +129,10 @@ class ExpertChoice(Router):
 
     >>> import jax.numpy as jnp
     >>> router = ExpertChoice()
+    >>> state = router.init_state(num_experts=3, num_streams=1)
     >>> logits_WTE = jnp.array([[[2.0, 0.0, -2.0], [0.0, 1.0, 1.0]]])  # two tokens, three experts
     >>> stream_WT = jnp.ones((1, 2), int)
-    >>> routing = router.route(logits_WTE, jnp.zeros(3), stream_WT, stream_WT > 0)
+    >>> routing = router.route(None, logits_WTE, state, stream_WT, stream_WT > 0, key=None)
     >>> routing.token_WEC.tolist(), round(float(routing.weight_WEC[0, 0, 0]), 3)
     ([[[0], [1], [1]]], 0.867)
     """
@@ -163,9 +165,10 @@ class Soft(Router):
 
     >>> import jax.numpy as jnp
     >>> router = Soft()
+    >>> state = router.init_state(num_experts=3, num_streams=1)
     >>> logits_WTE = jnp.array([[[2.0, 0.0, -2.0], [0.0, 1.0, 1.0]]])  # two tokens, three experts
     >>> stream_WT = jnp.ones((1, 2), int)
-    >>> routing = router.route(logits_WTE, jnp.zeros(3), stream_WT, stream_WT > 0)
+    >>> routing = router.route(None, logits_WTE, state, stream_WT, stream_WT > 0, key=None)
     >>> routing.dispatch_WTEC.shape, round(float(routing.combine_WTEC[0, 0, 0, 0]), 3)
     ((1, 2, 3, 1), 0.867)
     """
