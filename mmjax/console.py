@@ -1,4 +1,4 @@
-"""What leaves for a terminal: a run's story and progress, and text of strangers, made harmless."""
+"""Console output: messages, progress bars, and untrusted text made safe to print."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 
 __all__ = ["Progress", "inline", "say", "visible"]
 
-NOTEBOOK = "JPY_PARENT_PID"  # in the environment of Jupyter kernels and of what they start
-# What moves a cursor, colours, retitles or turns the direction of what is shown, and the halves of
-# surrogate pairs, which no terminal or file can take.
+NOTEBOOK = "JPY_PARENT_PID"  # set in the environment of Jupyter kernels and their child processes
+# Characters that move the cursor, change colours, titles or text direction, and halves of surrogate
+# pairs, which cannot be encoded.
 HIDDEN = re.compile(
     "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069"
     "\\ud800-\\udfff]"
@@ -19,28 +19,29 @@ SPACED = re.compile("[\\n\\t\\u2028\\u2029]")
 
 
 def visible(text: str) -> str:
-    """Text with its control and direction characters spelled out, `\\x1b`, `\\u202e`.
+    """Text with control and direction characters spelled out: `\\x1b`, `\\u202e`.
 
-    For whatever leaves for a terminal or a page. Newlines and tabs stay: they are ours.
+    Use it for all text on a terminal or a page. Newlines and tabs are kept.
     """
     return HIDDEN.sub(_spelled, text)
 
 
 def inline(text: str, room: int = 500) -> str:
-    """A stranger's text as part of a line of ours: without newlines, and not without end."""
+    """Untrusted text made safe within a line: no newlines, limited length."""
     shown = visible(SPACED.sub(_spelled, text[: room + 1]))
     return shown if len(shown) <= room else f"{shown[: room - 3]}..."
 
 
-def _spelled(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def _spelled(match: re.Match[str]) -> str:
+    code = ord(match[0])
     return {9: "\\t", 10: "\\n"}.get(code) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
 
 
 class Progress:
-    """A bar on a terminal, a line a log elsewhere.
+    """A progress bar on a terminal, a line per log elsewhere.
 
-    Commands in a notebook (`!mmjax train`) see a terminal too, but every drawing of the bar stays.
+    Commands in a notebook (`!mmjax train`) see a terminal too, but would keep every redraw of the
+    bar.
     """
 
     def __init__(self, total: int, start: int, active: bool, name: str = "train"):
@@ -61,24 +62,24 @@ class Progress:
             self._task = self._bar.add_task(name, total=total, completed=start, text="")
 
     def advance(self, step: int) -> None:
-        """`step` steps are done."""
+        """Sets the number of finished steps."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
     def log(self, step: int, text: str) -> None:
-        """A line about a step."""
+        """Prints a line about a step."""
         if self._bar is not None:
             self._bar.update(self._task, text=text)
         elif self._active:
             print(f"step {step}/{self._total}  {text}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leaves the terminal as it was."""
+        """Restores the terminal."""
         if self._bar is not None:
             self._bar.stop()
 
 
 def say(text: str, active: bool = True) -> None:
-    """A line of the run's story, on standard error."""
+    """Prints a message on standard error."""
     if active:
         print(visible(text), file=sys.stderr, flush=True)

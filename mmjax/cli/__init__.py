@@ -1,7 +1,8 @@
-"""The `mmjax` command: one module a verb, each with a Python twin. `mmjax --help` is instant.
+"""The `mmjax` command: one module per verb, each with a Python equivalent.
 
-Exit codes: 0 done, 1 a bug of ours, and those of EXIT_CODES. A user's mistake is told in one
-short message; MMJAX_TRACEBACK=1 shows where it was found.
+Exit codes: 0 = done, 1 = a bug in mmjax, and those of EXIT_CODES. A user's mistake is reported in
+one short message; MMJAX_TRACEBACK=1 adds the traceback. Heavy imports are deferred, so that `mmjax
+--help` is instant.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line (that of the process by default) and returns the exit code."""
+    """Runs a command line (by default that of the process) and returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
         print(_help())
@@ -87,7 +88,7 @@ def _report(error: BaseException, args: Sequence[str], who: str = "mmjax") -> in
 
 
 def _judge(error: BaseException, args: Sequence[str]) -> tuple[int, str]:
-    """Exit code and message; 0 for a bug of ours."""
+    """Exit code and message of an error; 0 for a bug in mmjax."""
     for kind, code in EXIT_CODES.items():
         if isinstance(error, kind):
             return code, str(error) or "interrupted"
@@ -99,7 +100,7 @@ def _judge(error: BaseException, args: Sequence[str]) -> tuple[int, str]:
         if error.filename and any(str(error.filename).startswith(g.split("@")[0]) for g in given):
             return 2, text
     if isinstance(error, ValueError) and error.__traceback__:
-        # A rule that mmjax states itself is about what the user set; other ValueErrors are bugs.
+        # A ValueError that mmjax raises itself is about the user's input; others are bugs.
         frame = traceback.extract_tb(error.__traceback__)[-1]
         is_ours = Path(frame.filename).is_relative_to(Path(mmjax.__file__).parent)
         if is_ours and (frame.line or "").startswith("raise "):
@@ -133,7 +134,7 @@ def _help() -> str:
     )
 
 
-# One line a verb: here and nowhere else.
+# Each verb is registered here and nowhere else.
 MODULES: dict[str, types.ModuleType] = {
     "doctor": doctor,
     "list": listing,

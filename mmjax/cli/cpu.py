@@ -1,9 +1,9 @@
-"""What commands that compute on CPU do at their start, so that their steps take less time.
+"""Speeds up commands that compute on CPU, when they start.
 
-Results do not depend on it, and nothing else in mmjax is made for CPU alone. glibc's allocator and
-XLA are set before jax is loaded; and what is large is compiled in another process. A compiler
-leaves the heap of its process in a million pieces, which XLA:CPU then searches for the buffers of
-each operation: steps of the large demo took 1.5 times as long.
+It does not change results, and nothing else in mmjax is specific to CPU. glibc's allocator and XLA
+are configured before jax is loaded, and large models are compiled in another process: a compiler
+fragments the heap of its process, which XLA:CPU then searches for the buffers of each operation,
+and steps of the large demo took 1.5 times as long.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from mmjax.processes import children
 
 __all__ = ["MARKER", "SETTINGS", "compile_first", "flags", "is_alone", "restart"]
 
-# glibc otherwise maps and unmaps the temporary arena of XLA:CPU in each execution, which costs
-# about a third of the step; it reads these at the start of the process only.
+# Otherwise glibc maps and unmaps the temporary arena of XLA:CPU in each execution, which takes
+# about a third of the step; it reads these settings only when the process starts.
 SETTINGS = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "1099511627776",
     "MALLOC_TOP_PAD_": "268435456",
 }
-# Steps of the demo are as quick as at the usual level 3, since matrix products, which are most of
-# them, are compiled already; compiling the rest takes three quarters of the time.
+# Steps of the demo are as fast as at the default level 3, since matrix products, which dominate,
+# are precompiled; compiling the rest takes three quarters of the time.
 LEVEL = "--xla_backend_optimization_level=1"
 # YNNPACK multiplies the small matrices of Muon on one core, Eigen on all: steps of the demo took 4
-# to 9 % less. Flags that a jaxlib does not know end the process, so only known ones are told.
+# to 9 % less. Flags that jaxlib does not know abort the process, so only known ones are set.
 PRODUCTS = "--xla_cpu_experimental_ynn_fusion_type="
-MARKER = "MMJAX_MALLOC"  # in the environment: leave the allocator as it is
+MARKER = "MMJAX_MALLOC"  # environment variable: leave the allocator as it is
 
-LARGE = 1_000_000  # parameters from which another process pays, even for a few steps
+LARGE = 1_000_000  # parameters from which another process pays off, even for a few steps
 CHILD = "from mmjax.cli import cpu; cpu.compile_given()"
 
 
 def is_alone() -> bool:
-    """Whether jax will find nothing better than the CPU, judged without importing it."""
+    """Whether the CPU is jax's only device, judged without importing jax."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms:
         return platforms == "cpu"
@@ -58,15 +58,15 @@ def is_alone() -> bool:
 
 
 def flags() -> dict[str, str]:
-    """The setting of XLA, of flags that the installed jaxlib knows."""
-    import importlib.metadata  # slow, and most commands come without
+    """The XLA flags that the installed jaxlib knows."""
+    import importlib.metadata  # slow, and most commands do not need it
 
     is_known = importlib.metadata.version("jaxlib").startswith("0.10.")
     return {"XLA_FLAGS": f"{LEVEL} {PRODUCTS}" if is_known else LEVEL}
 
 
 def restart() -> None:
-    """Starts this process again, once, with the settings; those of the user stay."""
+    """Restarts this process once with the settings; the user's own settings take precedence."""
     wanted = {**SETTINGS, **flags()}
     missing = {k: v for k, v in wanted.items() if k not in os.environ}
     if MARKER in os.environ or not missing or sys.platform != "linux":
@@ -81,10 +81,10 @@ def restart() -> None:
 
 
 def compile_first(built: Any) -> None:
-    """Has another process compile the steps of a `run.program.Program` into jax's compile cache.
+    """Compiles the steps of a `run.program.Program` into jax's compile cache, in another process.
 
-    It has a heap for each thread, so that its compilers do not wait for each other. When it fails,
-    or when the cache loses what it left, the run compiles by itself.
+    That process has a heap per thread, so that its compilers do not wait for each other. If it
+    fails, or the cache loses its entries, the run compiles by itself.
     """
     import jax
     from etils import epath
@@ -99,12 +99,12 @@ def compile_first(built: Any) -> None:
     if mark.exists():
         return
     if _ended_well(built.experiment, {**_without_settings(), "JAX_COMPILATION_CACHE_DIR": folder}):
-        with contextlib.suppress(OSError):  # without the mark a later start does the same again
+        with contextlib.suppress(OSError):  # without the mark a later start only repeats this
             mark.touch()
 
 
 def _digest(experiment: Any) -> str:
-    """Of what the compiled steps depend on: config, our code, versions and flags."""
+    """Hash of everything that compiled steps depend on: config, mmjax's code, versions, flags."""
     import jax
 
     root = Path(mmjax.__file__).parent
@@ -122,9 +122,9 @@ def _ended_well(experiment: Any, environment: dict[str, str]) -> bool:
 
     last = ""
     with _started(environment) as process:
-        with contextlib.suppress(BrokenPipeError):  # it ended before it had read all
+        with contextlib.suppress(BrokenPipeError):  # it exited before reading everything
             process.stdin.write(cloudpickle.dumps(experiment))
-            process.stdin.flush()  # and stays open: its end is the end of this process
+            process.stdin.flush()  # stays open: end of file means this process ended
         for line in process.stdout:
             last = line.decode(errors="replace").rstrip() or last
             console.say(last, last.startswith("compiled "))
@@ -136,26 +136,26 @@ def _ended_well(experiment: Any, environment: dict[str, str]) -> bool:
 
 @contextlib.contextmanager
 def _started(environment: dict[str, str]) -> Iterator[Any]:
-    """The other process, which is killed at the end."""
+    """The compiling process; it is killed at the end."""
     with subprocess.Popen(
         children.command(CHILD),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=environment,
-        start_new_session=True,  # Ctrl-C is for this process, which ends the other
+        start_new_session=True,  # Ctrl-C goes to this process, which ends the other
     ) as process:
         assert process.stdin is not None
         try:
             yield process
         finally:
             process.kill()
-            with contextlib.suppress(BrokenPipeError):  # of what it has not read
+            with contextlib.suppress(BrokenPipeError):  # unread input
                 process.stdin.close()
 
 
 def compile_given() -> None:
-    """What the other process does: compiles the experiment that it is given on standard input."""
+    """Entry point of the compiling process: compiles the experiment on standard input."""
     import cloudpickle
 
     from mmjax.run import program
@@ -166,6 +166,6 @@ def compile_given() -> None:
 
 
 def _end_with_input() -> None:
-    while os.read(0, 1 << 16):  # not by `sys.stdin`, which could not be closed at the end meanwhile
+    while os.read(0, 1 << 16):  # not `sys.stdin`, which could not be closed at exit meanwhile
         pass
     os._exit(1)

@@ -1,4 +1,4 @@
-"""`mmjax data check`: what a model will get of each source, and a page to look at."""
+"""`mmjax data check`: statistics of what a model reads from each source, and a page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ USAGE = "check CONFIG [--records N] [--out FILE] [--json] [--any.field value ...
 
 
 def parser() -> options.Parser:
-    """The command line; fields of the config are what it does not know."""
+    """The command line; unknown options set fields of the config."""
     text = "What the model will get of each source; a page to look at."
     made = options.parser("data", USAGE, text)
     made.add_argument("what", metavar="check", choices=["check"], help="what to do")

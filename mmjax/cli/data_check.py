@@ -1,4 +1,4 @@
-"""Data check: what a model will get of each source, in numbers and on a page to look at."""
+"""Data check: statistics of what a model reads from each source, and a page of examples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ with epy.lazy_imports():
 
 __all__ = ["data_check", "text"]
 
-SHOWN = 24  # records of a source on the page
+SHOWN = 24  # records per source on the page
 HEADS = ("stream", "present", "values", "room", "tokens", "cut")
 Found = dict[str, Any]
 
@@ -37,16 +37,16 @@ def data_check(
 ) -> dict[str, Any]:
     """Reads a sample of the train split of every source.
 
-    Tokenizers come from the run that `init` names. Text tokenizers that are not trained yet are
-    trained on the sample, so token counts of text are near those of the run, not equal.
+    Tokenizers come from the run that `init` names. Untrained text tokenizers are trained on the
+    sample, so token counts of text only approximate those of the run.
 
     Args:
-      out: HTML file to write: pictures, sounds and texts after encoding and decoding.
-      records: of each source, spread evenly.
+      out: HTML file to write: images, sounds and texts after encoding and decoding.
+      records: number of records per source, evenly spaced.
 
     Returns:
-      `sources`: per source its split, size, streams (shapes, tokens) and bad records by reason;
-      `problems`: what is wrong, `too_bad`: whether it is the share of bad records.
+      `sources`: split, size, streams (shapes, tokens) and bad records by reason, for each source;
+      `problems`: messages; `too_bad`: whether the share of bad records is one of them.
 
     Raises ValueError for a source that cannot be opened.
     """
@@ -80,15 +80,15 @@ def raise_problems(report: Mapping[str, Any]) -> None:
 
 
 def _sources(experiment: Experiment) -> list[tuple[Source, list[str]]]:
-    """Sources with the names of their tasks; equal ones once."""
-    found: list[tuple[Source, list[str]]] = []
+    """Distinct sources with the names of their tasks."""
+    sources: list[tuple[Source, list[str]]] = []
     for name, task in experiment.tasks.items():
-        names = next((n for source, n in found if source == task.source), None)
+        names = next((n for source, n in sources if source == task.source), None)
         if names is None:
-            found.append((task.source, [name]))
+            sources.append((task.source, [name]))
         else:
             names.append(name)
-    return found
+    return sources
 
 
 def _check(
@@ -103,7 +103,7 @@ def _check(
         try:
             examples[row] = there[row]
         except BadRecord:
-            examples[row] = {}  # the reader counts it
+            examples[row] = {}  # the reader counts it as bad
     learned = workdir_lib.learned(experiment.init) if experiment.init else {}
     modalities = {
         name: _ready(
@@ -156,13 +156,13 @@ def _ready(name: str, modality: Modality, values: Callable, folder: Any) -> Moda
 def _stream(
     modality: Modality, name: str, examples: Mapping[int, Any], good: Mapping[int, Any]
 ) -> Found:
-    """How often a stream is there, its raw values in words, and its lengths in tokens."""
+    """How often a stream is present, its raw values in words, and its lengths in tokens."""
     pieces = [p[name] for p in good.values() if p[name] is not None]
     raw = [examples[row][modality.field or name] for row, p in good.items() if p[name] is not None]
     kinds = collections.Counter(_kind(value) for value in raw)
     tokens = [piece.length for piece in pieces]
     spec = modality.spec(name)
-    found: Found = {
+    summary: Found = {
         "present": len(pieces),
         "values": [f"{n} x {kind}" for kind, n in kinds.most_common(4)],
         "shape": [spec.max_tokens, spec.width] if spec.width else [spec.max_tokens],
@@ -170,8 +170,8 @@ def _stream(
     }
     if tokens:
         least, most, mean = min(tokens), max(tokens), round(float(np.mean(tokens)), 1)
-        found["tokens"] = {"min": least, "mean": mean, "max": most}
-    return found
+        summary["tokens"] = {"min": least, "mean": mean, "max": most}
+    return summary
 
 
 def _kind(value: Any) -> str:
@@ -184,54 +184,54 @@ def _kind(value: Any) -> str:
 
 def _problems(checked: Sequence[Found], allowed: float) -> tuple[list[str], bool]:
     problems, too_bad = [], False
-    for found in checked:
-        who = f"Source {found['source']}, split {found['split']!r}"
-        num_bad = sum(map(len, found["bad"].values()))
-        if num_bad > allowed * found["read"]:
+    for source in checked:
+        who = f"Source {source['source']}, split {source['split']!r}"
+        num_bad = sum(map(len, source["bad"].values()))
+        if num_bad > allowed * source["read"]:
             too_bad = True
             problems.append(
-                f"{who}: {num_bad} of {found['read']} records are bad, more than"
-                f" max_bad_fraction={allowed:g} allows: {'; '.join(_bad(found))}."
+                f"{who}: {num_bad} of {source['read']} records are bad, more than"
+                f" max_bad_fraction={allowed:g} allows: {'; '.join(_bad(source))}."
             )
-        elif not found["read"]:
+        elif not source["read"]:
             problems.append(f"{who}: it has no record.")
-        for name, stream in found["streams"].items():
-            if not stream["present"] and num_bad < found["read"]:
+        for name, stream in source["streams"].items():
+            if not stream["present"] and num_bad < source["read"]:
                 problems.append(f"{who}: no record read has the stream {name!r}; check fields.")
     return problems, too_bad
 
 
-def _bad(found: Found) -> Iterator[str]:
-    for reason, keys in found["bad"].items():
+def _bad(source: Found) -> Iterator[str]:
+    for reason, keys in source["bad"].items():
         more = ", ..." if len(keys) > NAMED else ""
-        yield f"{reason} in {', '.join(keys[:NAMED])}{more} ({found['details'][reason]})"
+        yield f"{reason} in {', '.join(keys[:NAMED])}{more} ({source['details'][reason]})"
 
 
 def text(report: Mapping[str, Any]) -> str:
-    """The report for people."""
+    """The report as text."""
     lines = []
-    for found in report["sources"]:
-        num_bad = sum(map(len, found["bad"].values()))
+    for source in report["sources"]:
+        num_bad = sum(map(len, source["bad"].values()))
         lines.append(
-            f"{found['source']}, split {found['split']}: {found['records']} records,"
-            f" {found['read']} read, {num_bad} bad   ({', '.join(found['tasks'])})"
+            f"{source['source']}, split {source['split']}: {source['records']} records,"
+            f" {source['read']} read, {num_bad} bad   ({', '.join(source['tasks'])})"
         )
-        for name, cells in _cells(found).items():
+        for name, cells in _cells(source).items():
             lines.append(f"  {name:12} " + "   ".join(cells))
-        lines += [f"  bad: {line}" for line in _bad(found)]
+        lines += [f"  bad: {line}" for line in _bad(source)]
     return console.visible("\n".join([*lines, *([report["path"]] if report["path"] else [])]))
 
 
-def _cells(found: Found) -> dict[str, list[str]]:
+def _cells(source: Found) -> dict[str, list[str]]:
     """Presence, raw values, shape, tokens and cuts of each stream, as text."""
     cells = {}
-    for name, s in found["streams"].items():
+    for name, s in source["streams"].items():
         tokens = s.get("tokens")
-        said = "{min} to {max} tokens, mean {mean}".format(**tokens) if tokens else "no tokens"
+        lengths = "{min} to {max} tokens, mean {mean}".format(**tokens) if tokens else "no tokens"
         shape = " x ".join(map(str, s["shape"]))
         cut = f"{s['cut']} cut" if s["cut"] else "none cut"
-        there = f"in {s['present']} of {found['read']}"
-        cells[name] = [there, ", ".join(s["values"]) or "-", f"room {shape}", said, cut]
+        there = f"in {s['present']} of {source['read']}"
+        cells[name] = [there, ", ".join(s["values"]) or "-", f"room {shape}", lengths, cut]
     return cells
 
 
@@ -255,7 +255,7 @@ def _card(
         modality, notes[name] = modalities[name], f"{name}, {piece.length} tokens"
         try:
             values[name] = modality.write(modality.decode(piece), folder / name)
-        except (ValueError, NotImplementedError):  # what cannot be shown is told in numbers
+        except (ValueError, NotImplementedError):  # not shown: its size only
             values[name] = f"{piece.length} tokens"
         if changed := modality.adapted(example[modality.field or name]):
             notes[name] += f"; {changed}"
@@ -269,21 +269,23 @@ def _card(
 
 def _page(name: str, checked: Sequence[Found]) -> str:
     blocks = []
-    for found in checked:
+    for source in checked:
         heads = "".join(f'<th scope="col">{h}</th>' for h in HEADS)
         rows = "".join(
             f'<tr><th scope="row">{frame.escape(stream)}</th>'
             + "".join(f"<td>{frame.escape(cell)}</td>" for cell in cells) + "</tr>"
-            for stream, cells in _cells(found).items()
+            for stream, cells in _cells(source).items()
         )  # fmt: skip
-        bad = "".join(f"<li>{frame.escape(line)}</li>" for line in _bad(found)) or "<li>none</li>"
-        title = f"{found['source']}, split {found['split']}"
-        facts = f"{found['records']} records, {found['read']} read, for {', '.join(found['tasks'])}"
+        bad = "".join(f"<li>{frame.escape(line)}</li>" for line in _bad(source)) or "<li>none</li>"
+        title = f"{source['source']}, split {source['split']}"
+        facts = (
+            f"{source['records']} records, {source['read']} read, for {', '.join(source['tasks'])}"
+        )
         blocks.append(
             f'<section><h2>{frame.escape(title)}</h2><p class="soft">{frame.escape(facts)}</p>'
             '<div class="blocks"><div class="scroll card"><table class="scores">'
             f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
             f'<div class="card"><h3>Bad records</h3><ul>{bad}</ul></div><div class="gallery">'
-            f"{gallery.cell('As the model gets them', found['cards'])}</div></div></section>"
+            f"{gallery.cell('As the model gets them', source['cards'])}</div></div></section>"
         )
     return frame.page("data check", name, "".join(blocks))

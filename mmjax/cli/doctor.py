@@ -1,4 +1,4 @@
-"""`mmjax doctor`: devices, versions, what a missing extra would enable, a self-test."""
+"""`mmjax doctor`: devices, versions, the use of missing extras, a self-test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmjax.cli import options, printing
 
 __all__ = ["EXTRAS", "doctor", "parser", "run", "text"]
 
-# Extra -> what installing it enables. Those marked "later" are reserved: nothing reads them yet.
+# Extra -> what it enables. Those marked "later" are reserved: nothing uses them yet.
 EXTRAS = {
     "test": "the test suite",
     "hf": "checking exports in Hugging Face transformers",
@@ -52,7 +52,7 @@ def run(args: list[str]) -> None:
 
 
 def doctor() -> dict[str, Any]:
-    """The findings; `usable` is False when `problems` has an entry."""
+    """The findings; `usable` is False if there are `problems`."""
     packages, problems = _packages()
     report: dict[str, Any] = {
         "mmjax": mmjax.__version__,
@@ -66,13 +66,13 @@ def doctor() -> dict[str, Any]:
         report["devices"] = _devices()
         report["self_test"] = _self_test()
         problems += [f"self-test: {k} failed" for k, v in report["self_test"].items() if not v]
-    except Exception as error:  # whatever breaks in a driver or a wheel is a finding here
+    except Exception as error:  # any failure of a driver or a wheel is a finding
         problems.append(f"jax does not run: {type(error).__name__}: {error}")
     return {"usable": not problems, "problems": problems, **report}
 
 
 def text(report: dict[str, Any]) -> str:
-    """The findings for people."""
+    """The findings as text."""
     lines = [f"mmjax {report['mmjax']}, Python {report['python']}, {report['system']}"]
     lines.append(f"disk      {report['disk_free_gb']} GB free here")
     for device, count in report.get("devices", {}).items():
@@ -92,13 +92,13 @@ def text(report: dict[str, Any]) -> str:
 
 def _requirements() -> list[tuple[str, str]]:
     """(package, marker) of each requirement in mmjax's own metadata."""
-    import importlib.metadata  # slow, and other verbs come without
+    import importlib.metadata  # slow, and other verbs do not need it
 
     try:
-        found = importlib.metadata.requires("mmjax") or []
+        requirements = importlib.metadata.requires("mmjax") or []
     except importlib.metadata.PackageNotFoundError:  # a bare checkout on PYTHONPATH
         return []
-    parts = (r.partition(";") for r in found)
+    parts = (r.partition(";") for r in requirements)
     return [(re.split(r"[^\w.-]", name.strip())[0], marker) for name, _, marker in parts]
 
 
@@ -132,7 +132,7 @@ def _devices() -> dict[str, int]:
 
 
 def _self_test() -> dict[str, Any]:
-    """A compiled product, a gradient, and two optimizer steps that must lower a loss."""
+    """Compiles a product and a gradient; two optimizer steps must lower a loss."""
     import jax
     import jax.numpy as jnp
     import numpy as np

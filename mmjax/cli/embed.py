@@ -35,17 +35,17 @@ def run(args: list[str]) -> None:
     options.trust(given)
     from mmjax import evaluate
 
-    found = evaluate.embed(given.path, values, code=given.code)
-    write(out, rows, found)
-    width = next(iter(found.values())).shape[-1]
+    embeddings = evaluate.embed(given.path, values, code=given.code)
+    write(out, rows, embeddings)
+    width = next(iter(embeddings.values())).shape[-1]
     print(f"{out}: {len(rows)} embeddings of width {width}, in the order given")
 
 
-def write(out: Path, rows: Sequence[tuple[str, str]], found: dict[str, Any]) -> None:
-    """Rows in the order of the command line; Parquet also names modality and value."""
+def write(out: Path, rows: Sequence[tuple[str, str]], embeddings: dict[str, Any]) -> None:
+    """Writes rows in the order of the command line; Parquet also has modality and value."""
     import numpy as np
 
-    queues = {m: iter(np.asarray(x)) for m, x in found.items()}
+    queues = {m: iter(np.asarray(x)) for m, x in embeddings.items()}
     array_ND = np.stack([next(queues[m]) for m, _ in rows]).astype(np.float32)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npy":

@@ -60,8 +60,8 @@ def run(args: list[str]) -> None:
     from mmjax.generate import verbs
 
     settings = {name: getattr(given, name) for name in SETTINGS}
-    found = verbs.write(given.path, values, given.want, given.out, **settings)
-    for sample in found["samples"][: given.num]:
+    record = verbs.write(given.path, values, given.want, given.out, **settings)
+    for sample in record["samples"][: given.num]:
         for file in sample["files"].values():
             print(f"{given.out}/{file}")
     print(f"{given.out}/index.html")

@@ -23,8 +23,8 @@ def run(args: list[str]) -> None:
     given = parser().parse_args(args)
     from mmjax.run import checkpoint
 
-    found = checkpoint.info(given.path, verify=given.verify)
-    print(printing.as_json(found) if given.json else printing.tree(found))
-    if found.get("damaged"):
-        steps = ", ".join(map(str, found["damaged"]))
+    facts = checkpoint.info(given.path, verify=given.verify)
+    print(printing.as_json(facts) if given.json else printing.tree(facts))
+    if facts.get("damaged"):
+        steps = ", ".join(map(str, facts["damaged"]))
         raise errors.CheckFailed(f"{given.path}: damaged files in checkpoint(s) {steps}.")

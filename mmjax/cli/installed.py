@@ -1,7 +1,7 @@
 """Verbs of installed packages: entry points of the group `mmjax.commands`.
 
-`mmjax --help` names them by what the packages' metadata say and imports none of them; the module of
-a verb is imported when it is called. What lies in the working folder is not installed.
+`mmjax --help` lists them from package metadata without importing them; the module of a verb is
+imported when it is called. Packages in the working folder do not count as installed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verb:
-    """What a package's metadata say of a verb.
+    """A verb as declared in a package's metadata.
 
-    Fields: `target`: `module:function`; `wrong`: why it cannot be called, "" where it can.
+    Fields: `target`: `module:function`; `wrong`: why it cannot be called, "" if it can.
     """
 
     name: str
@@ -38,25 +38,25 @@ class Verb:
 
     @property
     def problem(self) -> str:
-        """A line that names the verb and what is wrong with it."""
+        """A line that names the verb and its problem."""
         return f"command {self.name!r} of package {self.package}: {self.wrong}"
 
 
 def verbs(own: Collection[str]) -> list[Verb]:
-    """Those of all packages, in the order of Python's search path; `own` are those of mmjax."""
-    found = list(_entries())
-    return [dataclasses.replace(verb, wrong=_wrong(verb, own, found)) for verb in found]
+    """Verbs of all packages, in the order of Python's search path; `own` are mmjax's verbs."""
+    entries = list(_entries())
+    return [dataclasses.replace(verb, wrong=_wrong(verb, own, entries)) for verb in entries]
 
 
 def load(name: str, own: Collection[str]) -> Callable[[list[str]], Any]:
     """The function of a verb, which takes the arguments that follow it.
 
-    Raises ConfigError: there is no such verb, or its package cannot be used.
+    Raises ConfigError: no such verb, or its package is not usable.
     """
-    found = verbs(own)
-    verb = next((v for v in found if v.name == name), None)
+    installed = verbs(own)
+    verb = next((v for v in installed if v.name == name), None)
     if verb is None:
-        names = [*own, *(v.name for v in found)]
+        names = [*own, *(v.name for v in installed)]
         raise ConfigError(f"no command {name!r}{nearest(name, names)}")
     if verb.wrong:
         raise ConfigError(verb.problem)
@@ -64,7 +64,7 @@ def load(name: str, own: Collection[str]) -> Callable[[list[str]], Any]:
 
     try:
         function = EntryPoint(verb.name, verb.target, GROUP).load()
-    except (Exception, SystemExit) as error:  # whatever a stranger's module does when imported
+    except (Exception, SystemExit) as error:  # a foreign module may raise anything on import
         wrong = inline(f"{verb.target} does not import: {type(error).__name__}: {error}")
         raise ConfigError(dataclasses.replace(verb, wrong=wrong).problem) from error
     if not callable(function):
@@ -74,8 +74,8 @@ def load(name: str, own: Collection[str]) -> Callable[[list[str]], Any]:
 
 
 def _entries() -> Iterator[Verb]:
-    """What the metadata say; of packages that are there twice, the one that Python imports."""
-    from importlib import metadata  # slow, and verbs of ours come without
+    """Verbs in the metadata; of a package installed twice, those of the copy that is imported."""
+    from importlib import metadata  # slow, and mmjax's own verbs do not need it
 
     here, seen = os.getcwd(), set()
     path = [p for p in sys.path if p and os.path.abspath(p) != here]
@@ -85,7 +85,7 @@ def _entries() -> Iterator[Verb]:
                 continue
             name = inline(package.metadata["Name"])
             entries = list(package.entry_points.select(group=GROUP))
-        except Exception as error:  # metadata that are damaged are no reason to end
+        except Exception as error:  # damaged metadata must not stop mmjax
             wrong = inline(f"its metadata cannot be read: {type(error).__name__}: {error}")
             yield Verb(
                 name="?", package=inline(str(package.locate_file(""))), target="", wrong=wrong
@@ -96,15 +96,15 @@ def _entries() -> Iterator[Verb]:
             yield from (Verb(name=e.name, package=name, target=e.value) for e in entries)
 
 
-def _wrong(verb: Verb, own: Collection[str], found: list[Verb]) -> str:
-    """Why it cannot be called, as far as that is seen without an import."""
+def _wrong(verb: Verb, own: Collection[str], entries: list[Verb]) -> str:
+    """Why it cannot be called, as far as that is visible without importing it."""
     if verb.wrong:
         return verb.wrong
     if not NAME.fullmatch(verb.name):
         return "its name is not of letters, digits and dashes"
     if verb.name in own:
         return "mmjax has a command of that name"
-    others = [v.package for v in found if v.name == verb.name and v.package != verb.package]
+    others = [v.package for v in entries if v.name == verb.name and v.package != verb.package]
     if others:
         return f"package {', '.join(others)} has one of that name too"
     module, colon, _ = verb.target.partition(":")
@@ -114,16 +114,16 @@ def _wrong(verb: Verb, own: Collection[str], found: list[Verb]) -> str:
 
 
 def _exists(module: str) -> bool:
-    """Whether a module is found, without importing the packages that it is in."""
+    """Whether a module can be found, without importing its parent packages."""
     top, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):  # a name that no module can have
+    except (ImportError, ValueError):  # an impossible module name
         return False
     if spec is None:
         return False
     places = list(spec.submodule_search_locations or ())
-    if not all(map(os.path.isdir, places)):  # in an archive: seen when it is called
+    if not all(map(os.path.isdir, places)):  # in an archive: checked when it is called
         return True
     for name in rest:
         places = [os.path.join(place, name) for place in places]

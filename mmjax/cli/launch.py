@@ -53,7 +53,7 @@ def run(args: list[str]) -> None:
 
 
 def _launched(args: list[str]) -> int:
-    """Launches and returns the exit code of the run; what follows `--` goes to `mmjax train`."""
+    """Launches and returns the exit code of the run; `mmjax train` gets the options after `--`."""
     cut = args.index("--") if "--" in args else len(args)
     given, overrides = parser().parse_args(args[:cut]), args[cut + 1 :]
     if given.target not in ONLY:
@@ -92,7 +92,7 @@ def _launched(args: list[str]) -> int:
 
 
 def _check(target: str, overrides: list[str]) -> None:
-    """A wrong config is told here, before machines are asked for."""
+    """Reports a wrong config before machines are requested."""
     if "--compile-cache" in overrides:
         raise ConfigError("--compile-cache is an option of launch; write it before --.")
     if "--code" in overrides:

@@ -1,8 +1,8 @@
-"""`mmjax list`: what there is, of public classes of the seams and of headers of recipes.
+"""`mmjax list`: public classes of the seams, and recipes with their headers.
 
-The header of a recipe is its docstring: a first line that says what it is, then `paper:`, `kept:`,
-`differs:`, `needs:` (recipes that are trained before), `command:`, `catalogue:` (row), `status:`
-(exact, simplified, shape-only), `result:`.
+The header of a recipe is its docstring: a first line that describes it, then `paper:`, `kept:`,
+`differs:`, `needs:` (recipes to train first), `command:`, `catalogue:` (row), `status:` (exact,
+simplified, shape-only), `result:`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
     "text",
 ]
 
-KINDS = {  # what can be listed -> base class of the seam
+KINDS = {  # kind -> base class of its seam
     "modalities": "Modality",
     "tokenizers": "Tokenizer",
     "quantizers": "Quantizer",
@@ -58,8 +58,8 @@ def parser() -> options.Parser:
 def run(args: list[str]) -> None:
     """Recipes, modalities, tokenizers, routers, objectives, evaluators."""
     given = parser().parse_args(args)
-    found = listing(given.kind)
-    print(printing.as_json(found) if given.json else text(found))
+    listed = listing(given.kind)
+    print(printing.as_json(listed) if given.json else text(listed))
 
 
 def listing(kind: str | None = None) -> dict[str, list[dict[str, str]]]:
@@ -70,40 +70,40 @@ def listing(kind: str | None = None) -> dict[str, list[dict[str, str]]]:
     wanted = ("recipes", *KINDS)
     if kind is not None and kind not in wanted:
         raise config.ConfigError(f"list: no kind {kind!r}{config.nearest(kind, wanted)}")
-    found: dict[str, list[dict[str, str]]] = {}
+    listed: dict[str, list[dict[str, str]]] = {}
     for name in wanted if kind is None else (kind,):
-        found[name] = recipes() if name == "recipes" else _members(KINDS[name])
-    return found
+        listed[name] = recipes() if name == "recipes" else _members(KINDS[name])
+    return listed
 
 
 def recipes(folder: Path | None = None) -> list[dict[str, str]]:
-    """Headers of the recipes in ./configs and of those that mmjax brings, or of those in `folder`.
+    """Headers of the recipes in ./configs and of those shipped with mmjax, or of those in `folder`.
 
-    Of two with one name the first counts; files without a header are left out.
+    Of two with the same name the first is used; files without a header are skipped.
     """
     files = recipe_files([folder] if folder else [Path("configs"), shipped()])
-    return [{"name": str(path), **found} for path in files.values() if (found := header(path))]
+    return [{"name": str(path), **fields} for path in files.values() if (fields := header(path))]
 
 
 def shipped() -> Path:
-    """The folder of the recipes that mmjax brings: in a checkout beside the package, else in it."""
+    """The folder of shipped recipes: beside the package in a checkout, else inside it."""
     package = Path(mmjax.__file__).resolve().parent
-    beside = package.parent / "configs"  # among installed packages it would be somebody else's
+    beside = package.parent / "configs"  # in site-packages it would belong to another package
     is_checkout = beside.is_dir() and (package.parent / "pyproject.toml").is_file()
     return beside if is_checkout else package / "recipes"
 
 
 def recipe_files(folders: Iterable[Path]) -> dict[str, Path]:
-    """Python files by name, `family/method`, in the order of names."""
-    found: dict[str, Path] = {}
+    """Python files by name, `family/method`, sorted by name."""
+    paths: dict[str, Path] = {}
     for folder in folders:
         for path in folder.rglob("*.py"):
-            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
-    return dict(sorted(found.items()))
+            paths.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+    return dict(sorted(paths.items()))
 
 
 def header(path: Path) -> dict[str, str]:
-    """What a recipe `does`, and the fields of HEADER; {} when it has none of them."""
+    """What a recipe `does`, and the fields of HEADER; {} if it has no header."""
     doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     fields = {k: _field(doc, k) for k in HEADER}
     return {"does": doc.splitlines()[0], **fields} if any(fields.values()) else {}
@@ -134,10 +134,10 @@ def _members(base: str) -> list[dict[str, str]]:
     return [members[name] for name in sorted(members)]
 
 
-def text(found: dict[str, list[dict[str, str]]]) -> str:
-    """The listing for people."""
+def text(listed: dict[str, list[dict[str, str]]]) -> str:
+    """The listing as text."""
     blocks = []
-    for kind, items in found.items():
+    for kind, items in listed.items():
         width = max((len(i["name"]) for i in items), default=0)
         lines = [kind]
         for item in items:

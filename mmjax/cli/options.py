@@ -1,4 +1,4 @@
-"""What several verbs share of their command lines: the parser, PATH, --given, --code, --json."""
+"""Options shared by several verbs: the parser, PATH, --given, --code, --json."""
 
 from __future__ import annotations
 
@@ -34,46 +34,46 @@ CODE_HELP = "the config file of the run, when its config names classes of that f
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a mistake as a ConfigError."""
+    """An argument parser that raises mistakes as ConfigError."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (mmjax {self.prog.split()[-1]} --help)")
 
 
 def parser(verb: str, usage: str, text: str) -> Parser:
-    """Of `mmjax VERB USAGE`."""
+    """The parser of `mmjax VERB USAGE`."""
     prog = f"mmjax {verb}"
     return Parser(prog=prog, usage=f"{prog} {usage}", description=text, allow_abbrev=False)
 
 
 def add_path(made: argparse.ArgumentParser) -> None:
-    """PATH."""
+    """Adds PATH."""
     made.add_argument("path", metavar="PATH", help=PATH_HELP)
 
 
 def add_json(made: argparse.ArgumentParser) -> None:
-    """--json"""
+    """Adds --json."""
     made.add_argument("--json", action="store_true", help="print JSON")
 
 
 def add_code(made: argparse.ArgumentParser, text: str = CODE_HELP) -> None:
-    """--code, --code-sha256, --compile-cache: `trust` reads them."""
+    """Adds --code, --code-sha256 and --compile-cache, which `trust` reads."""
     made.add_argument("--code", metavar="FILE", help=text)
     made.add_argument("--code-sha256", metavar="HEX", help="what that file must have")
     made.add_argument("--compile-cache", metavar="PATH", help=compile_cache.HELP)
 
 
 def trust(options: argparse.Namespace) -> None:
-    """What may be run beside mmjax: the file of --code, and programs that are compiled already."""
+    """Checks code from elsewhere that may run: the file of --code, and the compile cache."""
     workdir = options.workdir if "workdir" in options else options.path
-    if not os.path.isdir(workdir):  # a folder that exists is a workdir, whatever its name
+    if not os.path.isdir(workdir):  # an existing folder is a workdir, even with an @ in its name
         workdir = re.split(r"@(?:best:|[0-9]+$)", workdir)[0]
     code_file.check(options.code, options.code_sha256)
     compile_cache.use(options.compile_cache, workdir)
 
 
 def add_given(made: argparse.ArgumentParser) -> None:
-    """--given: `given` reads its items."""
+    """Adds --given, whose items `given` parses."""
     made.add_argument(
         "--given",
         nargs="+",
@@ -94,7 +94,7 @@ def given(items: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def training_parser(verb: str, text: str) -> Parser:
-    """Of a verb that trains what CONFIG describes: `training` uses it."""
+    """The parser of a verb that trains a CONFIG, for `training`."""
     made = parser(
         verb,
         f"CONFIG --workdir DIR {CODE_USAGE} [--any.field value ...]",
@@ -108,7 +108,7 @@ def training_parser(verb: str, text: str) -> Parser:
 
 
 def training(made: Parser, args: list[str]) -> tuple[Any, str, str | None]:
-    """Experiment, workdir and the config's file of a command line that trains."""
+    """Experiment, workdir and config file of a training command line."""
     wants_help = any(a in ("-h", "--help") for a in args)
     if not args or args[0] in ("-h", "--help"):
         made.parse_args(args)

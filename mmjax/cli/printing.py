@@ -1,4 +1,4 @@
-"""What the commands print: JSON, tables, trees."""
+"""Output formats of the commands: JSON, tables, trees."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["as_json", "inline", "table", "tree", "visible"]
 
 
 def as_json(value: Any) -> str:
-    """Indented, with arrays of one number as numbers."""
+    """Indented JSON, with arrays of one number as numbers."""
     return json.dumps(value, indent=2, default=lambda v: v.item() if hasattr(v, "item") else str(v))
 
 
 def table(scores: dict[str, Any]) -> str:
-    """`name  value  (chance)`, one a line."""
+    """Lines of `name value (chance)`."""
     flat: dict[str, Any] = {}
 
     def walk(path: str, value: Any) -> None:
@@ -38,7 +38,7 @@ def table(scores: dict[str, Any]) -> str:
 
 
 def tree(value: Any, indent: str = "") -> str:
-    """Nested dicts as indented lines, items of a list of dicts by number."""
+    """Nested dicts as indented lines; dicts in a list are numbered."""
     lines = []
     for key, inner in value.items():
         if isinstance(inner, dict) and inner:

@@ -1,4 +1,4 @@
-"""`mmjax recipes`: the recipes that mmjax brings, and a copy of one to change and to train."""
+"""`mmjax recipes`: lists the shipped recipes, and copies one to edit and train."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmjax.config.error import ConfigError, nearest
 
 __all__ = ["copy", "parser", "run"]
 
-SHARED = "common.py"  # of a family
+SHARED = "common.py"  # code shared by the recipes of a family
 
 
 def parser() -> options.Parser:
@@ -41,12 +41,12 @@ def run(args: list[str]) -> None:
 
 
 def copy(name: str, out: str | os.PathLike[str] = "configs") -> dict[Path, str]:
-    """Copies a recipe, what its header says that it needs, and `common.py` of their families.
+    """Copies a recipe, the recipes that it needs, and `common.py` of their families.
 
-    Returns the files, each with the command that trains it ("" for common.py), in the order in
-    which they are trained. Files that are there already with the same text stay as they are.
+    Returns the files, each with the command that trains it ("" for common.py), in training order.
+    Existing files with the same text are left as they are.
 
-    Raises ConfigError for an unknown name, and for a file that is there with another text.
+    Raises ConfigError for an unknown name, and if a file exists with another text.
     """
     base = listing.shipped()
     known = {n: p for n, p in listing.recipe_files([base]).items() if listing.header(p)}
@@ -71,7 +71,7 @@ def copy(name: str, out: str | os.PathLike[str] = "configs") -> dict[Path, str]:
 
 
 def _with_needs(name: str, known: dict[str, Path]) -> list[str]:
-    """What a recipe needs, and then the recipe."""
+    """The recipes that a recipe needs, then the recipe itself."""
     if name not in known:
         raise ConfigError(f"no recipe {name!r}{nearest(name, known)}")
     needs = listing.header(known[name]).get("needs", "").split()
@@ -83,7 +83,7 @@ def _write(target: Path, text: bytes) -> None:
         return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open(target, "xb") as file:  # never over what someone has put there meanwhile
+        with open(target, "xb") as file:  # never overwrites a file created meanwhile
             file.write(text)
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(
@@ -92,7 +92,7 @@ def _write(target: Path, text: bytes) -> None:
 
 
 def _text() -> str:
-    """The recipes for people."""
+    """The recipes as text."""
     base = listing.shipped()
     headers = {n: listing.header(p) for n, p in listing.recipe_files([base]).items()}
     rows = {n: header["does"] for n, header in headers.items() if header}

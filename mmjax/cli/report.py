@@ -21,6 +21,6 @@ def run(args: list[str]) -> None:
     given = parser().parse_args(args)
     from mmjax import report
 
-    found = report.report(given.path)
-    text = "\n".join([*found["summary"], "", found["path"]])
-    print(printing.as_json(found) if given.json else text)
+    result = report.report(given.path)
+    text = "\n".join([*result["summary"], "", result["path"]])
+    print(printing.as_json(result) if given.json else text)

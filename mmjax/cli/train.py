@@ -8,7 +8,7 @@ __all__ = ["parser", "run"]
 
 
 def parser() -> options.Parser:
-    """The command line; fields of the config are what it does not know."""
+    """The command line; unknown options set fields of the config."""
     return options.training_parser("train", "Trains what CONFIG describes")
 
 

@@ -1,8 +1,8 @@
-"""`--code FILE`: whether the file that a user names is the one that a run was started with.
+"""`--code FILE`: checks that the file is the one that a run was started with.
 
-Naming a file on one's own command line is what runs it. The SHA-256 that a workdir states of its
-code guards against taking the wrong file by mistake; it is no security, since whoever makes a
-workdir states what he likes. `--code-sha256` comes from the user.
+A file runs because the user names it on the command line. The SHA-256 recorded in a workdir guards
+against naming the wrong file by mistake; it is not a security measure, since the author of a
+workdir can record anything. `--code-sha256` comes from the user.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from mmjax.config.error import ConfigError
 
 __all__ = ["check", "check_recorded"]
 
-_confirmed: set[str] = set()  # digests that the user of this process has stood in for
+_confirmed: set[str] = set()  # digests that the user of this process has confirmed
 
 
 def check(code: str | None, sha256: str | None) -> None:
     """Compares the file with the digest that the user gives; does nothing without one.
 
-    Raises ConfigError: they differ, or there is no file.
+    Raises ConfigError: they differ, or the file is missing.
     """
     if sha256 is None:
         return
@@ -38,10 +38,9 @@ def check(code: str | None, sha256: str | None) -> None:
 
 
 def check_recorded(code: str, recorded: Sequence[str], workdir: str) -> None:
-    """Compares the file with the digests that a workdir records of its starts. Where it records
-    none it asks on a terminal.
+    """Compares the file with the digests recorded in a workdir; asks on a terminal if it has none.
 
-    Raises ConfigError: it is another file, or nobody says that it is the right one.
+    Raises ConfigError: it is another file, or nobody confirmed it.
     """
     digest = _digest(code)
     if digest in recorded or digest in _confirmed:

@@ -1,6 +1,6 @@
-"""What differs between two configs, and which fields decide what a resumed run may change.
+"""Differences between two configs, and which of them a resumed run may have.
 
-A field says what it decides by `dataclasses.field(metadata={"identity": "model"})`:
+A field declares what it affects with `dataclasses.field(metadata={"identity": "model"})`:
 
     model     shapes and meaning of parameters      a resume refuses a change
     tokens    meaning of ids and pieces             a resume refuses a change
@@ -8,8 +8,8 @@ A field says what it decides by `dataclasses.field(metadata={"identity": "model"
     data      which samples come in which order     a resume refuses a change
     none      nothing that is computed              a resume ignores a change
 
-The word holds for everything below the field until a deeper field says another; at the root it
-is "none".
+The declaration holds for everything below the field until a deeper field overrides it; at the root
+it is "none".
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class _Leaf(NamedTuple):
 
 
 def paths(config: Any) -> list[str]:
-    """Dotted paths of all fields that hold a value, as the command line spells them."""
+    """Dotted paths of all fields that hold a value, as spelled on the command line."""
     return [leaf.path for leaf in _walk(config, Any, "", "none") if "@" not in leaf.path]
 
 
 def identity(config: Any, kind: str) -> dict[str, Any]:
-    """JSON values by path of the fields that decide `kind` (see the module's docstring).
+    """JSON values, by path, of the fields that affect `kind` (see the module's docstring).
 
-    The class of each part is there as `<path>@class`, the order of each dict as `<path>@order`.
+    The class of each part is included as `<path>@class`, the order of each dict as `<path>@order`.
     """
     if kind not in IDENTITIES:
         raise ValueError(f"identity: kind={kind!r} must be one of {', '.join(IDENTITIES)}.")
@@ -55,7 +55,7 @@ def diff(old: Any, new: Any) -> list[str]:
 
 
 def _walk(value: Any, hint: Any, path: str, kind: str) -> Iterator[_Leaf]:
-    """Values without parts of their own, and `@class` and `@order` of those that have parts."""
+    """Values that have no parts, and `@class` and `@order` of those that have."""
     stem = f"{path}." if path else ""
     if is_config(value):
         known = hints(type(value))

@@ -1,4 +1,4 @@
-"""The one error of a wrong command line or config, and the search for the name that was meant."""
+"""The error for a wrong command line or config, and suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ __all__ = ["ConfigError", "nearest"]
 
 
 class ConfigError(ValueError):
-    """The command line or the config is wrong; the message says who, value, rule, remedy."""
+    """The command line or config is wrong; the message names field, value, rule and remedy."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or what there is, to be put after "no such ..."."""
+    """`; did you mean 'x'?`, or the known names, to append to "no such ..."."""
     names = sorted(set(names))
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:

@@ -1,4 +1,4 @@
-"""Loads `file.py:function`, and finds the classes that a `config.json` names."""
+"""Loads `file.py:function`, and resolves the classes that a `config.json` names."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ SEAM_PACKAGES = (
     "demo",
 )
 SEAM_MODULES = ("experiment", "generate.plan")
+OLD_NAMES = {"mmjax.data.deal"}  # they warn when imported, and their classes go by the new name
 MAX_CONFIG = 1 << 24  # bytes
 PREFIX = "mmjax_config_"  # of the modules made from config files
 
@@ -48,11 +49,11 @@ def load(target: str, *, code: str | None = None, kind: type | None = None) -> A
     """The config that `file.py:function` returns; the function defaults to `get_config`.
 
     Args:
-      target: a Python file and a function of it, or a `config.json` that a run wrote.
-      code: file with further classes that a `config.json` names.
+      target: a Python file and a function in it, or a `config.json` that a run wrote.
+      code: file that defines further classes for a `config.json`.
       kind: what the function must return; None = any dataclass.
 
-    Raises ConfigError naming the file or function, and the nearest one that exists.
+    Raises ConfigError, naming the file or function and the nearest existing one.
     """
     path, _, name = (target, "", "") if os.path.lexists(target) else target.partition(":")
     name = name or "get_config"
@@ -70,19 +71,19 @@ def load(target: str, *, code: str | None = None, kind: type | None = None) -> A
 
 
 def load_module(path: str | os.PathLike[str], *, beside: str | None = None) -> types.ModuleType:
-    """Imports a Python file under a name of its own; the same text gives the same module.
+    """Imports a Python file under a unique name; the same text gives the same module.
 
-    Its classes are pickled by value, so that data workers need not find the file.
+    Its classes are pickled by value, so that data workers do not need the file.
 
     Args:
       path: the file.
-      beside: a file in whose folder `path` is looked for; recipes of a family share a file by
-        `common = config.load_module("common.py", beside=__file__)`.
+      beside: a file whose folder `path` is relative to; recipes of a family share code with `common
+        = config.load_module("common.py", beside=__file__)`.
     """
     file = Path(beside).parent / path if beside else Path(path)
     if not os.path.lexists(file):
         raise ConfigError(f"Config {str(file)!r}: no such file{_nearest_file(file)}.")
-    if file.suffix != ".py":  # what is called otherwise was not meant to be run
+    if file.suffix != ".py":  # a file with another suffix was not meant to be run
         raise ConfigError(
             f"Config {str(file)!r}: configs are Python: file.py:function; or the config.json that a"
             " run wrote."
@@ -103,17 +104,17 @@ def load_module(path: str | os.PathLike[str], *, beside: str | None = None) -> t
     except BaseException:
         del sys.modules[name]
         raise
-    with contextlib.suppress(ImportError):  # it comes with grain, whose workers need it
+    with contextlib.suppress(ImportError):  # installed with grain, whose workers need it
         cloudpickle = importlib.import_module("cloudpickle")
         cloudpickle.register_pickle_by_value(module)
     return module
 
 
 def seam_modules() -> Iterator[types.ModuleType]:
-    """The modules whose classes a config is made of, imported one by one.
+    """The modules whose classes make up a config, imported one by one.
 
-    Of a package with `__all__` those that define its public names, else all. One that needs an
-    absent package (data workers on a host without grain) is left out.
+    For a package with `__all__`, only those that define its public names. A module that needs a
+    missing package (grain, for data workers) is skipped.
     """
     names = [f"mmjax.{m}" for m in SEAM_MODULES if importlib.util.find_spec(f"mmjax.{m}")]
     for seam in SEAM_PACKAGES:
@@ -122,7 +123,7 @@ def seam_modules() -> Iterator[types.ModuleType]:
             names += {getattr(package, n).__module__ for n in public}
         else:
             names += [f"mmjax.{seam}.{m.name}" for m in pkgutil.iter_modules(package.__path__)]
-    for name in sorted(set(names)):
+    for name in sorted(set(names) - OLD_NAMES):
         try:
             yield importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -131,9 +132,9 @@ def seam_modules() -> Iterator[types.ModuleType]:
 
 
 def seam_classes(code: str | None = None) -> dict[str, type]:
-    """Classes by short name: of the seam modules, and of the config file `code`.
+    """Classes by short name, from the seam modules and the config file `code`.
 
-    Raises ConfigError when two classes have one name: JSON could not tell them apart.
+    Raises ConfigError if two classes have the same name: JSON could not tell them apart.
     """
     modules = list(seam_modules())
     if code is not None:
@@ -158,7 +159,7 @@ def seam_classes(code: str | None = None) -> dict[str, type]:
 
 
 def _text(file: Path) -> str:
-    """The text of a config: a file of ordinary size, in UTF-8."""
+    """The text of a config: a UTF-8 file of at most MAX_CONFIG bytes."""
     try:
         return confined.read(file, MAX_CONFIG).decode()
     except FileNotFoundError:
@@ -170,9 +171,9 @@ def _text(file: Path) -> str:
 def _compiled(source: str, name: str) -> types.CodeType:
     try:
         return compile(source, name, "exec")
-    except (ValueError, RecursionError, MemoryError) as error:  # NUL bytes; nested without end
-        said = str(error) or "it is nested too deeply"
-        raise ConfigError(f"Config {name!r} is no Python: {said}.") from error
+    except (ValueError, RecursionError, MemoryError) as error:  # NUL bytes; endless nesting
+        reason = str(error) or "it is nested too deeply"
+        raise ConfigError(f"Config {name!r} is no Python: {reason}.") from error
 
 
 def _read(path: Path, code: str | None) -> Any:
@@ -209,7 +210,7 @@ def _call(module: types.ModuleType, path: str, name: str) -> Any:
 
 @contextlib.contextmanager
 def _config_errors(file: Path):
-    """Turns mistakes made in a config file into ConfigError with the line; our own bugs pass."""
+    """Turns errors raised in a config file into ConfigError with the line; others pass through."""
     try:
         yield
     except ConfigError:
@@ -221,7 +222,7 @@ def _config_errors(file: Path):
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f for f in frames if os.path.realpath(f.filename) == os.path.realpath(file)]
         is_theirs = bool(lines) and frames[-1] is lines[-1]
-        is_rule = isinstance(error, ValueError)  # what dataclasses raise for a wrong value
+        is_rule = isinstance(error, ValueError)  # raised by dataclasses for a wrong value
         is_absent = isinstance(error, ModuleNotFoundError) and "mmjax" not in str(error.name)
         if not (is_theirs or is_rule or is_absent):
             raise
@@ -232,18 +233,18 @@ def _config_errors(file: Path):
 
 
 def _nearest_keyword(error: Exception) -> str:
-    """The field that was meant, for a constructor called with an unknown keyword."""
+    """Suggests a field name when a constructor was called with an unknown keyword."""
     pattern = r"(?:.*\.)?(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'"
-    found = re.match(pattern, str(error))
-    if not found or error.__traceback__ is None:
+    match = re.match(pattern, str(error))
+    if not match or error.__traceback__ is None:
         return ""
     frame = list(traceback.walk_tb(error.__traceback__))[-1][0]
     scope = {**frame.f_globals, **frame.f_locals}
     spaces = [scope, *(vars(m) for m in scope.values() if isinstance(m, types.ModuleType))]
     for space in spaces:
-        cls = space.get(found[1])
+        cls = space.get(match[1])
         if isinstance(cls, type) and dataclasses.is_dataclass(cls):
-            return nearest(found[2], [f.name for f in dataclasses.fields(cls)])
+            return nearest(match[2], [f.name for f in dataclasses.fields(cls)])
     return ""
 
 

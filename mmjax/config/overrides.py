@@ -18,9 +18,9 @@ __all__ = ["override"]
 
 
 def override(config: Any, args: Sequence[str], *, prog: str = "mmjax") -> Any:
-    """The config with fields set: `["--tasks.text.batch_size", "32"]`.
+    """The config with fields replaced: `["--tasks.text.batch_size", "32"]`.
 
-    Another member of a union is chosen in the config file, not here.
+    The member of a union can only be changed in the config file.
 
     Raises ConfigError for an unknown field (naming the nearest) and for a wrong type or value.
     `--help` prints every field and raises SystemExit(0).
@@ -29,7 +29,7 @@ def override(config: Any, args: Sequence[str], *, prog: str = "mmjax") -> Any:
         return config
     if not any(a in ("-h", "--help") for a in args):
         _check_names(config, args)
-    import tyro  # 0.1 s that runs without overrides need not pay
+    import tyro  # takes 0.1 s, which runs without overrides need not pay
 
     stderr = io.StringIO()
     try:
@@ -72,17 +72,17 @@ def _check_names(config: Any, args: Sequence[str]) -> None:
 
 
 def _worded(message: str, config: Any, args: Sequence[str]) -> str:
-    """A message of tyro, in the words of the range of the field where it declares one."""
-    found = re.match(r"Error parsing (--)?([\w.-]+): (.*)", message)
-    if not found:
+    """A message of tyro, replaced by that of the field's range if it declares one."""
+    match = re.match(r"Error parsing (--)?([\w.-]+): (.*)", message)
+    if not match:
         return message
-    is_option, path, rest = found[1], found[2].replace("-", "_"), found[3]
-    if not is_option:  # the rule of a class
-        return rest if found[2] == type(config).__name__ else f"{path}: {rest}"
+    is_option, path, rest = match[1], match[2].replace("-", "_"), match[3]
+    if not is_option:  # raised by a class
+        return rest if match[2] == type(config).__name__ else f"{path}: {rest}"
     if path not in paths(config):  # such as --no-x
         return message
     keys, part = path.split("."), config
-    owner, start = config, 0  # the innermost object on the path, and where it stands
+    owner, start = config, 0  # the innermost object on the path, and its depth
     for i, key in enumerate(keys):
         if is_config(part):
             owner, start, part = part, i, getattr(part, key)
@@ -97,7 +97,7 @@ def _worded(message: str, config: Any, args: Sequence[str]) -> str:
 
 
 def _words(path: str, args: Sequence[str]) -> tuple[Any, ...]:
-    """What is given for a field on the command line; numbers where they are some."""
+    """The values of a field on the command line, as numbers if possible."""
     words: list[str] = []
     is_its = False
     for arg in args:
@@ -119,7 +119,7 @@ def _word(text: str) -> Any:
 
 
 def _message(text: str) -> str:
-    """What stands in tyro's box between its first two rules, with or without line drawing."""
+    """The text between the first two rules of tyro's box, with or without line drawing."""
     blocks: list[list[str]] = [[]]
     for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines():
         bare = line.strip("\u2502| ")

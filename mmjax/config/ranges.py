@@ -1,9 +1,9 @@
-"""Ranges of the numbers of a config: declared by annotations, checked when an object is made.
+"""Ranges of a config's numbers: declared by annotations, checked when an object is created.
 
     batch_size: ranges.Count = 64                      def __post_init__(self):
     drop: dict[str, ranges.BelowOne] = ...                 ranges.check(self)
 
-So a number is judged alike in a Python file, in a `config.json` and on the command line.
+So the same check applies in a Python file, in a `config.json` and on the command line.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ __all__ = [
     "problem",
 ]
 
-LARGEST = {int: 2**31 - 1, float: 3e38}  # what int32 and float32 hold
-ROOM = 60  # characters of a value in a message
+LARGEST = {int: 2**31 - 1, float: 3e38}  # limits of int32 and float32
+ROOM = 60  # characters of a value shown in a message
 UNIONS = (typing.Union, types.UnionType)
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Which numbers a field takes. NaN is never one, and neither is a bool or a string.
+    """Which numbers a field accepts. NaN, bools and strings are never accepted.
 
     Fields:
-      low, high: the ends; None = as far as int32 and float32 go.
-      has_low, has_high: whether the ends belong.
-      has_inf: whether infinity does, too.
-      also: numbers outside that have a meaning of their own, such as -1 = automatic.
+      low, high: the ends; None = the limits of int32 and float32.
+      has_low, has_high: whether the ends are included.
+      has_inf: whether infinity is included.
+      also: accepted numbers outside the range with a special meaning, such as -1 = automatic.
     """
 
     low: float | None = None
@@ -59,7 +59,7 @@ class Range:
     also: tuple[float, ...] = ()
 
     def holds(self, number: float, kind: type) -> bool:
-        """Whether a field of this kind, int or float, takes the number."""
+        """Whether a field of this kind, int or float, accepts the number."""
         low, high = self._ends(kind)
         if number in self.also or (number == math.inf and self.has_inf):
             return True
@@ -68,7 +68,7 @@ class Range:
         )
 
     def rule(self, kind: type, number: float | None = None) -> str:
-        """What the number must be, in words; an end that is not declared, where it exceeds that."""
+        """The rule in words; names an undeclared end only if `number` exceeds it."""
         low, high, largest = self.low, self.high, LARGEST[kind]
         if number is not None and low is None and number < -largest:
             low = -largest
@@ -105,10 +105,10 @@ Finite = Annotated[float, Range()]
 def check(config: Any, who: str = "") -> None:
     """Raises ValueError for a number of a dataclass that is outside its declared range.
 
-    Fields whose annotation declares none are not looked at, nor are objects inside.
+    Fields without a declared range are not checked, nor are nested objects.
 
     Args:
-      who: begins the message; empty = the name of the class.
+      who: start of the message; empty = the name of the class.
     """
     for name, hint in declared(type(config)).items():
         wrong = _problem(getattr(config, name), hint, name)
@@ -117,7 +117,7 @@ def check(config: Any, who: str = "") -> None:
 
 
 def problem(cls: type, name: str, value: Any) -> str:
-    """What `check` would say of a value of a field; empty = nothing."""
+    """The message of `check` for a value of a field; empty = no problem."""
     hint = declared(cls).get(name)
     wrong = "" if hint is None else _problem(value, hint, name)
     return f"{cls.__name__}: {wrong}." if wrong else ""
@@ -125,7 +125,7 @@ def problem(cls: type, name: str, value: Any) -> str:
 
 @functools.cache
 def declared(cls: type) -> dict[str, Any]:
-    """Annotations, by field of a dataclass, of the fields that declare a range."""
+    """Annotations of the fields of a dataclass that declare a range, by name."""
     names = {field.name for field in dataclasses.fields(cls)}
     return {n: h for n, h in _annotations(cls) if n in names and _declares(h)}
 
@@ -149,7 +149,7 @@ def _annotations(cls: type) -> Iterator[tuple[str, Any]]:
 
 
 def _declares(hint: Any, limit: Range | None = None) -> bool:
-    """Whether a range stands at a number of the annotation."""
+    """Whether the annotation declares a range for a number."""
     hint, limit = _unwrapped(hint, limit)
     if hint in (int, float):
         return limit is not None
@@ -165,7 +165,7 @@ def _unwrapped(hint: Any, limit: Range | None) -> tuple[Any, Range | None]:
 
 
 def _problem(value: Any, hint: Any, where: str, limit: Range | None = None) -> str:
-    """What is wrong with a value, without the full stop; empty = nothing."""
+    """The problem with a value, without the full stop; empty = none."""
     hint, limit = _unwrapped(hint, limit)
     origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
     if hint in (int, float):
@@ -192,7 +192,7 @@ def _problem(value: Any, hint: Any, where: str, limit: Range | None = None) -> s
 
 
 def _problem_of_union(value: Any, members: tuple, where: str, limit: Range | None) -> str:
-    found = []
+    problems = []
     for member in members:
         if not _declares(member, limit):
             if _is_of(value, member):
@@ -201,14 +201,14 @@ def _problem_of_union(value: Any, members: tuple, where: str, limit: Range | Non
         wrong = _problem(value, member, where, limit)
         if not wrong:
             return ""
-        # Of a wrong item of a dict or tuple, rather than that it is no number.
-        found.append((not wrong.startswith(f"{where}["), wrong))
+        # Report a wrong item of a dict or tuple rather than that it is not a number.
+        problems.append((not wrong.startswith(f"{where}["), wrong))
     end = ", or None" if type(None) in members else ""
-    return f"{min(found, key=lambda f: f[0])[1]}{end}" if found else ""
+    return f"{min(problems, key=lambda f: f[0])[1]}{end}" if problems else ""
 
 
 def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a member of a union without a range is what the value is."""
+    """Whether the value is of this union member, which has no range."""
     if typing.get_origin(hint) is typing.Literal:
         return value in typing.get_args(hint)
     kind = typing.get_origin(hint) or hint
@@ -216,7 +216,7 @@ def _is_of(value: Any, hint: Any) -> bool:
 
 
 def _number(value: Any, kind: type) -> float | None:
-    """The value as a number of Python; None where it is no number of this kind."""
+    """The value as a Python number; None if it is not a number of this kind."""
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()  # NumPy's
     is_one = isinstance(value, int if kind is int else (int, float))
@@ -224,7 +224,7 @@ def _number(value: Any, kind: type) -> float | None:
 
 
 def _rule(hint: Any, limit: Range | None, number: float | None = None) -> str:
-    """What a value of an annotation must be, in words."""
+    """The rule for a value of an annotation, in words."""
     hint, limit = _unwrapped(hint, limit)
     if hint in (int, float):
         return (limit or Range()).rule(hint, number)
@@ -243,6 +243,6 @@ def _show(value: Any) -> str:
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()
     if isinstance(value, int) and value.bit_length() > 4 * ROOM:
-        return f"{'-' if value < 0 else ''}2**{value.bit_length() - 1}.."  # Python may refuse more
+        return f"{'-' if value < 0 else ''}2**{value.bit_length() - 1}.."  # Python may not print it
     text = repr(value)
     return text if len(text) <= ROOM else f"{text[: ROOM - 3]}..."

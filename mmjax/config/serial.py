@@ -1,8 +1,8 @@
-"""Configs to JSON and back, exactly.
+"""Lossless conversion of configs to JSON and back.
 
 A dataclass becomes `{"class": short name, field: value, ...}`. A bare array is a tuple unless the
-annotation of its field says list; a string is a path or an enum where the annotation says so.
-What an annotation does not settle is written as `{"class": "list", "value": ...}`.
+annotation of its field says list; a string is a path or an enum if the annotation says so. Values
+whose type the annotation leaves open are written as `{"class": "list", "value": ...}`.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def to_json(config: Any, hint: Any = Any, path: str = "config") -> Any:
     """The config as JSON values.
 
     Args:
-      config: dataclasses, dicts by name, tuples, lists, numbers, text, paths, enums, None.
-      hint, path: annotation and name of a part that is written alone.
+      config: dataclasses, dicts by name, tuples, lists, numbers, strings, paths, enums, None.
+      hint, path: annotation and name, when only a part is converted.
 
-    Raises ConfigError, naming the path, for what JSON cannot hold (functions, arrays).
+    Raises ConfigError, naming the path, for values that JSON cannot hold (functions, arrays).
     """
     if config is None or isinstance(config, bool):
         return config
@@ -101,10 +101,10 @@ def from_json(tree: Any, classes: Mapping[str, type]) -> Any:
 
     Args:
       tree: JSON values.
-      classes: what a "class" may name (see `seam_classes`).
+      classes: the classes that "class" may name (see `seam_classes`).
 
-    Raises ConfigError for an unknown class or field, naming the nearest; fields that are not
-    there take their defaults.
+    Raises ConfigError for an unknown class or field, naming the nearest; missing fields take their
+    defaults.
     """
     if isinstance(tree, Mapping) and "config" in tree and "class" not in tree:
         if tree.get("format") != FORMAT:
@@ -180,7 +180,7 @@ def is_config(value: Any) -> bool:
 
 @functools.cache
 def hints(cls: type) -> dict[str, Any]:
-    """Resolved annotations of a dataclass; {} when one of them cannot be resolved."""
+    """Resolved annotations of a dataclass; {} if one of them cannot be resolved."""
     try:
         return typing.get_type_hints(cls)
     except (NameError, TypeError, AttributeError):
@@ -205,7 +205,7 @@ def _origin(hint: Any) -> Any:
 
 
 def _without_none(hint: Any) -> Any:
-    """X for an annotation `X | None`; other unions settle nothing."""
+    """X for an annotation `X | None`; Any for other unions."""
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return hint
     members = [m for m in typing.get_args(hint) if m is not type(None)]

@@ -1,8 +1,8 @@
 """ArrayRecords: records of bytes and JSON values in ArrayRecord files, which grain reads too.
 
-A record is, in this order: a header in JSON (UTF-8) on one line, `\\n`, and the bytes of its
-fields one after another. The header is `{"values": {field: JSON value}, "bytes": [[field, length],
-...]}`. There is no compression of its own, and no other program is needed to read it.
+A record is, in this order: a header in JSON (UTF-8) on one line, `\\n`, and the bytes of its fields
+one after another. The header is `{"values": {field: JSON value}, "bytes": [[field, length], ...]}`.
+Records have no compression of their own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mmjax.data.source import BadRecord
 
 __all__ = ["ArrayRecords", "decode_record", "encode_record", "write_array_records"]
 
-SAMPLE = 100  # records of a file that are asked which fields there are
+SAMPLE = 100  # records of a file that are read to learn its fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,26 +43,26 @@ def encode_record(example: Mapping[str, Any]) -> bytes:
 
 
 def decode_record(content: bytes) -> dict[str, Any]:
-    """The values of a record. Raises BadRecord for bytes that are none."""
+    """The values of a record. Raises BadRecord for bytes that are not a record."""
     try:
         end = content.find(b"\n", 0, MAX_JSON)
         if end < 0:
             raise ValueError(f"it has no line of at most {MAX_JSON} bytes")
         line, rest = content[:end], content[end + 1 :]
         header = json.loads(line)
-        found, start = dict(header["values"]), 0
+        values, start = dict(header["values"]), 0
         for name, length in header["bytes"]:
             if type(length) is not int or not 0 <= length <= len(rest) - start:
                 raise ValueError(f"{name} has {length} bytes of {len(rest) - start}")
-            found[name] = rest[start : start + length]
+            values[name] = rest[start : start + length]
             start += length
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadRecord("array_record", f"{error}"[:200]) from error
-    return found
+    return values
 
 
 def write_array_records(path: str | Path, examples: Iterable[Mapping[str, Any]]) -> int:
-    """Writes a file, whole or not at all, of records read at random; how many."""
+    """Writes a file for random access, atomically; returns the number of records."""
     from array_record.python import array_record_module  # type: ignore[attr-defined]
 
     path = Path(path)
@@ -80,7 +80,7 @@ def write_array_records(path: str | Path, examples: Iterable[Mapping[str, Any]])
 class ArrayFile:
     """Raw records of one ArrayRecord file; opened at first use.
 
-    Of a chunk of records more is unpacked than `limit` only where it is large in the file, too.
+    A chunk is unpacked beyond `limit` only if it is that large in the file too.
     """
 
     def __init__(self, path: Path, limit: int = LIMIT):
@@ -100,7 +100,7 @@ class ArrayFile:
         return self._length
 
     def raw(self, row: int) -> bytes:
-        """Bytes of a record. Raises BadRecord where the file is damaged."""
+        """Bytes of a record. Raises BadRecord if the file is damaged."""
         try:
             chunk = self._chunks.find(row)
             if chunk.size > max(self._limit, 4 * chunk.stored):
@@ -111,7 +111,7 @@ class ArrayFile:
 
 
 class _ArrayFile:
-    """One file of our own records."""
+    """One file of records in mmjax's own encoding."""
 
     numbered = True
 
@@ -133,5 +133,5 @@ class _ArrayFile:
         return str(row)
 
     def read(self, row: int, names: Sequence[str]) -> dict[str, Any]:
-        del names  # all lie together
+        del names  # all fields are stored together
         return decode_record(self._file.raw(row))

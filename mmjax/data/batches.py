@@ -1,7 +1,7 @@
 """Batches: the batch of any step as a pure function of (seed, journal, step).
 
-A row of a task is a place in an endless row of epochs; what it holds depends on (seed, task,
-epoch, record) alone, never on hosts, workers or mesh.
+A row of a task is a position in an endless sequence of epochs. Its content depends only on (seed,
+task, epoch, record), never on hosts, workers or mesh.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Batches:
     """Random access to the batches of a run by step number; picklable.
 
     Args:
-      schedule: which task takes which step. journal: of the run.
+      schedule: which task runs at which step. journal: that of the run.
       readers: encoded examples by task; tasks of one source share one.
-      vocabulary, seed: of the run.
-      groups: what this host reads of each (task, variant); None = all.
+      vocabulary, seed: those of the run.
+      groups: groups that this host reads, by (task, variant); None = all.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Batches:
         return MAX_STEPS
 
     def __getitem__(self, step: int) -> tuple[mixture.Place, Batch, Counts]:
-        """Place of a step, this host's rows of its batch, and counts summed over its groups."""
+        """Place of a step, this host's rows of its batch, and counts summed over those rows."""
         place = self.schedule.locate(step, self.journal)
         shape = self.schedule.tasks[place.task].shape(place.variant)
         num_groups = shape.batch_size // shape.group_rows
@@ -72,17 +72,17 @@ class Batches:
         streams = used_streams(self.schedule.tasks[name])
         epochs, places = np.divmod(rows, len(reader))
         records = shuffle.permute(len(reader), key, epochs, places)
-        found, counts = [], {}
+        encodings, counts = [], {}
         for i, (epoch, place) in enumerate(zip(epochs.tolist(), places.tolist(), strict=True)):
             record, last = int(records[i]), ""
             for probe in range(1, MAX_PROBES + 2):
                 try:
-                    found.append(reader.read(record, streams))
+                    encodings.append(reader.read(record, streams))
                     break
                 except BadRecord as bad:
                     counts = rows_lib.add_counts(counts, {f"bad/{bad.reason}": 1.0})
                     last = f"record {key_of(reader.records, record)}: {bad.reason} ({bad.detail})"
-                # Another bijection of the same place; independent of what others read.
+                # Another bijection at the same place, independent of the other rows.
                 record = int(shuffle.permute(len(reader), key + probe, epoch, place)[0])
             else:
                 raise BadDataError(
@@ -94,7 +94,7 @@ class Batches:
         ids = zip(records.tolist(), epochs.tolist(), strict=True)
         samples = [
             Sample(encoded.pieces, encoded.identity, sample, seed)
-            for encoded, sample, seed in zip(found, ids, seeds, strict=True)
+            for encoded, sample, seed in zip(encodings, ids, seeds, strict=True)
         ]
         for stream in streams:
             if (modality := reader.modalities[stream]).is_augmented:
@@ -105,19 +105,19 @@ class Batches:
 
 
 def task_key(seed: int, name: str) -> int:
-    """63 bits for a task, equal on all hosts and versions of Python."""
+    """63 hash bits of a task, the same on all hosts and Python versions."""
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def used_streams(task: Task) -> tuple[str, ...]:
-    """Inputs, then streams that are only targets."""
+    """Inputs, then streams that are targets only."""
     return tuple(dict.fromkeys((*task.inputs, *task.targets)))
 
 
 def build(
     samples: Sequence[Sample], shape: Shape, streams: Streams, vocabulary: Vocabulary
 ) -> tuple[Batch, Counts]:
-    """Whole groups of samples to one batch, and counts summed over the groups."""
+    """Builds one batch from whole groups of samples, and sums counts over the groups."""
     num_groups = len(samples) // shape.group_rows
     return shape.layout.build_groups(samples, streams, vocabulary, num_groups)

@@ -1,9 +1,9 @@
-"""What reading a record of an ArrayRecord file takes, from its footer and the headers of chunks.
+"""Memory needed to read a record of an ArrayRecord file, from its footer and chunk headers.
 
-The reader unpacks a whole chunk for one record, and a few thousand bytes may be packed gigabytes.
-The layout is Riegeli's: blocks of 64 KiB that begin with a header of their own, and in them chunks
-of a header of 40 bytes and their data; the last block holds a chunk that says where the footer is,
-and the footer where the chunks of records are.
+The reader unpacks a whole chunk for one record, and a few thousand bytes may unpack to gigabytes.
+The layout is Riegeli's: blocks of 64 KiB, each with a header, hold chunks, each a header of 40
+bytes and its data. A chunk in the last block gives the position of the footer, and the footer those
+of the chunks of records.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REMEDY = "write it with ArrayRecordWriter(path, 'group_size:1')"
 
 
 class Chunk(NamedTuple):
-    """A chunk by its header: bytes in the file and unpacked, and how many records."""
+    """A chunk as described by its header: bytes in the file, bytes unpacked, records."""
 
     stored: int
     size: int
@@ -33,9 +33,9 @@ class Chunk(NamedTuple):
 
 
 class Chunks:
-    """The chunks of records of one file, each with equally many but the last.
+    """The chunks of records of one file; all but the last hold the same number.
 
-    Raises ValueError for a file that is none, or whose footer is not in the usual form.
+    Raises ValueError for a file that is not an ArrayRecord, or has an unusual footer.
     """
 
     def __init__(self, path: Path):
@@ -44,9 +44,9 @@ class Chunks:
         if end < BLOCK or end % BLOCK:
             raise ValueError(f"it has {end} bytes, no whole blocks; it is cut, or no such file")
         about = _message(next(self._records(end - BLOCK, end), b""))
-        found = [_message(one) for one in self._records(about.get(1, -1), end)][1:]
-        self._places = np.asarray([one.get(1, -1) for one in found], np.int64)
-        records = np.asarray([one.get(3, 0) for one in found], np.int64)
+        entries = [_message(one) for one in self._records(about.get(1, -1), end)][1:]
+        self._places = np.asarray([one.get(1, -1) for one in entries], np.int64)
+        records = np.asarray([one.get(3, 0) for one in entries], np.int64)
         self._group, self.count = int(records[0]) if len(records) else 1, int(records.sum())
         if len(records) and not (
             0 < records[-1] <= self._group and (records[:-1] == self._group).all()
@@ -56,11 +56,11 @@ class Chunks:
             raise ValueError(f"it claims {self.count} records in {end} bytes")
 
     def find(self, record: int) -> Chunk:
-        """The chunk that is unpacked to read a record. Raises ValueError where there is none."""
+        """The chunk that holds a record. Raises ValueError if there is no such chunk."""
         return self._chunk(int(self._places[record // self._group]))[0]
 
     def _chunk(self, place: int) -> tuple[Chunk, int]:
-        """A chunk, and where its data begin."""
+        """A chunk, and the position of its data."""
         if place < 0:
             raise ValueError("its footer names no place")
         head, place = self._bytes(place, HEADER)
@@ -68,7 +68,7 @@ class Chunks:
         return Chunk(stored, size, int.from_bytes(head[25:32], "little")), place
 
     def _records(self, place: int, end: int) -> Iterator[bytes]:
-        """The records of a chunk, which here are never longer than the file."""
+        """The records of a chunk; here they are never longer than the file."""
         chunk, place = self._chunk(place)
         if max(chunk.stored, chunk.size) > end:
             raise ValueError("its footer claims more bytes than the file has")
@@ -82,7 +82,7 @@ class Chunks:
             start += size
 
     def _bytes(self, place: int, length: int) -> tuple[bytes, int]:
-        """Bytes from a place on, without the headers of blocks between them; where they end."""
+        """Bytes from a position on, without the block headers between them; and their end."""
         parts, number = [], _opened(self).number
         while length > 0:
             place += BLOCK_HEADER if place % BLOCK == 0 else 0
@@ -100,7 +100,7 @@ def _opened(chunks: Chunks) -> confined.Open:
 
 
 def _unpacked(kind: int, data: bytes, limit: int) -> bytes:
-    """What a part of a chunk holds; its size is checked before memory is taken."""
+    """Unpacks a part of a chunk; its size is checked before memory is allocated."""
     if not kind:
         return data
     if kind not in CODECS:
@@ -119,20 +119,20 @@ def _unpacked(kind: int, data: bytes, limit: int) -> bytes:
 
 
 def _message(record: bytes) -> dict[int, int]:
-    """The numbers of a flat protocol buffer, by field; the rest is passed over."""
-    found, at = {}, 0
+    """The numbers of a flat protocol buffer, by field; other fields are skipped."""
+    fields, at = {}, 0
     while at < len(record):
         key, at = _number(record, at)
         value, at = _number(record, at) if key & 7 == 0 else (0, at + (8 if key & 7 == 1 else 4))
         if key & 7 == 2:
             length, at = _number(record, at - 4)
             at += length
-        found[key >> 3] = value
-    return found
+        fields[key >> 3] = value
+    return fields
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:
-    """A varint, and the place behind it."""
+    """A varint, and the position after it."""
     number = 0
     for shift in range(0, 70, 7):
         if at >= len(data):

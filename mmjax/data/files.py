@@ -1,4 +1,4 @@
-"""Files: what all sources of your own files share: names of fields, splits, keys, bad records."""
+"""Files: the base of file sources, with field names, splits, keys and bad records."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from mmjax.files import confined
 
 PICKLES = ("pickle", "pkl", "pyd", "pth", "pt", "joblib", "dill")
 SHOWN = 20  # fields that an error names
-MAX_JSON = 1 << 23  # bytes of a JSON value, which takes up to thirty times as much in memory
-MAX_KEY = 1024  # characters of a name that is kept whole
-MAX_ROWS_BYTES = 1 << 26  # of the index of splits, beside 8 a record
+MAX_JSON = 1 << 23  # bytes of a JSON value; parsed, it takes up to thirty times as much memory
+MAX_KEY = 1024  # characters; longer names are shortened
+MAX_ROWS_BYTES = 1 << 26  # of the index of splits, besides 8 per record
 LIMIT = 1 << 28  # bytes of a record
 
 
 class Table(Protocol):
-    """One opened file: its records by number.
+    """An open file: its records by number.
 
-    An optional method `label(row)` says more of a record than its key, for a person to find it.
+    An optional method `label(row)` describes a record in more detail than its key, for people.
     """
 
-    names: list[str]  # fields that its records have
-    numbered: bool  # whether its keys are row numbers, which an edit of the file changes
+    names: list[str]  # fields of its records
+    numbered: bool  # whether its keys are row numbers, which change when the file is edited
 
     def __len__(self) -> int: ...
 
@@ -44,29 +44,30 @@ class Table(Protocol):
         ...
 
     def read(self, row: int, names: Sequence[str]) -> dict[str, Any]:
-        """Raw values of these fields, or of more; BadRecord when it cannot be read."""
+        """Raw values of at least these fields. Raises BadRecord if they cannot be read."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Files(Source):
-    """Base of the sources that read files of yours. Nothing is copied, unpacked or unpickled.
+    """Base of the sources that read your own files. Nothing is copied, extracted or unpickled.
 
-    A value is None (absent), bytes (of a file, for the modality to decode), str, a number or an
-    array. Bytes of fields ending in `npy`, `json` and `cls` become arrays, JSON values, integers.
+    A value is None (absent), bytes (of a file, which the modality decodes), str, a number or an
+    array. Bytes of fields whose names end in `npy`, `json` or `cls` become arrays, JSON values or
+    integers.
 
     Fields:
       path: files of all records: a path, or a pattern with `*`, `{a,b}` or `{000..123}`.
-      files: split -> such a pattern, where splits are separate files; instead of path.
-      shares: splits that are made of `path`: name -> share. A record's key alone decides.
-      fields: key of the example -> field of the record; "jpg;png" = the first that is there.
+      files: split -> such a pattern, if splits are separate files; replaces path.
+      shares: splits made from `path`: name -> share. A record's key alone decides its split.
+      fields: key of the example -> field of the record; "jpg;png" = the first that is present.
         Empty = all fields under their own names.
-      required: keys without which a record counts as bad; others may be absent here and there.
-      key: field of the record that names it, each once; records then lie in the order of their
-        names. Empty = the name that the format gives.
-      identity: field of the record; records with equal ones are positives of one another.
+      required: keys without which a record counts as bad; other keys may be absent.
+      key: field with a unique name of the record; records are then sorted by it. Empty = the name
+        that the format gives.
+      identity: field of the record; records with equal values are positives of one another.
       cache: folder of the index; empty = `.mmjax` beside the data.
-      max_record_bytes: of the values of one record; one that holds more, or would when unpacked,
+      max_record_bytes: limit of the values of one record; a record with more, packed or unpacked,
         counts as bad.
     """
 
@@ -114,14 +115,13 @@ class Files(Source):
         return tuple(self._made() or self.files)
 
     def keys(self) -> tuple[str, ...]:
-        """Keys that `fields` and `identity` give an example."""
+        """Keys of an example, from `fields` and `identity`."""
         return (*self.fields, *(["identity"] if self.identity else []))
 
     def open(self, split: str) -> FileRecords:
         """Random access to one split.
 
-        Raises ValueError for a split, a file or a field that does not exist, and for files that
-        cannot be read as this format.
+        Raises ValueError for a missing split, file or field, and for files not in this format.
         """
         if split not in self.splits():
             raise ValueError(
@@ -134,9 +134,9 @@ class Files(Source):
         return FileRecords(self, paths, tables, self._rows(split, paths, tables))
 
     def fingerprint(self) -> str:
-        """SHA-256 of the fields that values depend on, and of names, sizes and ends of the files.
+        """SHA-256 of the fields that affect values, and of the names, sizes and ends of the files.
 
-        Not of `cache`, nor of the limit, which changes no value that it lets in.
+        `cache` and the record limit do not change values, so they are left out.
         """
         kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for name in ("cache", "path", "files", "max_record_bytes"):
@@ -148,15 +148,15 @@ class Files(Source):
         return digest.hexdigest()
 
     def _made(self) -> dict[str, float]:
-        """Splits that are made here, with their shares; none where they are separate files."""
+        """The splits of `shares`; empty if splits are separate files."""
         return {} if self.files else self.shares
 
     def _stamp(self, path: Path) -> str:
-        """Tells whether a file is the one that was looked at."""
+        """A stamp that changes when the file does."""
         return index.stamp(path)
 
     def _table(self, path: Path) -> Table:
-        """Opens a file. To define; ValueError when it is not of this format."""
+        """Opens a file; subclasses define it. Raises ValueError for other formats."""
         raise NotImplementedError(f"{type(self).__name__} must define _table(path).")
 
     def _paths(self, split: str) -> list[Path]:
@@ -179,7 +179,7 @@ class Files(Source):
         return paths
 
     def _not_read(self, path: Path) -> str:
-        """What a path leads to, where that cannot be read as data; else empty."""
+        """What a path leads to, if that is not readable as data; else empty."""
         return confined.kind(path)
 
     def _tables(self, paths: Sequence[Path]) -> list[Table]:
@@ -199,7 +199,7 @@ class Files(Source):
     # ---- order and splits, kept in the index
 
     def _rows(self, split: str, paths: Sequence[Path], tables: Sequence[Table]) -> Any:
-        """Numbers over all files of the records of a split, in order."""
+        """Record numbers of a split, counted over all files, in order."""
         total = sum(len(table) for table in tables)
         shares = self._made()
         if not shares and not self.key:
@@ -254,10 +254,10 @@ class Files(Source):
                     )
         names = list(shares) or ["all"]
         ends = np.cumsum(list(shares.values()))[:-1] if shares else []
-        found: dict[str, list[int]] = {name: [] for name in names}
+        split_rows: dict[str, list[int]] = {name: [] for name in names}
         for row in rows:
-            found[names[bisect.bisect_right(ends, _uniform(keys[row]))]].append(row)
-        arrays = {name: np.asarray(rows, np.int64) for name, rows in found.items()}
+            split_rows[names[bisect.bisect_right(ends, _uniform(keys[row]))]].append(row)
+        arrays = {name: np.asarray(rows, np.int64) for name, rows in split_rows.items()}
         return {"files": stamps, "shares": shares}, arrays
 
     def _key(self, path: Path, table: Table, row: int) -> str:
@@ -266,7 +266,7 @@ class Files(Source):
         try:
             value = table.read(row, [self.key]).get(self.key)
         except BadRecord:
-            value = None  # it will be counted when it is read; until then it has a name
+            value = None  # counted as bad when it is read; here it only needs a key
         return f"\x7f{path.name}/{table.key(row)}" if value is None else _short(_plain(value))
 
 
@@ -287,7 +287,7 @@ class FileRecords:
         return len(self._rows)
 
     def _find(self, index: int) -> tuple[int, int]:
-        """Number of the file, and of the record in it."""
+        """Number of the file, and of the record within it."""
         if not 0 <= index < len(self):
             raise IndexError(f"Record {index} is outside 0..{len(self) - 1}.")
         row = int(self._rows[index])
@@ -333,13 +333,13 @@ class FileRecords:
 
 
 def _decoded(name: str, value: Any) -> Any:
-    """What bytes of a field of this name stand for; modalities decode the others."""
+    """Bytes parsed as the suffix of the field says; modalities decode other fields."""
     kind = name.rpartition(".")[2]
     if not isinstance(value, bytes) or kind not in ("npy", "json", "cls"):
         return value
     try:
         return {"npy": npy.parsed, "json": _json, "cls": int}[kind](value)
-    except Exception as error:  # the parsers raise whatever broken bytes lead them to
+    except Exception as error:  # parsers raise anything on broken bytes
         raise BadRecord(f"no_{kind}", f"{name}: {error}") from error
 
 
@@ -350,7 +350,7 @@ def _json(content: bytes) -> Any:
 
 
 def _weight(value: Any) -> int:
-    """About how many bytes a value takes."""
+    """Approximate size of a value, in bytes."""
     if isinstance(value, (list, tuple)):
         return sum(map(_weight, value))
     if isinstance(value, (bytes, str)):
@@ -359,7 +359,7 @@ def _weight(value: Any) -> int:
 
 
 def _short(key: str) -> str:
-    """A key; of a long one its beginning, and a hash of the whole."""
+    """A key; a long one is cut, and a hash of the whole appended."""
     if len(key) <= MAX_KEY:
         return key
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
@@ -367,20 +367,20 @@ def _short(key: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    """The same text for a value in whatever format: 7, "7" and b"7 " are one key."""
+    """A value as text, the same in every format: 7, "7" and b"7 " are one key."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "backslashreplace")
     return str(value.item() if isinstance(value, np.generic) else value).strip()
 
 
 def _number(text: str) -> int:
-    """An identity: the number itself, or a hash."""
+    """An identity as a number: the number itself, or a hash of the text."""
     if text.lstrip("-").isascii() and text.lstrip("-").isdigit() and len(text) < 10:
         return int(text)
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=4).digest())
 
 
 def _uniform(key: str) -> float:
-    """A number in 0..1 for a key, the same everywhere."""
+    """A number in 0..1 from a key, the same on every machine."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64

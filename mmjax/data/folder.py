@@ -1,4 +1,4 @@
-"""Folder: files with a CSV or JSON-lines table, or with captions beside them."""
+"""Folder: files with a CSV or JSON-lines table, or grouped by their stems."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ __all__ = ["Folder"]
 
 TABLES = ("metadata.csv", "metadata.jsonl")
 MAX_CELL = 1 << 26  # characters
-MAX_CELLS = 1 << 25  # of a table, which is kept in memory
+MAX_CELLS = 1 << 25  # of a table; tables are kept in memory
 MAX_TABLE = 1 << 30  # bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Folder(Files):
-    """Rows of a table, some columns of which name files; or files of one stem, without a table.
+    """Rows of a table whose columns may name files; without a table, files that share a stem.
 
-    `path` is a `.csv` (with a head line) or `.jsonl` file, or a folder with `metadata.csv` or
+    `path` is a `.csv` (with a header) or `.jsonl` file, or a folder with `metadata.csv` or
     `metadata.jsonl`. A folder without a table holds `a/1.jpg`, `a/1.txt`: record `a/1` with fields
     `jpg` and `txt`, as in a tar file. Empty cells and JSON nulls are absent values.
 
     Fields:
-      file_columns: columns that name files; their bytes are the value.
-      root: folder that they are relative to; empty = that of the table. None may lead out of it.
+      file_columns: columns that name files; the value is the file's bytes.
+      root: folder that file names are relative to; empty = that of the table. No file may lie
+        outside it.
     """
 
     file_columns: tuple[str, ...] = ("file_name",)
@@ -65,32 +66,32 @@ class Folder(Files):
         return digest.hexdigest()
 
     def _paths(self, split: str) -> list[Path]:
-        found = []
+        paths = []
         for path in super()._paths(split):
             tables = _tables(path)
             if len(tables) > 1:
                 raise ValueError(f"Folder: {str(path)!r} has {TABLES}; keep one, or name it.")
             if path.is_dir() and not tables:
                 _refuse_lone_table(path)
-            found.append(tables[0] if tables else path)
-        return found
+            paths.append(tables[0] if tables else path)
+        return paths
 
 
 def _tables(folder: Path) -> list[Path]:
-    """The tables of a folder. Raises ValueError for one that is no file, or a link out of it."""
-    found = [folder / name for name in TABLES if os.path.lexists(folder / name)]
-    for path in found:
+    """The tables of a folder. Raises ValueError for one that is not a file, or links outside."""
+    tables = [folder / name for name in TABLES if os.path.lexists(folder / name)]
+    for path in tables:
         try:
             os.close(confined.descriptor(path, folder))
         except (OSError, confined.Refused) as error:
             raise ValueError(
                 f"Folder: {error}; put a table there, or name the one that you mean in path."
             ) from error
-    return found
+    return tables
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file; of what a link leads to, where that is there."""
+    """Size of a file in bytes; links are followed if their target exists."""
     try:
         return path.stat().st_size
     except OSError:
@@ -98,7 +99,7 @@ def _size(path: Path) -> int:
 
 
 class _Rows:
-    """A table in memory: of a CSV file its cells, of a JSON-lines file its lines."""
+    """A table in memory: the cells of a CSV file, the lines of a JSON-lines file."""
 
     numbered = True
 
@@ -122,13 +123,13 @@ class _Rows:
         return len(self._rows)
 
     def _cells(self, row: int) -> dict[str, Any] | str:
-        """Cells by column; what is wrong, where there are none."""
-        found = self._rows[row]
-        if isinstance(found, bytes):
-            return _json_object(found)
-        if isinstance(found, str):
-            return found
-        return {n: cell or None for n, cell in zip(self.names, found, strict=True)}
+        """Cells by column, or an error message."""
+        cells = self._rows[row]
+        if isinstance(cells, bytes):
+            return _json_object(cells)
+        if isinstance(cells, str):
+            return cells
+        return {n: cell or None for n, cell in zip(self.names, cells, strict=True)}
 
     def key(self, row: int) -> str:
         return str(row)
@@ -142,19 +143,19 @@ class _Rows:
         cells = self._cells(row)
         if isinstance(cells, str):
             raise BadRecord("row", cells)
-        found, room = {name: cells.get(name) for name in names}, self._limit
-        for name in sorted(self._files & found.keys()):
-            if found[name] is not None:
-                found[name] = content = read_file(self._root, found[name], room)
+        values, room = {name: cells.get(name) for name in names}, self._limit
+        for name in sorted(self._files & values.keys()):
+            if values[name] is not None:
+                values[name] = content = read_file(self._root, values[name], room)
                 room -= len(content)
-        return found
+        return values
 
 
 def read_file(root: Path, name: Any, limit: int) -> bytes:
-    """A file that a record names.
+    """The bytes of a file that a record names.
 
-    Raises BadRecord when it is absent, no regular file, larger than `limit`, or outside of `root`,
-    be it by its name or by links.
+    Raises BadRecord if it is absent, not a regular file, larger than `limit`, or outside of `root`,
+    by name or through links.
     """
     if not isinstance(name, str) or os.path.isabs(name) or ".." in Path(name).parts:
         raise BadRecord("outside", f"{name!r} is no name of a file inside {root}")
@@ -167,7 +168,7 @@ def read_file(root: Path, name: Any, limit: int) -> bytes:
 
 
 def _refuse_lone_table(folder: Path) -> None:
-    """Raises ValueError for a table of another name, which would else be a record by itself."""
+    """Raises ValueError for a table with another name, which would be read as a record."""
     names = [p.name for p in folder.iterdir() if p.name[0] != "."]
     count = collections.Counter(name.partition(".")[0] for name in names)
     for name in sorted(n for n in names if Path(n).suffix in (".csv", ".jsonl")):
@@ -179,7 +180,7 @@ def _refuse_lone_table(folder: Path) -> None:
 
 
 def _csv(path: Path) -> tuple[list[str], list[tuple[str, ...] | str]]:
-    """Names of the columns, and cells of each row; what is wrong, where it has another number."""
+    """Column names, and for each row its cells, or an error message if their number differs."""
     before = csv.field_size_limit(MAX_CELL)
     rows: list[tuple[str, ...] | str] = []
     room = MAX_CELLS
@@ -194,8 +195,8 @@ def _csv(path: Path) -> tuple[list[str], list[tuple[str, ...] | str]]:
                 if room < 0:
                     raise csv.Error(f"it has more than {MAX_CELLS} cells; write it as Parquet")
                 if row:
-                    said = f"it has {len(row)} cells of {len(head)}"
-                    rows.append(tuple(row) if len(row) == len(head) else said)
+                    wrong = f"it has {len(row)} cells of {len(head)}"
+                    rows.append(tuple(row) if len(row) == len(head) else wrong)
     except csv.Error as error:
         raise ValueError(f"Folder: {str(path)!r} is no CSV file: {error}.") from error
     finally:
@@ -219,21 +220,21 @@ def _text_lines(file: Any) -> Iterator[str]:
 
 
 def _json_lines(path: Path) -> list[bytes | str]:
-    """The lines with something on them; what is wrong, where one is too long."""
-    found: list[bytes | str] = []
+    """The lines that are not blank; an error message in place of one that is too long."""
+    lines: list[bytes | str] = []
     with os.fdopen(confined.descriptor(path), "rb") as file:
         while line := file.readline(MAX_JSON):
             if len(line) == MAX_JSON and line[-1:] != b"\n":
                 while len(line) == MAX_JSON and line[-1:] != b"\n":
                     line = file.readline(MAX_JSON)
-                found.append(f"a line of more than {MAX_JSON} bytes")
+                lines.append(f"a line of more than {MAX_JSON} bytes")
             elif line.strip():
-                found.append(line.strip())
-    return found
+                lines.append(line.strip())
+    return lines
 
 
 def _json_object(line: bytes) -> dict[str, Any] | str:
-    """The object of a line; what is wrong, where there is none."""
+    """The JSON object of a line, or an error message."""
     try:
         value = json.loads(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
@@ -242,7 +243,7 @@ def _json_object(line: bytes) -> dict[str, Any] | str:
 
 
 class _Stems:
-    """A folder without a table: files of one stem make a record."""
+    """A folder without a table: files that share a stem make a record."""
 
     numbered = False
 
@@ -273,8 +274,8 @@ class _Stems:
 
     def read(self, row: int, names: Sequence[str]) -> dict[str, Any]:
         files, room = self._records[row], self._limit
-        found: dict[str, Any] = {"__key__": self._keys[row]}
+        values: dict[str, Any] = {"__key__": self._keys[row]}
         for name in (n for n in names if n in files):
-            found[name] = read_file(self._root, str(files[name].relative_to(self._root)), room)
-            room -= len(found[name])
-        return found
+            values[name] = read_file(self._root, str(files[name].relative_to(self._root)), room)
+            room -= len(values[name])
+        return values

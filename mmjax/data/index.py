@@ -1,4 +1,4 @@
-"""What was found out about data files once, kept beside them: arrays in `.npz` files."""
+"""Index of data files, kept beside them so that they are scanned once: arrays in `.npz` files."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from mmjax.files import confined
 from mmjax.processes import compile_cache
 
 Index = tuple[dict[str, Any], dict[str, np.ndarray]]
-EDGE = 1 << 16  # bytes at each end of a file that tell it from another of its size
+EDGE = 1 << 16  # bytes hashed at each end of a file, to tell files of equal size apart
 BESIDE = ".mmjax"  # folder of indices, beside the data
 MAX_PATHS = 1_000_000  # of the braces of one pattern
 
 
 def find(pattern: str) -> list[Path]:
-    """Files that a pattern of `*`, `?`, `[..]`, `**`, `{a,b}` and `{000..123}` names, in order.
+    """Files that match a pattern of `*`, `?`, `[..]`, `**`, `{a,b}` and `{000..123}`, in order.
 
-    A path without wildcards is given back whether it exists or not; so are those of braces. `**`
-    does not follow links to folders, which may lead round in circles.
+    A path without wildcards is returned whether it exists or not, and so is every expansion of
+    braces. `**` does not follow links to folders, which may form cycles.
     """
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for name in braces(pattern):
         name = os.path.expanduser(name)
         wild = any(c in name for c in "*?[") and not os.path.exists(name)
-        found |= dict.fromkeys(sorted(_glob(name)) if wild else [name])
-    return [Path(name) for name in found]
+        names |= dict.fromkeys(sorted(_glob(name)) if wild else [name])
+    return [Path(name) for name in names]
 
 
 def _glob(pattern: str) -> Iterator[str]:
-    """As the module `glob`, but for links to folders below a `**`, which are not gone into."""
+    """Like the module `glob`, but `**` does not follow links to folders."""
     parts = re.match(r"(?P<top>(?:.*?/)?)\*\*(?:/(?P<rest>.*))?$", pattern)
     if not parts:
         yield from glob.iglob(pattern)
@@ -60,7 +60,7 @@ def _glob(pattern: str) -> Iterator[str]:
 
 
 def braces(pattern: str) -> list[str]:
-    """The patterns that `{a,b}` and `{000..123}` (as wide as its first number) stand for."""
+    """The expansions of `{a,b}` and `{000..123}` (padded to the width of the first number)."""
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices: list[Sequence[str]] = []
     total = 1
@@ -78,7 +78,7 @@ def braces(pattern: str) -> list[str]:
 
 
 def stamp(path: Path) -> str:
-    """Tells whether a file is the one that was looked at: name, size, hash of its two ends."""
+    """A stamp that changes when a file does: name, size, hash of its two ends."""
     size = path.stat().st_size
     digest = hashlib.blake2b(f"{path.name} {size} ".encode(), digest_size=12)
     with os.fdopen(confined.descriptor(path), "rb") as file:
@@ -89,7 +89,7 @@ def stamp(path: Path) -> str:
 
 
 def folders(cache: str, data: Path) -> list[Path]:
-    """Where an index may lie: in `cache`, or beside the data, or where only that is read-only."""
+    """Folders to try for an index: `cache`, or beside the data, then in the user's cache."""
     if cache:
         return [Path(cache).expanduser()]
     beside = data.parent / BESIDE
@@ -104,14 +104,14 @@ def load(
     limit: int,
     check: Callable[[dict[str, Any], dict[str, np.ndarray]], None],
 ) -> Index | None:
-    """(notes, arrays) that `save` wrote; None when there are none that can be used.
+    """(notes, arrays) that `save` wrote; None if there is no usable index.
 
-    An index may have come with the data. It is believed only as far as it is checked; one that is
-    wrong is as good as none, and a line says so.
+    An index may come with downloaded data, so it is not trusted: one that fails a check is ignored
+    with a message.
 
     Args:
-      limit: of the file, in bytes.
-      check: raises ValueError for notes and arrays that cannot be of these data.
+      limit: largest size of the file, in bytes.
+      check: raises ValueError for notes and arrays that cannot belong to these data.
     """
     wrong = ""
     for place in places:
@@ -122,7 +122,7 @@ def load(
             return notes, arrays
         except OSError:  # absent
             continue
-        except Exception as error:  # whatever broken bytes lead to
+        except Exception as error:  # broken bytes may raise anything
             wrong = wrong or f"{path} is no index of these data ({error}); it is made again"
     if wrong:
         console.say(wrong)
@@ -130,7 +130,7 @@ def load(
 
 
 def _unpacked(content: bytes) -> Index:
-    """Notes and arrays of an .npz file that `save` wrote. Nothing in it is compressed."""
+    """Notes and arrays of an uncompressed .npz file that `save` wrote."""
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         members = file.infolist()
         if sum(m.file_size for m in members) > len(content):
@@ -145,12 +145,12 @@ def _unpacked(content: bytes) -> Index:
 
 
 def _root(place: Path) -> Path | None:
-    """What a place may not lead out of: the folder of the data. A cache is the user's own."""
+    """The folder that an index must lie in: that of the data. None for the user's own cache."""
     return place.parent if place.name == BESIDE else None
 
 
 def check_column(arrays: Mapping[str, np.ndarray], name: str, dtype: Any) -> np.ndarray:
-    """A column of an index. Raises ValueError when it is not there or of another type."""
+    """A column of an index. Raises ValueError if it is missing or of another type."""
     column = arrays.get(name)
     if column is None or column.dtype != np.dtype(dtype) or column.ndim != 1:
         raise ValueError(f"it has no column {name} of {np.dtype(dtype)}")
@@ -164,9 +164,9 @@ def check_rows(
     shares: Mapping[str, float],
     total: int,
 ) -> None:
-    """Raises ValueError for an index of splits that is none, or whose rows are not of these files.
+    """Raises ValueError for an invalid index of splits, or rows outside of these files.
 
-    One of other files or shares is looked at only for what it was made of.
+    Of an index of other files or shares only its description is checked.
     """
     if not isinstance(notes.get("files"), list) or not isinstance(notes.get("shares"), dict):
         raise ValueError("it does not say which files and shares it is of")
@@ -186,12 +186,12 @@ def save(
     arrays: Mapping[str, np.ndarray],
     places: Sequence[Path],
 ) -> Path | None:
-    """Writes an index, whole or not at all; its path, or None where no place can be written."""
+    """Writes an index atomically; returns its path, or None if no folder is writable."""
     content = np.frombuffer(json.dumps(notes).encode(), np.uint8)
     for place in places:
         target = place / f"{name}.npz"
         if place.resolve() != place.parent.resolve() / place.name and _root(place):
-            continue  # a link, which would have us write anywhere
+            continue  # a link could make us write anywhere
         with contextlib.suppress(OSError):
             place.mkdir(parents=True, exist_ok=True)
             with files.replacing(target) as partial, partial.open("wb") as file:

@@ -1,8 +1,8 @@
 """Layouts: how the samples of a group become rows of static shape.
 
 `Masked` (4M budgets), `Aligned` (pairs and n-tuples for contrast), `Spans` (T5 corruption);
-`Prefix` (next token, from `data.prefix`). Shapes depend on fields, streams, vocabulary and number
-of rows alone, never on the data.
+`Prefix` (next token, from `data.prefix`). Shapes depend only on fields, streams, vocabulary and
+number of rows, never on the data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mmjax.typing import TokenSpec
 
 __all__ = ["Aligned", "Masked", "Policy", "Prefix", "Spans"]
 
-# All-to-all of three widths, and from one stream to the others, which is how models are used.
+# All-to-all at three concentrations, and one stream to the others, which is how models are used.
 ANY_TO_ANY = (
     Policy(weight=0.15, input_alpha=0.1, target_alpha=0.1),
     Policy(weight=0.15, input_alpha=1.0, target_alpha=1.0),
@@ -33,19 +33,35 @@ ANY_TO_ANY = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Masked(Layout):
-    """A random part of the tokens is seen, another is predicted (4M-21, Bachmann et al. 2024).
+    """Shows a random part of the tokens and predicts another (4M-21, Bachmann et al. 2024).
 
-    Views `input` and `target`: grids are predicted at mask slots, all at once; masked runs of
-    sequences are replaced by sentinels in the input and predicted left to right behind them.
+    Views `input` and `target`: grids are predicted at mask slots, in parallel; masked runs of
+    sequences are replaced by sentinels in the input and predicted left to right after them.
 
     Fields:
-      input_tokens, target_tokens: budgets of a sample, divided over its streams by `policies`.
-      room: room for the targets of a stream, times their mean; more is trimmed and counted.
-      drop: share of the tokens of a sequence, by stream, that those behind them do not see in
-        `target`, where a mask slot stands for them: word dropout (Bowman et al. 2016), so that what
-        is said leans on what is given more than on the words before.
-      single_view: one `input` view with mask slots at the places to predict (for encoders);
-        sequences are then masked token by token.
+      input_tokens, target_tokens: budgets per sample, divided over its streams by `policies`.
+      room: slots for the targets of a stream, as a multiple of their mean; targets beyond are
+        trimmed and counted.
+      drop: share of a sequence's tokens, by stream, replaced by mask slots in `target`: word
+        dropout (Bowman et al. 2016), which makes predictions depend more on the input and less on
+        the preceding tokens.
+      single_view: a single view, `input`, with mask slots where tokens are predicted (for
+        encoders); sequences are then masked token by token.
+
+    >>> import numpy as np
+    >>> from mmjax.data.task import Sample, Streams
+    >>> from mmjax.typing import Piece, TokenSpec, Vocabulary, positions
+    >>> text = TokenSpec(name="text", kind="sequence", max_tokens=6, vocab_size=20,
+    ...                  first_sentinel=0, num_sentinels=4)
+    >>> piece = Piece(positions(5), ids_L=np.arange(10, 15, dtype=np.int32))
+    >>> sample = Sample({"text": piece}, identity=0, sample=(0, 0), seed=9)
+    >>> streams = Streams(inputs=("text",), targets=("text",))
+    >>> layout = Masked(input_tokens=4, target_tokens=4)
+    >>> batch, counts = layout.build([sample], streams, Vocabulary((text,)))
+    >>> batch.views["input"].ids_BL - 128  # ids of text start at 128; sentinel 0 hides a run
+    array([[  10,    0,   14, -128]], dtype=int32)
+    >>> batch.targets["text"].label_WU
+    array([[11, 12, 13,  1]], dtype=int32)
     """
 
     input_tokens: ranges.Count = 128
@@ -67,14 +83,14 @@ class Masked(Layout):
         inputs = [vocabulary.spec(n) for n in streams.inputs]
         targets = [vocabulary.spec(n) for n in streams.targets]
         plan = self._plan(inputs, targets)
-        found = {n: rows.pieces(samples, n, vocabulary) for n in plan.names}
+        pieces_and_cuts = {n: rows.pieces(samples, n, vocabulary) for n in plan.names}
         groups = rows.groups(samples, num_groups)
         draws = masking.draw(plan, [s.rng for s in samples])
-        lengths = np.stack([found[n][0].length_B for n in plan.names], axis=1)
-        filling = _MaskedFilling(plan, draws, masking.mask(plan, draws, lengths), found)
+        lengths = np.stack([pieces_and_cuts[n][0].length_B for n in plan.names], axis=1)
+        filling = _MaskedFilling(plan, draws, masking.mask(plan, draws, lengths), pieces_and_cuts)
         for name, share in self.drop.items():
             filling.drop(name, share, [s.rng for s in samples])
-        counts = {f"cut/{n}": float(cut) for n, (_, cut) in found.items()}
+        counts = {f"cut/{n}": float(cut) for n, (_, cut) in pieces_and_cuts.items()}
         rooms = self._rooms(plan, groups.num_rows)
         for spec in targets:
             wanted_B = filling.masks.target_BM[:, plan.names.index(spec.name)]
@@ -89,7 +105,7 @@ class Masked(Layout):
         for spec in targets:
             view, number = views.get("target", views["input"]), vocabulary.number(spec.name)
             wanted[spec.name] = filling.write_target(view, spec, number, rooms[spec.name], groups)
-        pieces = {n: p for n, (p, _) in found.items()}
+        pieces = {n: p for n, (p, _) in pieces_and_cuts.items()}
         batch = rows.finish(samples, pieces, views, wanted, vocabulary)
         return batch, counts | rows.fill(views)
 
@@ -101,7 +117,7 @@ class Masked(Layout):
         return masking.resolve(self.policies, inputs, targets, *sizes, not self.single_view)
 
     def _lengths(self, inputs: list[TokenSpec], targets: list[TokenSpec]) -> dict[str, int]:
-        """Slots of each view: the budget, or less where all streams together are shorter."""
+        """Slots of each view: the budget, or less if all streams together are shorter."""
         if self.single_view:
             whole = {s.name: s.max_tokens for s in (*inputs, *targets)}
             return {"input": min(self.input_tokens + self.target_tokens, sum(whole.values()))}
@@ -120,11 +136,11 @@ class Masked(Layout):
 
 
 class _MaskedFilling:
-    """A batch on its way into views: pieces, budgets, and the random order of grids."""
+    """A batch being written into views: pieces, budgets, and the random order of grids."""
 
-    def __init__(self, plan, draws, masks, found):
+    def __init__(self, plan, draws, masks, pieces_and_cuts):
         self.plan, self.draws, self.masks = plan, draws, masks
-        self.pieces = {n: p for n, (p, _) in found.items()}
+        self.pieces = {n: p for n, (p, _) in pieces_and_cuts.items()}
         self.scattered, self.splits, self.dropped = {}, {}, {}
         for m, name in enumerate(plan.names):
             p, shown_B = self.pieces[name], masks.input_BM[:, m]
@@ -137,7 +153,7 @@ class _MaskedFilling:
                 self.scattered[name] = _random_order(uniform_BL, p.length_B)
 
     def drop(self, name: str, share: float, rngs) -> None:
-        """Chooses the tokens of a sequence that later ones do not see; sentinels stay."""
+        """Chooses the tokens of a sequence that are hidden from later ones; sentinels stay."""
         if name not in self.splits:
             raise ValueError(
                 f"Masked: drop names {name!r}, which is not masked in spans; name sequences of this"
@@ -184,7 +200,7 @@ class _MaskedFilling:
 
 
 def _random_order(uniform_BL: np.ndarray, length_B: np.ndarray) -> np.ndarray:
-    """Numbers of the tokens of each sample in random order, behind them those it has not."""
+    """Token indices of each sample in random order, then the indices beyond its length."""
     hidden_BL = np.arange(uniform_BL.shape[1]) >= length_B[:, None]
     return np.argsort(np.where(hidden_BL, 2.0, uniform_BL), axis=1)
 
@@ -192,7 +208,7 @@ def _random_order(uniform_BL: np.ndarray, length_B: np.ndarray) -> np.ndarray:
 def _write_spans(
     view, p: rows.StreamPieces, places, target_BT, start_B, number, room, groups, dropped_BT=None
 ):
-    """Teacher-forced targets: tokens from `start_B` on, each predicts the next."""
+    """Teacher-forced targets: tokens from `start_B` on, each predicting the next."""
     at = start_B[places.row_N] + places.within_N
     ids = target_BT[places.row_N, at] + p.offset
     if dropped_BT is not None:
@@ -211,14 +227,27 @@ def _check_sentinels(who: str, spec: TokenSpec) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Aligned(Layout):
-    """Pairs and n-tuples: one view for each input stream, all tokens visible.
+    """Pairs and n-tuples: one view per input stream, all tokens visible.
 
-    A sample without a stream has a padding row in its view and is marked as not present.
+    A sample without a stream gets a padding row in that view and is marked as not present.
 
     Fields:
-      max_tokens: shorter views, by stream; longer pieces are cut at the end and counted.
-      drop: share of the tokens of a grid that is left out at random, by stream: DropToken (Akbari
-        et al. 2023). Steps get cheaper by as much, and what is learnt leans on no one token.
+      max_tokens: length of a view, by stream, if shorter than the stream's; longer pieces are cut
+        at the end and counted.
+      drop: share of a grid's tokens that is left out at random, by stream: DropToken (Akbari et al.
+        2023), which makes steps cheaper by that share and regularises.
+
+    >>> import numpy as np
+    >>> from mmjax.data.task import Sample, Streams
+    >>> from mmjax.typing import Piece, TokenSpec, Vocabulary, positions
+    >>> text = TokenSpec(name="text", kind="sequence", max_tokens=6, vocab_size=20)
+    >>> piece = Piece(positions(5), ids_L=np.arange(10, 15, dtype=np.int32))
+    >>> sample = Sample({"text": piece}, identity=0, sample=(0, 0), seed=0)
+    >>> streams = Streams(inputs=("text",), targets=())
+    >>> layout = Aligned(max_tokens={"text": 4})
+    >>> batch, counts = layout.build([sample], streams, Vocabulary((text,)))
+    >>> batch.views["text"].ids_BL, counts["cut/text"]  # ids of text start at 128
+    (array([[138, 139, 140, 141]], dtype=int32), 1.0)
     """
 
     max_tokens: dict[str, ranges.Count] = dataclasses.field(default_factory=dict)
@@ -232,7 +261,7 @@ class Aligned(Layout):
 
     def build_groups(self, samples, streams, vocabulary, num_groups):
         views, pieces, counts = {}, {}, {}
-        rows.groups(samples, num_groups)  # whole ones
+        rows.groups(samples, num_groups)  # checks that they are whole
         for name in streams.inputs:
             p, cut = rows.pieces(samples, name, vocabulary)
             length = min(self.max_tokens.get(name, p.spec.max_tokens), p.spec.max_tokens)
@@ -247,7 +276,7 @@ class Aligned(Layout):
             if p.values_NP is not None:
                 view.declare_values(p.spec)
             places = view.reserve(count_B)
-            token_N = slice(None)  # spares a copy where all are taken
+            token_N = slice(None)  # avoids a copy when all are taken
             if order_BL is not None:
                 token_N = p.start_B[places.row_N] + order_BL[places.row_N, places.within_N]
             elif (count_B < p.length_B).any():
@@ -276,7 +305,21 @@ class Spans(Layout):
     (the runs behind their sentinels, teacher-forced).
 
     Fields:
-      rate: share of the tokens that is masked. mean_length: of a masked run.
+      rate: share of the tokens that is masked. mean_length: mean length of a masked run.
+
+    >>> import numpy as np
+    >>> from mmjax.data.task import Sample, Streams
+    >>> from mmjax.typing import Piece, TokenSpec, Vocabulary, positions
+    >>> text = TokenSpec(name="text", kind="sequence", max_tokens=6, vocab_size=20,
+    ...                  first_sentinel=0, num_sentinels=4)
+    >>> piece = Piece(positions(5), ids_L=np.arange(10, 15, dtype=np.int32))
+    >>> sample = Sample({"text": piece}, identity=0, sample=(0, 0), seed=0)
+    >>> streams = Streams(inputs=(), targets=("text",))
+    >>> batch, counts = Spans(rate=0.4).build([sample], streams, Vocabulary((text,)))
+    >>> batch.views["input"].ids_BL - 128  # ids of text start at 128; sentinel 0 hides a run
+    array([[  10,   11,   12,    0, -128, -128]], dtype=int32)
+    >>> batch.targets["text"].label_WU  # the run, then the closing sentinel
+    array([[13, 14,  1]], dtype=int32)
     """
 
     rate: Annotated[float, ranges.Range(0, 1, has_low=False)] = 0.15
@@ -290,13 +333,13 @@ class Spans(Layout):
 
     def build_groups(self, samples, streams, vocabulary, num_groups):
         names = list(dict.fromkeys((*streams.inputs, *streams.targets)))
-        found = {n: rows.pieces(samples, n, vocabulary) for n in names}
+        pieces_and_cuts = {n: rows.pieces(samples, n, vocabulary) for n in names}
         specs = {n: vocabulary.spec(n) for n in names}
         room = {n: self._most(specs[n]) for n in streams.targets}
         view = rows.TokenArrays(len(samples), sum(s.max_tokens for s in specs.values()))
         target = rows.TokenArrays(len(samples), sum(room.values()))
         groups, wanted = rows.groups(samples, num_groups), {}
-        for name, (p, _) in found.items():
+        for name, (p, _) in pieces_and_cuts.items():
             number = vocabulary.number(name)
             if name not in room:
                 if p.values_NP is not None:
@@ -314,8 +357,11 @@ class Spans(Layout):
                 target, p, places, split.target_BT, start_B, number,
                 room[name] * groups.num_rows, groups,
             )  # fmt: skip
-        views, pieces = {"input": view, "target": target}, {n: p for n, (p, _) in found.items()}
-        counts = {f"cut/{n}": float(cut) for n, (_, cut) in found.items()}
+        views, pieces = (
+            {"input": view, "target": target},
+            {n: p for n, (p, _) in pieces_and_cuts.items()},
+        )
+        counts = {f"cut/{n}": float(cut) for n, (_, cut) in pieces_and_cuts.items()}
         batch = rows.finish(samples, pieces, views, wanted, vocabulary)
         return batch, counts | rows.fill(views)
 
@@ -323,7 +369,7 @@ class Spans(Layout):
         return spans.noise_counts(length, self.rate, self.mean_length, spec.num_sentinels - 1)
 
     def _most(self, spec: TokenSpec) -> int:
-        """Target tokens of a sequence of any length, at most."""
+        """Largest number of target tokens, over all lengths of the sequence."""
         if not spans.has_spans(spec):
             raise ValueError(
                 f"Spans: target {spec.name!r} (kind={spec.kind!r}, num_sentinels="

@@ -1,11 +1,11 @@
-"""The loader: batches of successive steps, made ahead and put on devices.
+"""The loader: batches of successive steps, prefetched and put on devices.
 
     stream = loader.open_stream(experiment, program, schedule, journal, step=start)
     place, batch, counts = next(stream)  # global arrays
 
-One grain MapDataset over step numbers, sliced at the start: all tasks share its workers and are
-read in the order in which they are needed. The batch of a step is a pure function of (seed,
-journal, step), whatever the number of hosts or workers (`data.batches`).
+One grain MapDataset over step numbers, sliced at the start: all tasks share its workers, and
+batches are read in the order of steps. The batch of a step is a pure function of (seed, journal,
+step), for any number of hosts and workers (`data.batches`).
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ __all__ = [
     "to_global",
 ]
 
-AHEAD = 2  # batches on their way to devices, the one in use not counted
+AHEAD = 2  # batches being put on devices, besides the one in use
 
 
 class Stream:
-    """Batches of successive steps, made ahead; `next` gives (place, batch, counts).
+    """Batches of successive steps, prefetched; `next` gives (place, batch, counts).
 
     Args:
-      batches, start: what to read, from which step on.
-      num_workers: processes; 0 = a thread. prefetch: batches made ahead; 0 = each when asked for.
-      sharding: of axis 0; with it the batches are global arrays, put on devices ahead by a thread.
+      batches, start: what to read, and the first step.
+      num_workers: processes; 0 = a thread. prefetch: batches made ahead; 0 = each on demand.
+      sharding: of axis 0; if given, batches are global arrays, put on devices ahead by a thread.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Stream:
             from absl import flags
 
             if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # grain's workers look at them
+                flags.FLAGS.mark_as_parsed()  # grain's workers read them
             per_worker = max(1, prefetch // num_workers)
             data = data.mp_prefetch(
                 grain.MultiprocessingOptions(
@@ -115,14 +115,14 @@ def readers(
     max_bad_fraction: float,
     folder: Any = None,
 ) -> dict[str, Reader]:
-    """A reader for each task; tasks of equal sources share one.
+    """A reader for each task; tasks with equal sources share one.
 
     Ids of learned codes are computed here, before any worker starts, and kept in `folder`.
     """
-    found: list[Reader] = []
+    distinct: list[Reader] = []
     out = {}
     for name, task in tasks.items():
-        reader = next((r for r in found if r.source == task.source), None)
+        reader = next((r for r in distinct if r.source == task.source), None)
         if reader is None:
             used = [batches_lib.used_streams(t) for t in tasks.values() if t.source == task.source]
             streams = dict.fromkeys(itertools.chain.from_iterable(used))
@@ -134,7 +134,7 @@ def readers(
                 max_bad_fraction=max_bad_fraction,
                 tokens=tokens.prepare(modalities, streams, vocabulary, task.source, split, folder),
             )
-            found.append(reader)
+            distinct.append(reader)
         out[name] = reader
     return out
 
@@ -146,7 +146,7 @@ def open_stream(
     journal: mixture.Journal,
     step: int,
 ) -> Stream:
-    """The stream of a training run from a step on: global batches, of which this host reads a part.
+    """The stream of a training run from a step on: global batches; this host reads its part.
 
     A change of the journal needs a new stream.
     """
@@ -182,20 +182,20 @@ def open_stream(
 
 
 def host_groups(num_groups: int, sharding: Any) -> range:
-    """Groups that the devices of this host hold under a sharding of axis 0."""
+    """Groups held by the devices of this host under a sharding of axis 0."""
     places = sharding.addressable_devices_indices_map((num_groups,)).values()
-    found = sorted({range(num_groups)[place[0]] for place in places}, key=lambda r: r.start)
-    for a, b in itertools.pairwise(found):
+    held = sorted({range(num_groups)[place[0]] for place in places}, key=lambda r: r.start)
+    for a, b in itertools.pairwise(held):
         if a.stop != b.start:
             raise ValueError(
                 f"Mesh: this host holds groups {a} and {b} of {num_groups}, which are not"
                 " neighbours; order the devices so that the batch axes run over hosts."
             )
-    return range(found[0].start, found[-1].stop)
+    return range(held[0].start, held[-1].stop)
 
 
 def to_global(batch: Batch, sharding: Any) -> Batch:
-    """This host's rows of a batch (NumPy) to global arrays, sharded on axis 0."""
+    """Global arrays, sharded on axis 0, from this host's rows of a batch (NumPy)."""
     import jax
 
     if jax.process_count() == 1:
@@ -206,7 +206,7 @@ def to_global(batch: Batch, sharding: Any) -> Batch:
 def example_batch(
     task: Task, variant: str, modalities: Mapping[str, Modality], vocabulary: Vocabulary
 ) -> Batch:
-    """A global batch without any sample: the structure, shapes and types of the real ones."""
+    """A global batch without samples, with the structure, shapes and types of real ones."""
     del modalities  # the vocabulary holds their specs
     shape = task.shape(variant)
     samples = [_nothing(task)] * shape.group_rows
@@ -225,11 +225,11 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """The first batches of a split as global arrays, in order, each record once.
 
-    The last batch is filled with samples of weight 0, and so are places of bad records.
+    The last batch is filled up with samples of weight 0, which also replace bad records.
     """
     config, experiment = program.experiment.tasks[task], program.experiment
     key = ("readers", split)
-    if key not in program.compiled:  # encoded once, however often the program is evaluated
+    if key not in program.compiled:  # encoded once, then reused by later evaluations
         program.compiled[key] = readers(
             experiment.tasks,
             experiment.modalities,

@@ -1,7 +1,7 @@
 """Masking budgets of many samples at once (4M-21, Bachmann et al. 2024).
 
-A sample's randomness is drawn from its own generator in a fixed order (`draw`); all else is a
-pure function of these draws and of the lengths of the pieces. Array letters beside the legend of
+A sample's random numbers come from its own generator in a fixed order (`draw`); everything else is
+a pure function of these draws and of the lengths of the pieces. Array letters besides the legend of
 `typing`: K masking policies, M streams of the plan, N flat tokens of a group.
 """
 
@@ -18,8 +18,8 @@ from mmjax.config import ranges
 from mmjax.data import spans
 from mmjax.typing import TokenSpec
 
-TINY = 1e-9  # share of a stream whose Dirichlet draw is 0: it may still take what others leave
-SIMULATED = 4096  # budget draws behind the room of targets
+TINY = 1e-9  # share after a Dirichlet draw of 0: such a stream still takes leftover tokens
+SIMULATED = 4096  # simulated samples, from which the room for targets is computed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,11 +28,11 @@ class Policy:
 
     Fields:
       weight: how often the policy is drawn, relative to the others.
-      input_alpha, target_alpha: concentration of every stream, or by stream name, where "*" is
-        all others and a stream without one (or with 0) gets nothing. Small = few streams.
-      keep: how much of a sequence stays visible: a `random` probability, `all`, or all or nothing
-        (`binary`); lowered until the sequence fits its budget.
-      one_input: only one stream, drawn with equal chances, is visible and it is no target.
+      input_alpha, target_alpha: concentration of every stream, or by stream name, where "*" is all
+        others and a stream that is missing (or 0) gets nothing. Small = few streams.
+      keep: how much of a sequence stays visible: with a `random` probability, `all`, or all or
+        nothing (`binary`); lowered until the sequence fits its budget.
+      one_input: only one stream, drawn uniformly, is visible, and it is not a target.
     """
 
     weight: ranges.NonNegative = 1.0
@@ -53,9 +53,9 @@ class Policy:
 
 
 class Masking(NamedTuple):
-    """Everything static about the masks of a task; hashable, so that simulations are cached."""
+    """The static parameters of a task's masks; hashable, so that simulations are cached."""
 
-    names: tuple[str, ...]  # inputs, then streams that are only targets
+    names: tuple[str, ...]  # inputs, then streams that are targets only
     lengths: tuple[int, ...]  # max_tokens of each stream
     sentinels: tuple[int, ...]  # number of sentinels of streams masked in spans; 0 = scattered
     share: tuple[float, ...]  # cumulative policy weights, last 1
@@ -68,14 +68,14 @@ class Masking(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """Random numbers of B samples; what each is for is fixed by its place."""
+    """Random numbers of B samples; the position of each fixes its use."""
 
     uniform_BI: np.ndarray
     gamma_BZKM: np.ndarray  # Z = input, target; K = the shares, then M - 1 for leftover tokens
 
 
 class Masks(NamedTuple):
-    """Token counts by sample and stream, and where the tokens are."""
+    """Token counts by sample and stream, and the positions of kept tokens."""
 
     input_BM: np.ndarray
     target_BM: np.ndarray
@@ -116,7 +116,7 @@ def resolve(
 
 
 def num_uniform(p: Masking) -> int:
-    """Uniform numbers of a sample: policy, one input, two for each stream, one for each token."""
+    """Number of uniform draws of a sample: policy, one input, two a stream, one a token."""
     return 2 + 2 * len(p.names) + sum(p.lengths)
 
 
@@ -167,8 +167,8 @@ def mean_targets(p: Masking) -> tuple[float, ...]:
 def mask(p: Masking, draws: Draws, length_BM: np.ndarray) -> Masks:
     """Budgets, and the span masks of sequences; inputs and targets of a grid are disjoint.
 
-    What a stream cannot take is offered to the others, so budgets are filled while there are
-    tokens; where inputs could swallow every token, targets keep their proportion of them.
+    Tokens that a stream cannot take are offered to the others, so budgets are filled while tokens
+    remain; if inputs could take every token, targets keep their proportion.
     """
     policy_B = policy_of(p, draws.uniform_BI)
     shown_BM = (np.asarray(p.input_alpha)[policy_B] > 0) & (length_BM > 0)
@@ -190,7 +190,7 @@ def mask(p: Masking, draws: Draws, length_BM: np.ndarray) -> Masks:
         kept_B, masked_B, runs_B = spans.count_spans(keep[name], length_BM[:, m])
         input_BM[:, m] = np.where(input_BM[:, m] > 0, kept_B + runs_B, 0)
         capacity_BM[:, m] = np.minimum(masked_B + runs_B, p.lengths[m])
-        share_BM[:, m] = 0  # a masked sequence has its length; what is left goes to the others
+        share_BM[:, m] = 0  # a masked sequence has a fixed length; the rest goes to the others
     input_BM = refill(input_BM, share_BM, np.where(shown_BM, length_BM, 0), tokens_B)
     scattered_M = np.asarray(p.sentinels) == 0
     capacity_BM = np.where(scattered_M, length_BM - input_BM, capacity_BM)
@@ -204,7 +204,7 @@ def mask(p: Masking, draws: Draws, length_BM: np.ndarray) -> Masks:
 
 
 def _choose_one(one_B, uniform_B, shown_BM, wanted_BM):
-    """Leaves one input stream and takes it from the targets, where that leaves a target."""
+    """Keeps one input stream and removes it from the targets, if a target remains."""
     others_BM = wanted_BM.sum(axis=1, keepdims=True) - wanted_BM > 0
     able_BM = shown_BM & others_BM
     count_B = able_BM.sum(axis=1)
@@ -215,7 +215,7 @@ def _choose_one(one_B, uniform_B, shown_BM, wanted_BM):
 
 
 def _input_tokens(p: Masking, length_BM, shown_BM, wanted_BM) -> np.ndarray:
-    """Input budget [B]; of the streams that are on both sides a proportion is left for targets."""
+    """Input budget [B]; of streams on both sides a proportion is left for targets."""
     both_B = (length_BM * (shown_BM & wanted_BM)).sum(axis=1)
     shown_B = (length_BM * shown_BM).sum(axis=1)
     only_B = (length_BM * (wanted_BM & ~shown_BM)).sum(axis=1)
@@ -230,10 +230,10 @@ def _keep_prior(p: Masking, policy_B, uniform_B) -> np.ndarray:
 
 
 def allocate(gamma_BKM, allowed_BM, capacity_BM, tokens_B) -> tuple[np.ndarray, np.ndarray]:
-    """Dirichlet shares [B, M] and whole budgets [B, M] of at most `tokens_B` in all.
+    """Dirichlet shares [B, M] and integer budgets [B, M] that sum to at most `tokens_B`.
 
-    Tokens lost by rounding down go, each, to the largest stream of a fresh Dirichlet draw, so a
-    stream with a tiny concentration is not favoured; what exceeds the capacity is refilled.
+    Each token lost to rounding down goes to the largest stream of a fresh Dirichlet draw, so that a
+    stream with a tiny concentration is not favoured; tokens beyond the capacity are redistributed.
     """
     gamma = np.where(allowed_BM[:, None, :], np.maximum(gamma_BKM, 1e-300), 0.0)
     total_B1 = gamma[:, 0].sum(axis=1, keepdims=True)
@@ -248,7 +248,7 @@ def allocate(gamma_BKM, allowed_BM, capacity_BM, tokens_B) -> tuple[np.ndarray, 
 
 
 def refill(budget_BM, share_BM, capacity_BM, tokens_B) -> np.ndarray:
-    """Offers what is left to streams with a share and with room, until nothing or no room is."""
+    """Offers leftover tokens to streams with a share and room, until either runs out."""
     budget_BM = budget_BM.copy()
     while True:
         left_B = tokens_B - budget_BM.sum(axis=1)
@@ -261,5 +261,5 @@ def refill(budget_BM, share_BM, capacity_BM, tokens_B) -> np.ndarray:
         share /= share.sum(axis=1, keepdims=True)
         add = np.minimum(np.floor(share * left).astype(np.int64), room)
         rank = np.argsort(np.argsort(-share, axis=1, kind="stable"), axis=1)
-        one = ((rank < left) & (room > 0)).astype(np.int64)  # too few for whole shares
+        one = ((rank < left) & (room > 0)).astype(np.int64)  # too few left to split by share
         budget_BM[rows] += np.where(add.sum(axis=1, keepdims=True) > 0, add, one)

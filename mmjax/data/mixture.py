@@ -1,6 +1,6 @@
-"""Mixture: which task takes which step, as a pure function of (seed, journal, step).
+"""Mixture: which task runs at which step, as a pure function of (seed, journal, step).
 
-Any step is found in constant time. Variants inside a task are dealt in the same way as tasks.
+Any step is located in constant time. The variants of a task are scheduled like tasks.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from mmjax.data.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class Journal:
-    """What happened to a run that its data depend on: (from_step, event), append-only.
+    """Events of a run that change its data: (from_step, event), append-only.
 
     Events: `{"weights": {task: weight}}` changes shares; `{"skip": {"task": name, "rows": [a, b]}}`
-    leaves out rows a..b-1 of a task (those not yet read at from_step). Others are kept unread.
+    leaves out rows a..b-1 of a task (those not yet read at from_step). Unknown events are kept and
+    ignored.
     """
 
     events: tuple[tuple[ranges.Natural, dict[str, Any]], ...] = ()
@@ -30,7 +31,7 @@ class Journal:
         ranges.check(self)
 
     def append(self, from_step: int, event: dict[str, Any]) -> Journal:
-        """A journal with one more event."""
+        """This journal with one more event."""
         if from_step < 0:
             raise ValueError(f"Journal: from_step={from_step} must be 0 or more.")
         return Journal((*self.events, (int(from_step), dict(event))))
@@ -45,13 +46,13 @@ class Journal:
         return cls(tuple((int(step), dict(event)) for step, event in tree))
 
     def ordered(self, kind: str) -> list[tuple[int, Any]]:
-        """Events of a kind by step; those of one step in the order of writing."""
-        found = [(step, event[kind]) for step, event in self.events if kind in event]
-        return sorted(found, key=lambda e: e[0])
+        """Events of a kind by step; events of one step in the order of writing."""
+        events = [(step, event[kind]) for step, event in self.events if kind in event]
+        return sorted(events, key=lambda e: e[0])
 
 
 class Place(NamedTuple):
-    """What a step is: the n-th step of a task, in one of its variants."""
+    """What a step runs: the n-th step of a task, in one of its variants."""
 
     task: str
     variant: str
@@ -63,10 +64,10 @@ class Mixture:
     """How tasks alternate.
 
     Fields:
-      weights: share of steps by task; a task that is not named has its own `weight`.
-      period: steps that are dealt together with whole counts.
-      schedule: `permuted` = each period in an order of its own; `block` = task after task;
-        `interval` = rounds over the tasks, where a task takes each interval-th round (IMP,
+      weights: share of steps by task; other tasks use their own `weight`.
+      period: steps that are scheduled together, with whole counts for each task.
+      schedule: `permuted` = each period in its own random order; `block` = task after task;
+        `interval` = rounds over the tasks, where a task takes part in every interval-th round (IMP,
         Akbari et al. 2023).
     """
 
@@ -87,7 +88,7 @@ class Mixture:
 
 
 class Schedule:
-    """A mixture of given tasks; answers where any step reads, in constant time."""
+    """A mixture bound to its tasks; locates the rows of any step in constant time."""
 
     def __init__(self, mixture: Mixture, tasks: Mapping[str, Task], seed: int):
         self.mixture, self.tasks, self.seed = mixture, dict(tasks), seed
@@ -117,13 +118,13 @@ class Schedule:
         return {t: b + c for t, b, c in zip(self.tasks, segment.before, counts, strict=True)}
 
     def first_row(self, task: str, n: int) -> int:
-        """Rows that the first n steps of a task read; its variants share the count."""
+        """Rows that the first n steps of a task read, in all its variants."""
         counts = self._variants[task].counts(n)
         sizes = [self.tasks[task].shape(v).batch_size for v in self.tasks[task].variant_weights()]
         return sum(c * size for c, size in zip(counts, sizes, strict=True))
 
     def skips(self, task: str, journal: Journal) -> tuple[tuple[int, int], ...]:
-        """Row ranges (rising, disjoint) that a task leaves out."""
+        """Row ranges (sorted, disjoint) that a task leaves out."""
         holes: tuple[tuple[int, int], ...] = ()
         for from_step, event in journal.ordered("skip"):
             if event["task"] != task:
@@ -144,7 +145,7 @@ class Schedule:
         }
 
     def without_objectives(self) -> Schedule:
-        """The same schedule for worker processes, which have no use for objectives."""
+        """The same schedule for worker processes, which do not need objectives."""
         tasks = {n: dataclasses.replace(t, objective=None) for n, t in self.tasks.items()}
         return Schedule(self.mixture, tasks, self.seed)
 
@@ -157,7 +158,7 @@ class Schedule:
         return next(s for s in reversed(segments) if s.start <= step)
 
     def _segments(self, journal: Journal) -> list[_Segment]:
-        """Stretches of steps with the same weights."""
+        """Ranges of steps with the same weights."""
         segments = [_Segment(0, self._order(self._weights, 0), (0,) * len(self.tasks))]
         weights = self._weights
         for start, event in journal.ordered("weights"):
@@ -199,7 +200,7 @@ class _Segment(NamedTuple):
 
 
 def skip_rows(rows: np.ndarray, holes: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The rows-th numbers outside the holes (rising, disjoint)."""
+    """The rows-th numbers outside the holes (sorted, disjoint)."""
     rows = np.asarray(rows, np.int64).copy()
     for start, stop in holes:
         rows[rows >= start] += stop - start

@@ -1,4 +1,4 @@
-"""Arrays in the format of NumPy, from bytes that may claim anything."""
+"""Arrays in NumPy's file format, from bytes that are not trusted."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 
 def header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether it is in the order of Fortran, and type; `file` is then at the first number.
+    """Shape, whether the order is Fortran's, and dtype; leaves `file` at the first element.
 
-    Raises ValueError for other versions and for objects, which are pickles.
+    Raises ValueError for other versions, and for object arrays, which are pickles.
     """
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
@@ -26,7 +26,7 @@ def header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def parsed(content: bytes) -> np.ndarray:
-    """The array of an .npy file, a view of its bytes: nothing is allocated that is not there."""
+    """The array of an .npy file, as a view of its bytes: a false shape allocates nothing."""
     file = io.BytesIO(content)
     shape, fortran, dtype = header(file)
     flat = np.frombuffer(content, dtype, offset=file.tell())

@@ -1,8 +1,8 @@
-"""What the pages of a Parquet file hold, from their own headers: what reading them may take.
+"""Memory needed to read the pages of a Parquet file, from the pages' own headers.
 
-The footer says how large columns are, but readers go by the headers of pages, and a few bytes of
-them stand for many: a run length of a thousand million, a dictionary whose one long word is said
-again and again. The headers are in Thrift's compact protocol.
+The footer states the sizes of columns, but readers rely on page headers, and a few bytes there can
+stand for many: a run length of a billion, a dictionary whose one long word is repeated again and
+again. The headers are in Thrift's compact protocol.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 DATA, DICTIONARY, DATA_V2 = 0, 2, 3  # types of pages
-HEADERS = {DATA: 5, DICTIONARY: 7, DATA_V2: 8}  # where each type says more of itself
+HEADERS = {DATA: 5, DICTIONARY: 7, DATA_V2: 8}  # field of the header that describes each type
 DICTIONARY_CODES, DELTA_STRINGS = (2, 8), 7  # encodings
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 8}
 WINDOW, LARGE_WINDOW = 1 << 14, 1 << 24  # bytes in which a header ends
@@ -20,13 +20,13 @@ DEPTH, MAX_PAGES = 16, 1 << 17
 
 
 class Need(NamedTuple):
-    """What one column of a row group takes, at most.
+    """The most memory that one column of a row group takes.
 
     Fields:
       total: bytes, unpacked. largest: bytes of one page. stored: bytes in the file.
-      value: of these, bytes of one value. values: their number, empty ones among them.
+      value: bytes of one value, at most. values: their number, empty ones included.
       is_nested: whether a row may have many values.
-      as_codes: what it takes as codes and a dictionary; `total` where it has none.
+      as_codes: bytes as codes and a dictionary; `total` if it has no dictionary.
     """
 
     total: int
@@ -39,12 +39,12 @@ class Need(NamedTuple):
 
 
 def need(number: int, chunk: Any, column: Any) -> Need:
-    """What a column takes.
+    """The memory that a column takes.
 
     Args:
-      number: descriptor of the file. chunk, column: pyarrow's metadata and schema of it.
+      number: file descriptor. chunk, column: pyarrow's metadata and schema of the column.
 
-    Raises ValueError for pages that cannot be.
+    Raises ValueError for impossible pages.
     """
     pages = list(_pages(number, chunk))
     data = [page for page in pages if page.kind != DICTIONARY]
@@ -108,10 +108,10 @@ def _pages(number: int, chunk: Any) -> Iterator[_Page]:
 
 
 def _number(fields: dict[int, Any], name: int) -> int:
-    found = fields.get(name)
-    if type(found) is not int:
+    number = fields.get(name)
+    if type(number) is not int:
         raise ValueError("a page whose header lacks a number")
-    return found
+    return number
 
 
 def _header(number: int, place: int) -> tuple[dict[int, Any], int]:
@@ -120,28 +120,28 @@ def _header(number: int, place: int) -> tuple[dict[int, Any], int]:
         reader = _Compact(os.pread(number, room, place))
         try:
             return reader.struct(), reader.at
-        except IndexError:  # it ends behind the window
+        except IndexError:  # it ends beyond the window
             continue
     raise ValueError(f"a page at byte {place} has no header")
 
 
 class _Compact:
-    """Thrift's compact protocol: numbers and structs; the rest is passed over.
+    """Thrift's compact protocol: numbers and structs; other values are skipped.
 
-    Raises IndexError at the end of the bytes, ValueError for what is none.
+    Raises IndexError at the end of the bytes, ValueError for invalid ones.
     """
 
     def __init__(self, content: bytes):
         self.content, self.at = content, 0
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
-        found: dict[int, Any] = {}
+        fields: dict[int, Any] = {}
         last = 0
         while head := self._byte():
             kind, step = head & 15, head >> 4
             last = last + step if step else self._signed()
-            found[last] = kind == 1 if kind in (1, 2) else self._value(kind, depth + 1)
-        return found
+            fields[last] = kind == 1 if kind in (1, 2) else self._value(kind, depth + 1)
+        return fields
 
     def _value(self, kind: int, depth: int) -> Any:
         if depth > DEPTH:

@@ -1,4 +1,4 @@
-"""Parquet: tables with pictures and sounds inside, as `datasets` of Hugging Face writes them."""
+"""Parquet: tables with images and sounds inside, as Hugging Face `datasets` writes them."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from mmjax.files import confined
 
 __all__ = ["Parquet"]
 
-ROWS_A_BYTE = 8  # of a file; what claims more is refused, as every row takes memory
-OBJECT = 64  # bytes that an object of Python takes beside its content
+ROWS_A_BYTE = 8  # of a file; a file that claims more is refused, as every row takes memory
+OBJECT = 64  # bytes of overhead of a Python object
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parquet(Files):
     """Rows of Parquet files.
 
-    A column of bytes, or of structs with `bytes` and `path` (image and audio columns), is a file's
-    content; lists are arrays; null is absent. Where `bytes` is null, `path` names a file beside
-    the table. A whole row group is read for one row of it: write small ones, such as
-    `write_table(..., row_group_size=100)`. A group is refused, and its rows count as bad, when it
+    A column of bytes, or of structs with `bytes` and `path` (image and audio columns), holds the
+    content of files; lists are arrays; null is absent. If `bytes` is null, `path` names a file
+    beside the table. One row is read with its whole row group, so write small groups, such as
+    `write_table(..., row_group_size=100)`. A group is refused, and its rows count as bad, if it
     would take more memory than `cache_bytes`, `max_record_bytes` and four times its bytes in the
-    file: a few bytes may stand for gigabytes.
+    file: a few bytes may unpack to gigabytes.
 
     Fields:
       cache_bytes: memory for row groups, in each process.
@@ -48,7 +48,7 @@ class Parquet(Files):
 
 
 class _Groups:
-    """The row groups that were read last, by file, number and columns."""
+    """The most recently read row groups, by file, number and columns."""
 
     def __init__(self, room: int):
         self.room, self.used = room, 0
@@ -59,8 +59,8 @@ class _Groups:
         with self.lock:
             key = (table.path, group, names)
             if key not in self.kept:
-                found = table.read_group(group, names, self.room)
-                self.kept[key], self.used = found, self.used + found.nbytes
+                rows = table.read_group(group, names, self.room)
+                self.kept[key], self.used = rows, self.used + rows.nbytes
                 while self.used > self.room and len(self.kept) > 1:
                     self.used -= self.kept.popitem(last=False)[1].nbytes
             self.kept.move_to_end(key)
@@ -84,7 +84,7 @@ class _Parquet:
             raise ValueError(f"Parquet: {str(path)!r} claims {sum(rows)} rows in {size} bytes.")
 
     def _opened(self, as_codes: Sequence[str] = ()) -> Any:
-        """The file; columns of text that are named come as codes and a dictionary."""
+        """The file; text columns in `as_codes` are read as codes and a dictionary."""
         import pyarrow
         from pyarrow import parquet
 
@@ -118,9 +118,9 @@ class _Parquet:
             raise BadRecord("parquet", str(error)[:200]) from error
 
     def read_group(self, group: int, names: tuple[str, ...], room: int) -> Any:
-        """The columns of a row group, in pieces where they may take more than there is room for.
+        """The columns of a row group, in pieces if the whole may exceed `room`.
 
-        Raises BadRecord for a group that takes more.
+        Raises BadRecord for a group that exceeds it.
         """
         import pyarrow
 
@@ -134,7 +134,7 @@ class _Parquet:
         row = sum(need.value + need.largest for need in needs.values())
         is_flat = not any(need.is_nested for need in needs.values())
         batches, used = [], 0
-        if is_flat and row <= room:  # rows are no larger than values, which pages bound
+        if is_flat and row <= room:  # rows are no larger than values, which the pages bound
             some = max(1, room // (8 * row))
             pieces = self._file.iter_batches(some, [group], list(names), use_threads=False)
             for batch in pieces:
@@ -151,22 +151,22 @@ class _Parquet:
         return pyarrow.Table.from_batches(batches)
 
     def _needs(self, group: int, names: tuple[str, ...]) -> dict[str, pages.Need]:
-        """What each column of these fields takes, by its path."""
+        """The memory that each column of these fields takes, by its path."""
         meta, number = self._file.metadata, confined.descriptor(self.path)
-        found = {}
+        needs = {}
         try:
             for i in range(meta.num_columns):
                 column, chunk = meta.schema.column(i), meta.row_group(group).column(i)
                 if column.path.partition(".")[0] in names or column.path in names:
-                    found[column.path] = need = pages.need(number, chunk, column)
+                    needs[column.path] = need = pages.need(number, chunk, column)
                     if need.values < meta.row_group(group).num_rows:
                         raise ValueError(f"column {column.path} has fewer values than rows")
         finally:
             os.close(number)
-        return found
+        return needs
 
     def _value(self, column: Any) -> Any:
-        """The value of a column of one row."""
+        """The value of a column in one row."""
         from pyarrow import types
 
         cell = column[0]
@@ -179,7 +179,7 @@ class _Parquet:
             self._check(cell.values.nbytes if is_plain else _weight(column.chunk(0)))
             return cell.values.to_numpy(zero_copy_only=False)
         if types.is_string(cell.type) or types.is_large_string(cell.type):
-            return cell.as_buffer().to_pybytes()  # its bytes, which need not be text
+            return cell.as_buffer().to_pybytes()  # as bytes, which need not be valid text
         if types.is_nested(cell.type):
             self._check(_weight(column.chunk(0)))
         value = cell.as_py()
@@ -195,7 +195,7 @@ class _Parquet:
 
 
 def _weight(array: Any) -> int:
-    """About how many bytes an Arrow array takes as objects of Python."""
+    """Approximate size in bytes of an Arrow array as Python objects."""
     from pyarrow import compute, types
 
     own = OBJECT * len(array)

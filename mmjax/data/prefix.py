@@ -14,18 +14,32 @@ from mmjax.typing import Targets
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prefix(Layout):
-    """Next-token prediction behind a fully visible prefix (prefix LM, Raffel et al. 2020).
+    """Next-token prediction after a fully visible prefix (prefix LM, Raffel et al. 2020).
 
-    A row holds the input streams, then the target streams, each behind a begin token (sentinel 0,
-    or the mask vector where the stream has no sentinels). Tokens of the prefix have order 0, later
-    ones rise; the first token that is predicted is the first behind the prefix.
+    A row holds the input streams, then the target streams, each after a begin token (sentinel 0, or
+    the mask vector if the stream has no sentinels). Tokens of the prefix have order 0, later ones
+    rising orders; the first predicted token is the first after the prefix.
 
     Fields:
-      length: slots of a view; 0 = as many as full pieces need. What does not fit is cut from the
-        end and counted.
-      prefix_fraction: range of the share of the target streams' tokens that joins the prefix.
-      two_views: the prefix is the `input` view; the rest is the `target` view, where each stream
-        starts with its begin token and is alone (encoder-decoder).
+      length: slots of a view; 0 = as many as full pieces need. Tokens that do not fit are cut from
+        the end and counted.
+      prefix_fraction: range of the random share of target tokens that joins the prefix.
+      two_views: the prefix becomes the `input` view and the rest the `target` view, where each
+        stream starts with its begin token and attends to no other stream (encoder-decoder).
+
+    >>> import numpy as np
+    >>> from mmjax.data.task import Sample, Streams
+    >>> from mmjax.typing import Piece, TokenSpec, Vocabulary, positions
+    >>> text = TokenSpec(name="text", kind="sequence", max_tokens=6, vocab_size=20)
+    >>> piece = Piece(positions(5), ids_L=np.arange(10, 15, dtype=np.int32))
+    >>> sample = Sample({"text": piece}, identity=0, sample=(0, 0), seed=0)
+    >>> streams = Streams(inputs=(), targets=("text",))
+    >>> layout = Prefix(prefix_fraction=(0.0, 0.0))
+    >>> batch, counts = layout.build([sample], streams, Vocabulary((text,)))
+    >>> batch.views["input"].ids_BL  # a begin token, then ids of text, which start at 128
+    array([[  0, 138, 139, 140, 141,   0]], dtype=int32)
+    >>> batch.targets["text"].label_WU
+    array([[10, 11, 12, 13, 14,  0]], dtype=int32)
     """
 
     length: ranges.Natural = 0
@@ -45,10 +59,14 @@ class Prefix(Layout):
 
     def build_groups(self, samples, streams, vocabulary, num_groups):
         context = [n for n in streams.inputs if n not in streams.targets]
-        found = {n: rows.pieces(samples, n, vocabulary) for n in (*context, *streams.targets)}
-        filling = _Filling(found, streams.targets, [s.rng.random() for s in samples], self)
-        before = sum(found[n][0].spec.max_tokens for n in context)
-        after = sum(found[n][0].spec.max_tokens for n in streams.targets)
+        pieces_and_cuts = {
+            n: rows.pieces(samples, n, vocabulary) for n in (*context, *streams.targets)
+        }
+        filling = _Filling(
+            pieces_and_cuts, streams.targets, [s.rng.random() for s in samples], self
+        )
+        before = sum(pieces_and_cuts[n][0].spec.max_tokens for n in context)
+        after = sum(pieces_and_cuts[n][0].spec.max_tokens for n in streams.targets)
         if self.two_views:
             visible = before + (after if self.prefix_fraction[1] > 0 else 0)
             views = {
@@ -59,7 +77,7 @@ class Prefix(Layout):
             length = self._length(before + after + len(streams.targets) - 1)
             views = {"input": rows.TokenArrays(len(samples), length)}
         for name in (*context, *streams.targets):
-            p = found[name][0]
+            p = pieces_and_cuts[name][0]
             if p.values_NP is not None:
                 for view in views.values() if name in streams.targets else [views["input"]]:
                     view.declare_values(p.spec)
@@ -69,7 +87,7 @@ class Prefix(Layout):
         write = filling.write_apart if self.two_views else filling.write_behind
         for name in streams.targets:
             wanted[name] = write(views, name, vocabulary.number(name), groups)
-        pieces = {n: p for n, (p, _) in found.items()}
+        pieces = {n: p for n, (p, _) in pieces_and_cuts.items()}
         batch = rows.finish(samples, pieces, views, wanted, vocabulary)
         return batch, filling.counts | rows.fill(views)
 
@@ -78,11 +96,11 @@ class Prefix(Layout):
 
 
 class _Filling:
-    """A batch on its way into views, with the split of each row into prefix and rest."""
+    """A batch being written into views, with each row split into prefix and rest."""
 
-    def __init__(self, found, targets, uniform, layout: Prefix):
-        self.pieces = {n: p for n, (p, _) in found.items()}
-        self.counts = {f"cut/{n}": float(cut) for n, (_, cut) in found.items()}
+    def __init__(self, pieces_and_cuts, targets, uniform, layout: Prefix):
+        self.pieces = {n: p for n, (p, _) in pieces_and_cuts.items()}
+        self.counts = {f"cut/{n}": float(cut) for n, (_, cut) in pieces_and_cuts.items()}
         self.last = targets[-1]
         low, high = layout.prefix_fraction
         lengths = np.stack([self.pieces[n].length_B for n in targets], axis=1)
@@ -94,7 +112,7 @@ class _Filling:
         self.rank_B = np.zeros(len(total_B), np.int64)  # order of the slot written last
 
     def write_context(self, view: rows.TokenArrays, name: str, number: int) -> None:
-        """A whole input stream, of order 0."""
+        """Writes a whole input stream, of order 0."""
         p = self.pieces[name]
         count_B = np.minimum(p.length_B, view.room())
         self.counts[f"cut/{name}"] += float((p.length_B - count_B).sum())
@@ -102,7 +120,7 @@ class _Filling:
         rows.write_pieces(view, p, places, p.start_B[places.row_N] + places.within_N, number)
 
     def write_behind(self, views, name: str, number: int, groups) -> Targets:
-        """Begin token and tokens in the one view; each slot behind the prefix predicts the next."""
+        """Writes begin token and tokens to one view; slots after the prefix predict the next."""
         view, p, known_B = views["input"], self.pieces[name], self.known_B[name]
         # The last token of the row predicts nothing; that of another stream is read by the next.
         wanted_B = np.where(p.length_B > 0, p.length_B + (name != self.last), 0)
@@ -123,7 +141,7 @@ class _Filling:
         return self._targets(view, p, at, at.within_N, groups)
 
     def write_apart(self, views, name: str, number: int, groups) -> Targets:
-        """The prefix in `input`; begin token and rest in `target`."""
+        """Writes the prefix to `input`, begin token and rest to `target`."""
         p, known_B = self.pieces[name], self.known_B[name]
         count_B = np.minimum(known_B, views["input"].room())
         self.counts[f"cut/{name}"] += float((known_B - count_B).sum())
@@ -140,7 +158,7 @@ class _Filling:
         return self._targets(view, p, places, label_N, groups)
 
     def _write(self, view, p: rows.StreamPieces, places, number: int, before_N, order_N) -> None:
-        """Slots that hold token `before_N` - 1 of their piece; 0 = the begin token."""
+        """Writes token `before_N` - 1 of its piece to each slot; 0 = the begin token."""
         token_N = p.start_B[places.row_N] + np.maximum(before_N - 1, 0)
         position = p.position_NA[token_N]
         if p.spec.kind == "sequence":

@@ -1,4 +1,4 @@
-"""Reader: the encoded examples of one split of a source, with bad records named and counted."""
+"""Reader: the encoded examples of one split of a source; bad records are named and counted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmjax.data.tokens import TokenTable
 from mmjax.modalities.modality import Modality, Unreadable
 from mmjax.typing import Piece, Vocabulary
 
-MIN_READ = 1000  # records before which one bad record of many is not yet a share
+MIN_READ = 1000  # records read before the share of bad ones is meaningful
 NAMED = 8  # records that an error names
 
 
@@ -34,9 +34,9 @@ def encode_sample(
     streams: Sequence[str],
     vocabulary: Vocabulary,
 ) -> dict[str, Piece | None]:
-    """The streams' pieces of an example; None where it has no value.
+    """The pieces of an example by stream; None if it has no value.
 
-    What exceeds `max_tokens` is cut from the end and counted in the piece. Raises BadRecord for
+    Tokens beyond `max_tokens` are cut from the end and counted in the piece. Raises BadRecord for
     values that are not finite and for ids outside the stream's range.
     """
     pieces: dict[str, Piece | None] = {}
@@ -72,10 +72,10 @@ def _checked(piece: Piece, name: str, vocabulary: Vocabulary) -> Piece:
 def values_of(
     source: Source, split: str, name: str, records: Records, rows: Iterable[int]
 ) -> Iterator[Any]:
-    """Yields what records hold under a key; those that are bad or lack it are left out.
+    """Yields the values of a key; records that are bad or lack it are skipped.
 
     Raises:
-      BadDataError: none of the rows has it.
+      BadDataError: no record has it.
     """
     first, count, is_there = "", 0, False
     for row in rows:
@@ -97,16 +97,16 @@ def values_of(
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Reader:
-    """Encoded examples by index, kept in memory while there is room.
+    """Encoded examples by index, cached while there is room.
 
     An example is encoded once for all tasks that share a reader. Copies in worker processes start
-    empty.
+    with an empty cache.
 
     Fields:
-      max_bad_fraction: share of bad among the records read at which reading stops; a record counts
-        once, however often it is read.
-      excluded: records that count as bad without a look.
-      tokens: ids by stream that were computed before; the others are encoded here.
+      max_bad_fraction: largest share of bad records among those read; reading stops beyond it. A
+        record counts once, however often it is read.
+      excluded: records that count as bad without being read.
+      tokens: precomputed ids by stream; other streams are encoded here.
       cache_bytes: memory for encoded examples.
     """
 
@@ -139,7 +139,7 @@ class Reader:
 
     @property
     def records(self) -> Records:
-        """The opened split. Raises BadDataError when it is empty."""
+        """The opened split. Raises BadDataError if it is empty."""
         if self._records is None:
             records = self.source.open(self.split)
             if not len(records):
@@ -153,7 +153,7 @@ class Reader:
         return len(self.records)
 
     def read(self, index: int, streams: Sequence[str]) -> Encoded:
-        """An example with these streams. Raises BadRecord, the same for each read of a record.
+        """An example with these streams. Raises BadRecord, the same at each read of a record.
 
         Raises:
           BadDataError: more than `max_bad_fraction` of the records read are bad.
@@ -194,16 +194,16 @@ class Reader:
         return Encoded({name: known[name] for name in streams}, identity)
 
     def _looked_up(self, index: int, streams: Sequence[str]) -> dict[str, Piece | None]:
-        """Pieces from the tables; not those of bad values, which encoding tells the reason of."""
-        found = {}
+        """Pieces from the tables; bad values are left out, since encoding them gives the reason."""
+        pieces = {}
         for name in streams:
             if name in self.tokens:
                 with contextlib.suppress(LookupError):
-                    found[name] = self.tokens[name][index]
-        return found
+                    pieces[name] = self.tokens[name][index]
+        return pieces
 
     def _see(self, index: int) -> None:
-        """Counts the records read, each once; a bit a record."""
+        """Counts the records read, each once, with a bit per record."""
         if not self._seen:
             self._seen = bytearray(len(self) // 8 + 1)
         byte, bit = index >> 3, 1 << (index & 7)
@@ -217,9 +217,9 @@ class Reader:
         if len(self._bad) <= self.max_bad_fraction * read:
             return
         reasons = collections.defaultdict(list)
-        for record, found in self._bad.items():
-            reasons[found.reason].append(record)
-        said = "; ".join(
+        for record, error in self._bad.items():
+            reasons[error.reason].append(record)
+        text = "; ".join(
             f"{reason} in records {', '.join(key_of(self.records, key) for key in keys[:NAMED])}"
             f"{', ...' if len(keys) > NAMED else ''} ({self._bad[keys[0]].detail})"
             for reason, keys in reasons.items()
@@ -227,7 +227,7 @@ class Reader:
         raise errors.BadDataError(
             f"Source {type(self.source).__name__}, split {self.split!r}: {len(self._bad)}"
             f" of {read} records are bad, more than max_bad_fraction="
-            f"{self.max_bad_fraction:g} allows: {said}. Repair or leave out these records, or raise"
+            f"{self.max_bad_fraction:g} allows: {text}. Repair or leave out these records, or raise"
             " guards.max_bad_fraction (guards.strict allows none)."
         )
 

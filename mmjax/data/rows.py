@@ -1,6 +1,6 @@
-"""Samples to arrays: pieces laid end to end, views filled slot by slot, batches closed.
+"""Samples to arrays: pieces concatenated, views filled slot by slot, batches assembled.
 
-Layouts are made of these three steps; all work on whole groups at once.
+Layouts consist of these three steps; all work on whole groups at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class StreamPieces(NamedTuple):
-    """The pieces of one stream of a group, end to end (N tokens in all)."""
+    """The pieces of one stream of a group, concatenated (N tokens in all)."""
 
     spec: TokenSpec
     present_B: np.ndarray  # bool
@@ -29,7 +29,7 @@ class StreamPieces(NamedTuple):
     offset: int  # of the vocabulary ids
 
     def padded(self) -> np.ndarray:
-        """Local ids [B, max_tokens], 0 behind the end."""
+        """Local ids [B, max_tokens], 0 after the end."""
         assert self.ids_N is not None
         out = np.zeros((len(self.length_B), self.spec.max_tokens), np.int32)
         out[np.arange(out.shape[1]) < self.length_B[:, None]] = self.ids_N
@@ -39,15 +39,14 @@ class StreamPieces(NamedTuple):
 def pieces(
     samples: Sequence[Sample], name: str, vocabulary: Vocabulary
 ) -> tuple[StreamPieces, int]:
-    """The pieces of a stream, and how many tokens the modality had to cut.
+    """The pieces of a stream, and the number of tokens that its modality cut.
 
-    Raises ValueError for ids outside the stream's range and for pieces that are not what the
-    spec says.
+    Raises ValueError for ids outside the stream's range and for pieces that contradict the spec.
     """
     spec = vocabulary.spec(name)
-    found = [s.pieces.get(name) for s in samples]
-    there = [p for p in found if p is not None]
-    lengths = [0 if p is None else len(p.position_LA) for p in found]
+    sample_pieces = [s.pieces.get(name) for s in samples]
+    there = [p for p in sample_pieces if p is not None]
+    lengths = [0 if p is None else len(p.position_LA) for p in sample_pieces]
     if max(lengths, default=0) > spec.max_tokens:
         raise ValueError(
             f"Stream {name!r}: a piece of {max(lengths)} tokens exceeds"
@@ -69,7 +68,7 @@ def pieces(
     position = np.concatenate([p.position_LA for p in there]) if there else np.zeros((0, NUM_AXES))
     out = StreamPieces(
         spec=spec,
-        present_B=np.asarray([p is not None for p in found]),
+        present_B=np.asarray([p is not None for p in sample_pieces]),
         length_B=length_B,
         start_B=np.cumsum(length_B) - length_B,
         position_NA=position.astype(np.float32, copy=False),
@@ -90,15 +89,15 @@ def _check(name: str, is_good: bool, wanted: str, spec: TokenSpec) -> None:
 
 
 class Places(NamedTuple):
-    """Slots of a view given to N tokens of one stream."""
+    """Slots of a view reserved for N tokens of one stream."""
 
     row_N: np.ndarray
-    within_N: np.ndarray  # rank of the token among those of its row that were reserved with it
+    within_N: np.ndarray  # rank among the tokens of its row in this reservation
     slot_N: np.ndarray
 
 
 class TokenArrays:
-    """Tokens of a group being filled, stream after stream; what is left over stays padding."""
+    """Tokens of a group, filled stream by stream; slots left over are padding."""
 
     def __init__(self, num_rows: int, length: int):
         self.length, self.filled_B = length, np.zeros(num_rows, np.int64)
@@ -107,7 +106,7 @@ class TokenArrays:
         self.order = np.zeros((num_rows, length), np.int32)
         self.position = np.zeros((num_rows, length, NUM_AXES), np.float32)
         self.values: dict[str, Values] = {}
-        self.rooms: dict[str, tuple[int, int]] = {}  # pieces of a row and their width
+        self.rooms: dict[str, tuple[int, int]] = {}  # pieces per row, and their width
 
     def room(self) -> np.ndarray:
         """Free slots of each row."""
@@ -123,7 +122,7 @@ class TokenArrays:
 
     def write(self, places: Places, stream: int, ids_N, position, order_N=None) -> None:
         """Fills slots. `ids_N` are vocabulary ids (0 = mask slot or continuous piece)."""
-        at: Any = slice(None)  # of all slots, one after another
+        at: Any = slice(None)  # all slots, in order
         if len(places.row_N) < self.ids.size:
             at = places.row_N * self.length + places.slot_N
         self.ids.reshape(-1)[at] = ids_N
@@ -133,11 +132,11 @@ class TokenArrays:
             self.order.reshape(-1)[at] = order_N
 
     def declare_values(self, spec: TokenSpec) -> None:
-        """Makes room for the pieces of a continuous stream; every slot unused."""
+        """Allocates space for the pieces of a continuous stream; no slot uses it yet."""
         self.rooms[spec.name] = (min(spec.max_tokens, self.length), spec.width)
 
     def write_values(self, places: Places, name: str, value_NP, rank_N=None) -> None:
-        """Gives continuous pieces to slots; `rank_N` places them among the row's pieces.
+        """Assigns continuous pieces to slots; `rank_N` is their index among the row's pieces.
 
         `value_NP` may become part of the batch, without a copy.
         """
@@ -157,7 +156,7 @@ class TokenArrays:
         return Values(np.zeros((*shape, width), np.float32), np.full(shape, self.length, np.int32))
 
     def tokens(self) -> Tokens:
-        """The filled view; one sample a row."""
+        """The filled view; one sample per row."""
         segment = (self.stream > 0).astype(np.int32)
         values = {name: self.values.get(name) or self._unused(name) for name in self.rooms}
         return Tokens(self.ids, self.stream, segment, self.order, self.position, values)
@@ -166,7 +165,7 @@ class TokenArrays:
 def write_pieces(
     view: TokenArrays, p: StreamPieces, places: Places, token_N, stream: int, order_N=None
 ):
-    """Writes tokens (indices into the flat pieces, or a slice) as they are."""
+    """Writes tokens (indices into the flat pieces, or a slice) unchanged."""
     ids = 0 if p.ids_N is None else p.ids_N[token_N] + p.offset
     view.write(places, stream, ids, p.position_NA[token_N], order_N)
     if p.values_NP is not None:
@@ -174,7 +173,7 @@ def write_pieces(
 
 
 class RowGroups(NamedTuple):
-    """W groups of equally many successive rows, and what their targets need."""
+    """W groups of successive rows, equal in size, and the data that their targets need."""
 
     num: int
     weight_B: np.ndarray  # of each sample
@@ -185,14 +184,14 @@ class RowGroups(NamedTuple):
         return len(self.weight_B) // self.num
 
     def trim(self, count_B: np.ndarray, room: int) -> np.ndarray:
-        """Counts whose sum fits the room of their group; later rows lose first."""
+        """Counts reduced to fit the room of their group; later rows lose first."""
         count_WR = count_B.reshape(self.num, -1)
         before_WR = np.cumsum(count_WR, axis=1) - count_WR
         return np.clip(room - before_WR, 0, count_WR).reshape(-1)
 
 
 def groups(samples: Sequence[Sample], num: int) -> RowGroups:
-    """The groups of a batch. Raises ValueError when they would not be whole."""
+    """The groups of a batch. Raises ValueError if the last would be incomplete."""
     if num < 1 or len(samples) % num:
         raise ValueError(f"Layout: {len(samples)} rows are not {num} whole groups.")
     return RowGroups(num, np.asarray([s.weight for s in samples], np.float32))
@@ -201,9 +200,9 @@ def groups(samples: Sequence[Sample], num: int) -> RowGroups:
 def targets(
     p: StreamPieces, room: int, places: Places, group: RowGroups, label_N=None, token_N=None
 ) -> Targets:
-    """Targets of a stream with room for `room` in each group: labels, or the pieces `token_N`.
+    """Targets of a stream, `room` in each group: labels, or the pieces `token_N`.
 
-    `places` are the slots to predict at, row after row; there must be room for all.
+    `places` are the slots to predict at, row by row; they must fit.
     """
     group_N = places.row_N // group.num_rows
     first_W = np.searchsorted(group_N, np.arange(group.num))
@@ -231,7 +230,7 @@ def finish(
     wanted: dict[str, Targets],
     vocabulary: Vocabulary,
 ) -> Batch:
-    """Closes a batch of one sample a row."""
+    """Assembles a batch of one sample per row."""
     present = np.zeros((len(samples), 1, len(vocabulary.specs)), bool)
     for name, p in all_pieces.items():
         present[:, 0, vocabulary.number(name) - 1] = p.present_B
@@ -246,7 +245,7 @@ def finish(
 
 
 def fill(views: dict[str, TokenArrays]) -> dict[str, float]:
-    """Counts of used and of all slots, for throughput and padding."""
+    """Counts of used slots and of all slots, for throughput and padding."""
     used = sum(int(view.filled_B.sum()) for view in views.values())
     return {"tokens": float(used), "slots": float(sum(v.stream.size for v in views.values()))}
 

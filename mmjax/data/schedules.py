@@ -1,7 +1,7 @@
-"""Dealing an endless row of places to members by weight, in whole counts and constant time.
+"""Divides an endless sequence of places among members by weight, in constant time.
 
-Places are dealt in periods. The counts of all periods so far are the fair division (Webster) of
-the places so far: shares are exact in the long run, and no count ever falls.
+Places are assigned period by period. The counts so far are Webster's apportionment of the places so
+far: shares are exact in the long run, and no count ever falls.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ MAX_ROUNDS = 1_000_000  # entries of the table of an interval schedule
 
 
 class Weighted:
-    """An endless row of members, dealt in periods with whole counts.
+    """An endless sequence of members, assigned in periods with whole counts.
 
     Args:
       weights: share of each member.
-      period: places that are dealt together.
-      key: of the permutation of each period; None = members one after another.
+      period: places that are assigned together.
+      key: seeds the permutation of each period; None = one member after another.
     """
 
     def __init__(self, weights: Sequence[float], period: int, key: tuple | None):
@@ -35,7 +35,7 @@ class Weighted:
             raise ValueError(f"Mixture: weights={list(weights)} are all 0; make one more than 0.")
 
     def locate(self, place: int) -> tuple[int, int]:
-        """The member at a place, and how many earlier places it had."""
+        """The member at a place, and the number of its earlier places."""
         if len(self.weights) == 1:
             return 0, place
         number, offset = divmod(place, self.period)
@@ -51,7 +51,7 @@ class Weighted:
         return [b + i for b, i in zip(before, inside, strict=True)]
 
     def _period(self, number: int) -> tuple[list[int], np.ndarray, np.ndarray]:
-        """Counts before a period, its members, and their ranks inside it."""
+        """Counts before a period, its members, and their ranks within it."""
         if number in self._periods:
             return self._periods[number]
         before, after = (divide(self.weights, (number + i) * self.period) for i in (0, 1))
@@ -72,7 +72,7 @@ class Weighted:
 
 
 class Interval:
-    """Rounds over the tasks in order: a task takes a step where its interval divides the round."""
+    """Rounds over the tasks in order: a task takes a step if its interval divides the round."""
 
     def __init__(self, interval_of: Mapping[str, int]):
         intervals = list(interval_of.values())
@@ -99,18 +99,18 @@ class Interval:
         return (number * self._before[-1] + self._before[offset]).tolist()
 
     def locate(self, place: int) -> tuple[int, int]:
-        """The task at a place, and how many earlier places it had."""
+        """The task at a place, and the number of its earlier places."""
         member = int(self._order[place % len(self._order)])
         return member, self.counts(place)[member]
 
 
 def divide(weights: Sequence[int], total: int) -> list[int]:
-    """Webster's division of `total` by whole weights: no part falls when the total rises."""
+    """Webster's apportionment of `total` by integer weights: no part falls as the total rises."""
     whole = sum(weights)
     parts = [(2 * total * w + whole) // (2 * whole) for w in weights]
     members = [i for i, w in enumerate(weights) if w]
     while sum(parts) < total:
-        # Largest w / (2 p + 1) first, the earlier of equals; in whole numbers, so exact.
+        # Largest w / (2 p + 1) first, ties to the earlier; in integers, so exact.
         best = members[0]
         for i in members[1:]:
             if weights[i] * (2 * parts[best] + 1) > weights[best] * (2 * parts[i] + 1):

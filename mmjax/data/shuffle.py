@@ -1,7 +1,7 @@
 """A seeded bijection of rows in constant time and memory: an epoch's order without a table.
 
-Two levels: blocks of neighbouring records are permuted, then the records inside each block, so
-that reading stays near on disk. Each level is a small Feistel network with cycle walking (Black
+Two levels: blocks of neighbouring records are permuted, then the records within each block, so that
+reads stay close together on disk. Each level is a small Feistel network with cycle walking (Black
 and Rogaway 2002) over 64-bit hashes.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
-BLOCK_ROWS = 1 << 14  # neighbours on disk that are read close in time
+BLOCK_ROWS = 1 << 14  # neighbours on disk, which are read close in time
 ROUNDS = 6
 
 
 def permute(n: int, seed: int, epoch, i, block_rows: int = BLOCK_ROWS) -> np.ndarray:
-    """Record of position `i` (0..n-1) in the order of an epoch; int64, for each pair of the two.
+    """Record at position `i` (0..n-1) of an epoch's order; int64, broadcast over both.
 
     Args:
       n: records. seed: any int. epoch, i: ints or arrays of them.
@@ -27,7 +27,7 @@ def permute(n: int, seed: int, epoch, i, block_rows: int = BLOCK_ROWS) -> np.nda
     blocks, rest = divmod(n, block_rows)
     if blocks < 2:
         return _feistel(n, key, i).astype(np.int64)
-    # The last, shorter block goes between any two others.
+    # The last, shorter block may go between any two others.
     start = _hash(key, np.uint64(1)) % np.uint64(blocks + 1) * np.uint64(block_rows)
     is_rest = (i >= start) & (i < start + np.uint64(rest))
     j = np.where(i >= start + np.uint64(rest), i - np.uint64(rest), np.minimum(i, start))
@@ -42,13 +42,13 @@ def permute(n: int, seed: int, epoch, i, block_rows: int = BLOCK_ROWS) -> np.nda
 
 
 def seeds(key: int, epoch: np.ndarray, record: np.ndarray) -> np.ndarray:
-    """A seed for each (epoch, record), uint64: of the random numbers of a sample."""
+    """A seed for each (epoch, record), uint64, for the random numbers of a sample."""
     start = _hash(np.asarray(epoch, np.uint64), np.uint64(key % 2**64))
     return _hash(np.asarray(record, np.uint64), start)
 
 
 def _hash(x: np.ndarray, key) -> np.ndarray:
-    """64 well mixed bits of two numbers (the finalizer of splitmix64)."""
+    """64 hash bits of two numbers (the finalizer of splitmix64)."""
     x = x + (np.atleast_1d(key) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -56,7 +56,7 @@ def _hash(x: np.ndarray, key) -> np.ndarray:
 
 
 def _feistel(n: int, key: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """A bijection of 0..n-1: of the next power of two, repeated until the value is in range."""
+    """A bijection of 0..n-1: one of the next power of two, repeated until in range."""
     bits = max((n - 1).bit_length(), 1)
     low = np.uint64(bits // 2)
     masks = np.uint64((1 << (bits // 2)) - 1), np.uint64((1 << (bits - bits // 2)) - 1)

@@ -1,7 +1,7 @@
 """Span masks of many sequences at once: masked runs become sentinels (T5, Raffel et al. 2020).
 
-Pure functions of NumPy arrays; ids are local to the stream. L is the longest sequence,
-T = L + 2 the longest target, N the tokens of all rows end to end.
+Pure functions of NumPy arrays; ids are local to the stream. L is the longest sequence, T = L + 2
+the longest target, N the tokens of all rows, concatenated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ DECAY = 0.9  # of the keep probability, until the masked sequence fits its budge
 
 
 def has_spans(spec: TokenSpec) -> bool:
-    """Whether masked tokens of the stream are replaced run by run with sentinels."""
+    """Whether each masked run of the stream is replaced by a sentinel."""
     return spec.kind == "sequence" and spec.vocab_size > 0 and spec.num_sentinels > 1
 
 
@@ -37,7 +37,7 @@ def run_starts(masked_BL: np.ndarray) -> np.ndarray:
 def fit_keep(uniform_BL, prior_B, length_B, budget_B, max_runs: int) -> np.ndarray:
     """Kept tokens [B, L]: uniform < probability, which is lowered by 0.9 until the input fits.
 
-    The input holds kept tokens and a sentinel for each masked run; without budget nothing.
+    The input holds the kept tokens and a sentinel per masked run; nothing if the budget is 0.
     """
     valid_BL = np.arange(uniform_BL.shape[1]) < length_B[:, None]
     keep_BL = (uniform_BL < prior_B[:, None]) & valid_BL & (budget_B > 0)[:, None]
@@ -59,7 +59,7 @@ def fit_keep(uniform_BL, prior_B, length_B, budget_B, max_runs: int) -> np.ndarr
 class Split(NamedTuple):
     """Masked sequences, with sentinels: local ids."""
 
-    input_ids_N: np.ndarray  # of all rows, end to end
+    input_ids_N: np.ndarray  # all rows, concatenated
     input_B: np.ndarray  # tokens of each row
     target_BT: np.ndarray  # sentinel, run, sentinel, run, ..., closing sentinel; T = L + 2
     sentinel_BT: np.ndarray  # bool: a sentinel that opens a run
@@ -69,7 +69,7 @@ class Split(NamedTuple):
 def split_spans(token_BL, keep_BL, length_B, shown_B, first_sentinel: int) -> Split:
     """Input and target of masked sequences: each masked run is one sentinel in the input.
 
-    `shown_B` False leaves the input empty; then everything is target.
+    `shown_B` False leaves the input empty; then every token is a target.
     """
     num_rows, width = token_BL.shape
     masked_BL = ~keep_BL & (np.arange(width) < length_B[:, None])
@@ -92,7 +92,7 @@ def split_spans(token_BL, keep_BL, length_B, shown_B, first_sentinel: int) -> Sp
 
 
 def start_spans(split: Split, budget_B, uniform_B) -> np.ndarray:
-    """Where each target starts: at a random sentinel from which the budget can be filled."""
+    """Start of each target: a random sentinel that leaves enough tokens to fill the budget."""
     last_B1 = (split.labels_B - budget_B)[:, None]
     able_BT = split.sentinel_BT & (np.arange(split.target_BT.shape[1]) <= last_B1)
     count_B = able_BT.sum(axis=1)
@@ -108,7 +108,7 @@ def noise(uniform_BI, length_B, width: int, counts) -> np.ndarray:
     empty, so that the end token is not always masked.
 
     Args:
-      uniform_BI: I = 2 (width + 2) uniform numbers a row.
+      uniform_BI: I = 2 (width + 2) uniform numbers per row.
       counts: length -> (masked tokens, masked runs), such as `noise_counts`.
     """
     keep_BL, half = np.zeros((len(length_B), width), bool), width + 2

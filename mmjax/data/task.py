@@ -1,4 +1,4 @@
-"""Task and Layout: what one kind of optimizer step reads, and how it lies in arrays."""
+"""Task and Layout: what one kind of optimizer step reads, and how it is laid out in arrays."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from mmjax.typing import Batch, Piece, Vocabulary
 
 @dataclasses.dataclass(eq=False)
 class Sample:
-    """One encoded example with its identity and its own random stream."""
+    """An encoded example with its identity and its own random numbers."""
 
     pieces: dict[str, Piece | None]  # by stream name; None = absent
     identity: int
     sample: tuple[int, int]  # (source index, epoch)
-    seed: int  # from (seed, task, epoch, source index) alone
+    seed: int  # depends on (seed, task, epoch, source index) only
     weight: float = 1.0  # 0 = padding sample (evaluation)
 
     @functools.cached_property
     def rng(self) -> np.random.Generator:
-        """The sample's random numbers; made when asked for, as not every layout draws."""
-        return np.random.Generator(np.random.PCG64(self.seed))  # half the time of default_rng
+        """The sample's random generator, created on demand, as not every layout draws."""
+        return np.random.Generator(np.random.PCG64(self.seed))  # takes half the time of default_rng
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Layout:
     def build_groups(
         self, samples: Sequence[Sample], streams: Streams, vocabulary: Vocabulary, num_groups: int
     ) -> tuple[Batch, dict[str, float]]:
-        """Several groups of equally many rows, joined. To override where all at once is faster."""
+        """Several groups of equal size, joined. Override it if building all at once is faster."""
         rows, batches, counts = len(samples) // num_groups, [], {}
         for start in range(0, len(samples), rows):
             batch, more = self.build(samples[start : start + rows], streams, vocabulary)
@@ -62,7 +62,7 @@ class Streams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """Another set of static shapes of the same task; None = as the task says."""
+    """Another set of static shapes of the same task; None = the task's own value."""
 
     weight: ranges.NonNegative = 1.0
     layout: Layout | None = None
@@ -74,7 +74,7 @@ class Variant:
 
 
 class Shape(NamedTuple):
-    """What settles the static shapes of one variant of a task."""
+    """Everything that determines the static shapes of one variant of a task."""
 
     layout: Layout
     batch_size: int
@@ -112,11 +112,11 @@ class Task:
         ranges.check(self)
 
     def variant_weights(self) -> dict[str, float]:
-        """Variants by name with their weights; a task without any has one called "default"."""
+        """Weights of the variants by name; a task without variants has one called "default"."""
         return {name: v.weight for name, v in self.variants.items()} or {"default": 1.0}
 
     def shape(self, variant: str = "default") -> Shape:
-        """Layout and sizes of a variant, with what it leaves open taken from the task."""
+        """Layout and sizes of a variant; values that it leaves open come from the task."""
         if variant not in self.variant_weights():
             raise ValueError(
                 f"Task: variant {variant!r} does not exist; there are"

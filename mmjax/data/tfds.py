@@ -20,19 +20,19 @@ from mmjax.files import confined
 
 __all__ = ["TFDS"]
 
-MAX_INFO = 1 << 24  # bytes of a description
-UNPACKED = 8  # times that a number of one byte takes in memory
+MAX_INFO = 1 << 24  # bytes of a JSON description
+UNPACKED = 8  # bytes in memory for a number stored in one byte
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TFDS(Files):
-    """A prepared version of a data set; `path` is the folder with its `dataset_info.json`.
+    """A prepared data set version; `path` is the folder with its `dataset_info.json`.
 
-    Splits are its own, so `files` and `shares` stay empty. Images and sounds come as the bytes
-    that were stored; sounds that were decoded while preparing, as an array with their rate. The
-    files must be ArrayRecord: TFRecord has no random access. A field in others is named by its
-    path, `objects/bbox`, and is flat. A record may have an eighth of `max_record_bytes`, since its
-    numbers take up to eight times as much when they are unpacked. All files lie in the folder.
+    The data set defines its splits, so `files` and `shares` stay empty. Images and sounds come as
+    the stored bytes, and sounds that were decoded during preparation as an array with their rate.
+    The files must be ArrayRecord: TFRecord has no random access. A nested field is named by its
+    path, `objects/bbox`, and is flat. A record may take an eighth of `max_record_bytes`, since its
+    numbers take up to eight times as much when unpacked. All files lie in the folder.
     """
 
     shares: dict[str, ranges.NonNegative] = dataclasses.field(default_factory=dict)
@@ -46,7 +46,7 @@ class TFDS(Files):
         super().__post_init__()
 
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits that were prepared."""
+        """Names of the prepared splits."""
         return tuple(self._shards())
 
     @property
@@ -56,18 +56,18 @@ class TFDS(Files):
     def _json(self, name: str) -> dict[str, Any]:
         path = self._folder / name
         try:
-            found = json.loads(confined.read(path, MAX_INFO, self._folder))
+            content = json.loads(confined.read(path, MAX_INFO, self._folder))
         except (OSError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"TFDS: {str(path)!r} cannot be read: {error}; give the folder of a prepared"
                 " version, such as mnist/3.0.1."
             ) from error
-        if not isinstance(found, dict):
+        if not isinstance(content, dict):
             raise ValueError(f"TFDS: {str(path)!r} holds no JSON object.")
-        return found
+        return content
 
     def _shards(self) -> dict[str, dict[str, Any]]:
-        """What `dataset_info.json` says of each split."""
+        """The entry of each split in `dataset_info.json`."""
         splits = self._json("dataset_info.json").get("splits", [])
         if not isinstance(splits, list) or not all(
             isinstance(s, dict)
@@ -90,9 +90,11 @@ class TFDS(Files):
                 f"TFDS: {self.path!r} is stored as {kind}, which has no random access; run `tfds"
                 " build --file_format=array_record`, or its convert_format."
             )
-        found = self._shards()[split]
-        shards = len(found["shardLengths"])
-        template = found.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
+        split_info = self._shards()[split]
+        shards = len(split_info["shardLengths"])
+        template = split_info.get(
+            "filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        )
         paths = []
         for i in range(shards):
             words = {
@@ -128,14 +130,14 @@ class TFDS(Files):
 
 
 def _rates(path: str, feature: dict[str, Any]) -> dict[str, int]:
-    """Fields of a description of features; the rate of those that are sound, else 0."""
+    """Sample rate by field of a feature description; 0 for fields that are not sound."""
     inner = feature.get("featuresDict", {}).get("features")
     if inner is None:
         return {path: int(feature.get("audio", {}).get("sampleRate", 0))}
-    found: dict[str, int] = {}
+    rates: dict[str, int] = {}
     for name, one in inner.items():
-        found |= _rates(f"{path}/{name}".lstrip("/"), one)
-    return found
+        rates |= _rates(f"{path}/{name}".lstrip("/"), one)
+    return rates
 
 
 class _Examples:

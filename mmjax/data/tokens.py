@@ -2,10 +2,10 @@
 
     WORKDIR/tokens/<stream>@<fingerprint>/<fingerprint of the source>/<split>.npy
 
-Rows are examples, in the smallest unsigned type; a first id of `vocab_size` says that the example
-has no value, `vocab_size + 1` that its value cannot be encoded. Beside it `<split>.json` holds how
-many rows are done and their SHA-256, which is checked once; a file that is damaged, or of other
-data, is computed anew. Data workers map the file.
+Rows are examples, in the smallest unsigned type; a first id of `vocab_size` means that the example
+has no value, `vocab_size + 1` that its value cannot be encoded. Beside it `<split>.json` holds the
+number of finished rows and their SHA-256, which is checked once; a file that is damaged, or of
+other data, is recomputed. Data workers memory-map the file.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from mmjax.typing import Piece, TokenSpec, Vocabulary, positions
 __all__ = ["TokenTable", "prepare"]
 
 BATCH = 1024  # examples at a time
-NOTE_SECONDS = 60.0  # between two notes of how far it has come
+NOTE_SECONDS = 60.0  # between two records of the progress
 MAX_NOTE = 1 << 16  # bytes
-MAX_KNOWN = 1 << 20  # different values that are remembered
+MAX_KNOWN = 1 << 20  # different values that are cached
 
 
 @dataclasses.dataclass(eq=False)
@@ -54,14 +54,14 @@ class TokenTable:
     def __getitem__(self, index: int) -> Piece | None:
         """The piece of an example; None when it is absent.
 
-        Raises LookupError for a value that could not be encoded: encode it to see why.
+        Raises LookupError for a value that could not be encoded; encode it to learn why.
         """
         if self.ids_NL is None:
             self.ids_NL = _open(epath.Path(self.path), self.spec)
         ids_L = self.ids_NL[index]
         if ids_L[0] == self.spec.vocab_size:
             return None
-        if ids_L.max() >= self.spec.vocab_size:  # also what no tokenizer gives
+        if ids_L.max() >= self.spec.vocab_size:  # also ids that no tokenizer gives
             raise LookupError(f"Stream {self.spec.name!r}: example {index} could not be encoded.")
         return Piece(positions(self.spec.grid or len(ids_L)), ids_L=ids_L.astype(np.int32))
 
@@ -78,10 +78,10 @@ def prepare(
     split: str,
     folder: Any = None,
 ) -> dict[str, TokenTable]:
-    """Tables of the offline streams among `streams`; computes what is not there yet.
+    """Tables of the offline streams among `streams`; computes missing ones.
 
     Args:
-      folder: workdir; None, or one that cannot be written to, keeps the ids in memory.
+      folder: workdir; if None or read-only, the ids are kept in memory.
     """
     tables = {}
     for name in streams:
@@ -110,7 +110,7 @@ def prepare(
 
 @dataclasses.dataclass(eq=False)
 class _Filler:
-    """Computes the ids of a split, from where an interrupted one stopped."""
+    """Computes the ids of a split, resuming an interrupted computation."""
 
     modality: Modality
     spec: TokenSpec
@@ -119,7 +119,7 @@ class _Filler:
     path: epath.Path | None = None
 
     def run(self) -> np.ndarray:
-        """Ids [N, L] of all examples, marked where there are none."""
+        """Ids [N, L] of all examples, with marks for those that have none."""
         self._noted = time.monotonic()
         records = self.source.open(self.split)
         known: dict[bytes, np.ndarray] = {}
@@ -132,7 +132,7 @@ class _Filler:
             for i in range(start, stop):
                 try:
                     values.append(records[i].get(key))
-                except BadRecord:  # the reader says why
+                except BadRecord:  # the reader reports the reason
                     values.append(None)
                     bad.append(i)
             ids_NL[start:stop] = self._rows(values, known, ids_NL.dtype)
@@ -163,7 +163,7 @@ class _Filler:
             return np.zeros((0, self.spec.max_tokens), np.int32)
         try:
             return self.modality.encode_batch(values)
-        except Exception:  # one of them is bad; the reader says which, and why
+        except Exception:  # one of them is bad; the reader reports which, and why
             rows = []
             for value in values:
                 try:
@@ -184,7 +184,7 @@ class _Filler:
             if "://" not in str(self.path) and not os.access(self.path.parent, os.W_OK):
                 raise PermissionError
         except OSError:
-            self.path = None  # evaluated from a folder that only its owner may write to
+            self.path = None  # the folder is read-only, as when evaluating someone else's run
             return ids_NL, 0
         if done:
             ids_NL[:done] = _open(self._partial, self.spec)[:done]
@@ -201,13 +201,13 @@ class _Filler:
         return _note_of(self.path)
 
     def _note(self, ids_NL: np.ndarray, done: int) -> None:
-        """Writes what is done, rarely enough that writing stays a small part of the work."""
+        """Writes the progress, rarely enough that writing takes a small part of the time."""
         if self.path is not None and time.monotonic() - self._noted > NOTE_SECONDS:
             self._write(ids_NL, done)
             self._noted = time.monotonic()
 
     def _write(self, ids_NL: np.ndarray, done: int) -> None:
-        """The ids, then the note: that of before holds for them, too, as far as it goes."""
+        """Writes the ids, then the note; the previous note stays true for the first rows."""
         content = io.BytesIO()
         np.save(content, ids_NL)
         with files.replacing(self._partial) as file:
@@ -249,26 +249,26 @@ def _sha256(ids_NL: np.ndarray) -> str:
 def _is_whole(path: epath.Path, spec: TokenSpec, count: int) -> bool:
     """Whether a file holds the ids of `count` examples, as they were written.
 
-    A line says why one does not that is there.
+    Prints the reason if an existing file is not usable.
     """
     return path.exists() and _done(path, _note_of(path), spec, count) == count
 
 
 def _done(path: epath.Path, note: epath.Path, spec: TokenSpec, count: int) -> int:
-    """How many rows of a file can be used: those that its note says, if they are as it says."""
+    """Number of usable rows of a file: those that its note counts, if their digest matches."""
     if not path.exists() or (not note.exists() and path.name.endswith(".partial")):
         return 0
     try:
-        said = json.loads(_content(note, MAX_NOTE))
-        if not isinstance(said, dict) or type(said.get("rows")) is not int:
+        progress = json.loads(_content(note, MAX_NOTE))
+        if not isinstance(progress, dict) or type(progress.get("rows")) is not int:
             raise ValueError(f"{note.name} does not say how many rows there are")
         ids_NL = _open(path, spec)
-        is_part = path.name.endswith(".partial") and 0 <= said["rows"] <= count
-        if len(ids_NL) != count or (said["rows"] != count and not is_part):
-            raise ValueError(f"{said['rows']} of {len(ids_NL)} rows for {count} examples")
-        if _sha256(ids_NL[: said["rows"]]) != said.get("sha256"):
+        is_part = path.name.endswith(".partial") and 0 <= progress["rows"] <= count
+        if len(ids_NL) != count or (progress["rows"] != count and not is_part):
+            raise ValueError(f"{progress['rows']} of {len(ids_NL)} rows for {count} examples")
+        if _sha256(ids_NL[: progress["rows"]]) != progress.get("sha256"):
             raise ValueError(f"its content is not what {note.name} says")
-        return said["rows"]
+        return progress["rows"]
     except FileNotFoundError as error:
         wrong = f"{error.filename or note} is absent"
     except (ValueError, RecursionError, EOFError) as error:
@@ -282,9 +282,9 @@ def _content(path: epath.Path, limit: int) -> bytes:
 
 
 def _open(path: epath.Path, spec: TokenSpec) -> np.ndarray:
-    """The ids of a file, mapped where it is local.
+    """The ids of a file, memory-mapped if it is local.
 
-    Raises ValueError for a file of another shape or type than the spec says.
+    Raises ValueError for a file whose shape or type does not match the spec.
     """
     if "://" in str(path):
         ids_NL = npy.parsed(path.read_bytes())

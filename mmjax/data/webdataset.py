@@ -1,4 +1,4 @@
-"""WebDataset: tar files whose members `0001.jpg`, `0001.txt` in a row make one record."""
+"""WebDataset: tar files in which adjacent members `0001.jpg`, `0001.txt` make one record."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from mmjax.files import confined
 __all__ = ["WebDataset"]
 
 BLOCK = 512
-MAX_OPEN = 64  # files; neighbours in an epoch lie in few of them
-SPARE = 1 << 20  # bytes that an index may have beyond those of its tar file
+MAX_OPEN = 64  # files; nearby records of an epoch lie in few files
+SPARE = 1 << 20  # bytes that an index may exceed its tar file by
 MAX_NAME = 1 << 16  # bytes of an extended header
 KINDS = {b"1": "a link", b"2": "a link", b"3": "a device", b"4": "a device", b"6": "a pipe"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WebDataset(Files):
-    """Tar shards, read at any place without unpacking; not compressed.
+    """Uncompressed tar shards, read at random without extraction.
 
-    A member's field is all after the first dot of its file name, lower-cased: `a/1.left.JPG` is
-    field `left.jpg` of record `a/1`. Members of one record stand next to each other. A record may
-    lack fields. `key="__key__"` takes the names of the members as keys, where they are unique over
-    all shards.
+    A member's field is everything after the first dot of its file name, in lower case:
+    `a/1.left.JPG` is field `left.jpg` of record `a/1`. Members of one record must be adjacent. A
+    record may lack fields. `key="__key__"` uses the names of the members as keys, if they are
+    unique over all shards.
     """
 
     def _tables(self, paths: Sequence[Path]) -> list[Table]:
@@ -86,7 +86,7 @@ class _Tar:
         return self._keys[first : self._key_ends[row]].tobytes().decode("utf-8", "backslashreplace")
 
     def read(self, row: int, names: Sequence[str]) -> dict[str, Any]:
-        found: dict[str, Any] = {"__key__": self.key(row)} if "__key__" in names else {}
+        values: dict[str, Any] = {"__key__": self.key(row)} if "__key__" in names else {}
         here = slice(*self._starts[row : row + 2].tolist())
         columns = (column[here].tolist() for column in (self._fields, self._offsets, self._sizes))
         wanted = [place for place in zip(*columns, strict=True) if self.names[place[0]] in names]
@@ -96,10 +96,10 @@ class _Tar:
         file = _opened(self)
         for number, offset, size in wanted:
             name = self.names[number]
-            found[name] = os.pread(file.number, size, offset)
-            if len(found[name]) < size:
+            values[name] = os.pread(file.number, size, offset)
+            if len(values[name]) < size:
                 raise BadRecord("cut", f"{self.path} ends inside field {name}")
-        return found
+        return values
 
 
 @functools.lru_cache(maxsize=MAX_OPEN)
@@ -116,7 +116,7 @@ class Member(NamedTuple):
 
 
 def _index(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Fields and places of all records."""
+    """Fields and positions of all records."""
     fields: dict[str, int] = {}
     keys: list[bytes] = []
     rows, starts, seen, last = [], [], set(), None
@@ -124,7 +124,7 @@ def _index(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         folder, slash, base = member.name.rpartition("/")
         stem, dot, field = base.partition(".")
         if not stem or not dot:
-            continue  # notes to people and hidden files
+            continue  # readme and hidden files
         key, field = f"{folder}{slash}{stem}", field.lower()
         if key != last:
             if key in seen:
@@ -155,7 +155,7 @@ def _index(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def _check(notes: dict[str, Any], arrays: dict[str, np.ndarray], size: int) -> None:
-    """Raises ValueError for an index whose places are not inside a tar file of `size` bytes."""
+    """Raises ValueError for an index with positions outside of a tar file of `size` bytes."""
     fields = notes.get("fields")
     if not isinstance(fields, list) or not all(isinstance(name, str) for name in fields):
         raise ValueError("it does not name the fields")
@@ -178,7 +178,7 @@ def _check(notes: dict[str, Any], arrays: dict[str, np.ndarray], size: int) -> N
         and (np.diff(key_ends) >= 0).all()
         and numbers.max() < len(fields)
     )
-    # Compared this way round, no sum can overflow.
+    # In this form the comparison cannot overflow.
     if not is_whole or sizes.min() < 0 or offsets.min() < 0 or (offsets > size - sizes).any():
         raise ValueError("it has places outside of the file")
 
@@ -186,8 +186,9 @@ def _check(notes: dict[str, Any], arrays: dict[str, np.ndarray], size: int) -> N
 def members(path: Path) -> Iterator[Member]:
     """The files in a tar file (ustar, GNU or pax).
 
-    Raises ValueError for what is no tar file, is cut or compressed, and for links, devices and
-    names that lead out of their folder. Reads headers alone, and never more than MAX_NAME at once.
+    Raises ValueError for a file that is not a tar file, or is truncated or compressed, and for
+    links, devices and names that lead out of their folder. Reads only headers, and never more than
+    MAX_NAME bytes at once.
     """
     size = path.stat().st_size
     if size == 0:
@@ -233,7 +234,7 @@ def _header(block: bytes, path: Path, place: int) -> tuple[str, int, bytes]:
     try:
         total = int(block[148:156].rstrip(b" \0") or b"x", 8)
         length = block[124:136]
-        if length[0] & 0x80:  # base 256, of files over 8 GiB
+        if length[0] & 0x80:  # base 256, for files over 8 GiB
             count = int.from_bytes(length[1:])
         else:
             count = int(length.strip(b" \0") or b"0", 8)
@@ -249,10 +250,10 @@ def _header(block: bytes, path: Path, place: int) -> tuple[str, int, bytes]:
 
 
 def _extended(kind: bytes, content: bytes) -> dict[str, Any]:
-    """What an extended header says of the next member's name and size."""
+    """The next member's name and size, if an extended header states them."""
     if kind == b"L":
         return {"path": content.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
-    found = {}
+    fields = {}
     while kind == b"x" and content:
         digits, space, _ = content.partition(b" ")
         length = int(digits) if space and digits.isdigit() and len(digits) < 8 else 0
@@ -260,9 +261,9 @@ def _extended(kind: bytes, content: bytes) -> dict[str, Any]:
             break
         name, _, value = content[len(digits) + 1 : length - 1].partition(b"=")
         if name in (b"path", b"size"):
-            found[name.decode()] = value.decode("utf-8", "surrogateescape")
+            fields[name.decode()] = value.decode("utf-8", "surrogateescape")
         content = content[length:]
-    return found
+    return fields
 
 
 def _safe(name: str, path: Path) -> str:

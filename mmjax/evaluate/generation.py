@@ -1,4 +1,4 @@
-"""Generation from every modality to every other, judged by judges that know only real data."""
+"""Generation from every modality to every other, scored by judges trained on real data only."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from mmjax.modalities.modality import Example, Modality
 
 __all__ = ["Generation"]
 
-SHIFTS = (1, 7, 23, 41)  # of the answers that another example gets, for the level of chance
+SHIFTS = (1, 7, 23, 41)  # offsets between answers and examples, for the chance level
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generation(Evaluator):
-    """Scores of what is generated, for every pair of a given and a wanted modality.
+    """Scores generated values for every pair of a given and a wanted modality.
 
-    Modalities go by the field of their raw value; given is its continuous stream where there is
-    one, wanted its codes. Metrics: `<given>_to_<wanted>_<metric of the judge>`, with `_<slice>`
-    for the examples' slices. In place of a given modality also: `real`, the judge's score of the
-    real values; `codes`, of the real values encoded and decoded; `trivial`, of the best answer to
-    no question (the mean, the most frequent). A view with a folder gets samples in
+    Modalities are named by the field of their raw value; the input is its continuous stream if
+    there is one, the output its codes. Metrics: `<given>_to_<wanted>_<metric of the judge>`, with
+    `_<slice>` for the examples' slices. References in place of a given modality: `real`, the
+    judge's score of the real values; `codes`, of the real values encoded and decoded; `trivial`, of
+    the best constant answer (the mean, the most frequent). A view with a folder writes samples to
     `samples/<step>/`.
 
     Fields:
-      judges: by wanted modality, which are also the given ones; two or more.
-      cells: `<given>_to_<wanted>` that are tried; empty = all pairs.
-      num_examples: the first of the split, by cell; "*" is all others.
-      splits: of cells in which a modality is given, where `{split}` stands for the evaluated one;
-        of a modality that is not named, the evaluated split itself.
+      judges: by modality; all of them are both given and wanted; two or more.
+      cells: `<given>_to_<wanted>` to evaluate; empty = all pairs.
+      num_examples: number of examples, from the start of the split, by cell; "*" = all other cells.
+      splits: given modality -> split of its cells, where `{split}` stands for the evaluated one;
+        others use the evaluated split.
       decodings: by wanted modality; others are decoded greedily in one step.
-      through: `<given>_to_<wanted>` -> modalities that are generated first and join the given one.
-      num_samples: written for each cell.
+      through: `<given>_to_<wanted>` -> modalities that are generated first and added to the input.
+      num_samples: samples written for each cell.
     """
 
     judges: dict[str, Judge] = dataclasses.field(default_factory=dict)
@@ -87,16 +87,16 @@ class Generation(Evaluator):
             if not examples:
                 continue
             answers = self._generate(view, given, wanted, examples)
-            found = scores[wanted](answers, examples)
-            _report(metrics, f"{given}_to_{wanted}_{self.judges[wanted].metric}", examples, found)
+            values = scores[wanted](answers, examples)
+            _report(metrics, f"{given}_to_{wanted}_{self.judges[wanted].metric}", examples, values)
             for i in spread(examples, self.num_samples) if writer else ():
-                _add(writer, view, given, wanted, examples[i], answers[i], found[i])
+                _add(writer, view, given, wanted, examples[i], answers[i], values[i])
         if writer:
             writer.close()
         return metrics
 
     def chance(self, view):
-        """Score of the real value of another example."""
+        """Scores of the real values of other examples."""
         levels = {}
         for wanted, judge in self.judges.items():
             name = f"{wanted}_{judge.metric}"
@@ -117,12 +117,12 @@ class Generation(Evaluator):
         return self.judges[wanted].ready(view.source, modality)
 
     def _examples(self, view, given: str, wanted: str) -> list[Example]:
-        """The first of the split that hold both."""
+        """The first examples of the split that have both modalities."""
         count = self.num_examples.get(f"{given}_to_{wanted}", self.num_examples.get("*", 100))
         split = self.splits.get(given, "{split}").format(split=view.split)
         streams = [raw_stream(view, name) for name in (given, wanted) if name]
-        found = view.examples(split, count)
-        return [e for e in found if all(view.has(s, e) for s in streams)]
+        candidates = view.examples(split, count)
+        return [e for e in candidates if all(view.has(s, e) for s in streams)]
 
     def _generate(self, view, given: str, wanted: str, examples: list[Example]) -> list[Any]:
         from mmjax import generate
@@ -141,7 +141,7 @@ class Generation(Evaluator):
         return [modalities[last].decode(sample[last]) for sample in made]
 
     def _anchors(self, view, wanted: str, score: judges_lib.Score, metrics) -> None:
-        """What the real values, their codes, and one trivial answer score."""
+        """Scores of the real values, their codes, and a constant answer."""
         end = f"{wanted}_{self.judges[wanted].metric}"
         stream, coded = raw_stream(view, wanted), code_stream(view, wanted)
         modalities = view.program.experiment.modalities
@@ -158,12 +158,12 @@ class Generation(Evaluator):
 
 
 def raw_stream(view, name: str) -> str:
-    """The stream that is given for a modality, named by its raw field: a continuous one first."""
+    """The input stream of a raw field: a continuous one if possible."""
     return _stream(view, name, lambda spec: spec.vocab_size == 0)
 
 
 def code_stream(view, name: str) -> str:
-    """The stream that is generated for a modality, named by its raw field: one of ids."""
+    """The output stream of a raw field: a stream of ids."""
     return _stream(view, name, lambda spec: spec.vocab_size > 0)
 
 
@@ -177,10 +177,10 @@ def _writer(view) -> samples_lib.Writer | None:
 
 def _add(writer, view, given: str, wanted: str, example, answer, score) -> None:
     modalities = view.program.experiment.modalities
-    asked, said = raw_stream(view, given), modalities[raw_stream(view, wanted)]
+    asked, output = raw_stream(view, given), modalities[raw_stream(view, wanted)]
     writer.add(
         {given: (modalities[asked], view.value(asked, example))},
-        {wanted: (said, answer)},
+        {wanted: (output, answer)},
         score={wanted: round(float(score), 4)},
         note=", ".join(example.get("slices", ())),
     )
@@ -198,8 +198,8 @@ def _stream(view, name: str, fits: Callable[[Any], bool]) -> str:
 
 
 def spread(examples: Sequence[Example], count: int) -> list[int]:
-    """Places of at most `count` examples: at equal distances, as many from each kind of slice, no
-    two of one identity where there are enough."""
+    """Indices of at most `count` examples: evenly spaced, balanced over slices, with distinct
+    identities if there are enough."""
     slices = [tuple(e.get("slices", ())) for e in examples]
     kinds = list(dict.fromkeys(slices))
     each, chosen = -(-count // max(len(kinds), 1)), []
@@ -213,7 +213,7 @@ def spread(examples: Sequence[Example], count: int) -> list[int]:
 
 
 def trivial(values: Sequence[Any]) -> Any:
-    """One answer for all: the mean of arrays, the most frequent text, or number by name."""
+    """A constant answer: the mean of arrays, the most frequent text, or number by name."""
     if isinstance(values[0], str):
         return collections.Counter(values).most_common(1)[0][0]
     if isinstance(values[0], Mapping):

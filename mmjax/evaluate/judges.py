@@ -1,7 +1,7 @@
-"""Judges of generated values, independent of the model that is judged.
+"""Judges of generated values, independent of the model under evaluation.
 
-A judge learns from real data what it must, and scores answers against examples. Its own accuracy
-is its score of the real values of held-out examples; no model can be told to be better than that.
+A judge may learn from real data, and scores answers against examples. Its own accuracy is its score
+on the real values of held-out examples, which is the highest score that it can measure.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ Score = Callable[[Sequence[Any], Sequence[Example]], np.ndarray]
 class Judge:
     """Base of all judges.
 
-    `metric` ends the names of metrics. `chance` is the score of a guess; None = to be measured.
+    `metric` is the suffix of metric names. `chance` is the score of a guess; None = measured.
     """
 
     metric: ClassVar[str]
     chance: ClassVar[float | None] = None
 
     def ready(self, source: Source, modality: Modality) -> Score:
-        """Learns from the source; gives (answers, examples) -> scores [N] in 0..1.
+        """Learns from the source; returns a function (answers, examples) -> scores [N] in 0..1.
 
         Args:
-          modality: of the answers, which are what its `decode` gives, or raw values.
+          modality: that of the answers, which are raw values or come from its `decode`.
         """
         raise NotImplementedError(f"{type(self).__name__} must define ready().")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskIoU(Judge):
-    """Intersection over union of masks; both empty = 1."""
+    """Intersection over union of masks; 1 if both are empty."""
 
     metric: ClassVar[str] = "iou"
 
@@ -58,7 +58,7 @@ class MaskIoU(Judge):
 
 
 def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two masks, bool or shares in 0..1 (more than a half is inside), of one size."""
+    """IoU of two masks of equal size, bool or in 0..1 (above 0.5 is inside)."""
     inside_a, inside_b = np.ravel(a) > 0.5, np.ravel(b) > 0.5
     union = (inside_a | inside_b).sum()
     return float((inside_a & inside_b).sum() / union) if union else 1.0
@@ -66,7 +66,7 @@ def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BoxIoU(Judge):
-    """Mean intersection over union of boxes matched in order; one without its match counts 0."""
+    """Mean intersection over union of boxes matched in order; an unmatched box counts 0."""
 
     metric: ClassVar[str] = "iou"
 
@@ -81,13 +81,13 @@ class BoxIoU(Judge):
 
 
 def _sorted(boxes: Any) -> np.ndarray:
-    """Boxes (N, 4), nearest to the origin first, as `Boxes` says them."""
+    """Boxes (N, 4), nearest to the origin first, in the order of `Boxes`."""
     boxes_N4 = np.reshape(boxes, (-1, 4))
     return boxes_N4[np.argsort(np.hypot(boxes_N4[:, 0], boxes_N4[:, 1]), kind="stable")]
 
 
 def box_iou(a_N4: np.ndarray, b_N4: np.ndarray) -> float:
-    """Of boxes x0, y0, x1, y1 matched in order, over the larger number of boxes; none = 1."""
+    """IoU of boxes x0, y0, x1, y1 matched in order, over the larger count; no boxes = 1."""
     most, both = max(len(a_N4), len(b_N4)), min(len(a_N4), len(b_N4))
     if not most:
         return 1.0
@@ -100,7 +100,7 @@ def box_iou(a_N4: np.ndarray, b_N4: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SameMetadata(Judge):
-    """Share of the example's named numbers that are said, each in the bin of the schema."""
+    """Share of the example's named numbers that the answer has, in the same bin of the schema."""
 
     metric: ClassVar[str] = "right"
 
@@ -111,10 +111,12 @@ class SameMetadata(Judge):
 
         def score(answers, examples):
             shares = []
-            for said, example in zip(answers, examples, strict=True):
+            for answer, example in zip(answers, examples, strict=True):
                 real: Mapping[str, Any] = example[field]
                 bins = {k: modality.schema[k].bin(v) for k, v in real.items()}
-                same = [k in said and modality.schema[k].bin(said[k]) == b for k, b in bins.items()]
+                same = [
+                    k in answer and modality.schema[k].bin(answer[k]) == b for k, b in bins.items()
+                ]
                 shares.append(np.mean(same))
             return np.array(shares)
 

@@ -13,7 +13,7 @@ class Losses(Evaluator):
     """Mean loss and metrics of each task over the first batches of the split.
 
     Fields:
-      num_batches: batches of each task. tasks: names; empty = all.
+      num_batches: batches per task. tasks: names; empty = all.
     """
 
     num_batches: ranges.Count = 4

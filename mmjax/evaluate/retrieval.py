@@ -15,17 +15,17 @@ from mmjax.experiment import Evaluator
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Retrieval(Evaluator):
-    """R@k of every direction between modalities, in galleries of consecutive examples.
+    """R@k in every direction between modalities, in galleries of consecutive examples.
 
-    A query hits when a candidate of its own identity is among the best k; candidates of equal
-    similarity share the places, so a model that maps everything to one point scores chance.
-    Metrics: `<a>_to_<b>_R@<k>`, with `_<slice>` for the examples' slices (key `slices`) and
-    `_<name>` for the further splits of `splits`.
+    A query is a hit if a candidate with its identity is among the best k; ties are averaged over
+    random orders, so a model that maps everything to one point scores at chance. Metrics:
+    `<a>_to_<b>_R@<k>`, with `_<slice>` for the examples' slices (key `slices`) and `_<name>` for
+    each of `splits`.
 
     Fields:
-      modalities: at least two. gallery: candidates of a query; a smaller split is one gallery.
+      modalities: at least two. gallery: candidates per query; a smaller split is one gallery.
       num_galleries: 0 = all.
-      splits: suffix -> split, where `{split}` stands for the evaluated one.
+      splits: suffix -> further split, where `{split}` stands for the evaluated one.
       source: of the examples; None = that of the first task.
     """
 
@@ -89,12 +89,12 @@ class Retrieval(Evaluator):
 
 
 def recall(scores_QC: np.ndarray, same_QC: np.ndarray, k: int) -> np.ndarray:
-    """Probability [Q] that a positive is among the best k when equal scores are in random order."""
+    """Probability [Q] that a positive is among the best k, with ties in random order."""
     best = np.max(np.where(same_QC, scores_QC, -np.inf), axis=1, keepdims=True)
     above = np.sum(scores_QC > best, axis=1)
     tied = np.sum(scores_QC == best, axis=1)
     positives = np.sum((scores_QC == best) & same_QC, axis=1)
-    free = k - above  # places left for the tied ones
+    free = k - above  # places left for the tied candidates
     out = np.zeros(len(scores_QC))
     for q in range(len(out)):
         miss = 1.0
@@ -110,7 +110,7 @@ class ZeroShot(Evaluator):
     """Classification by text prompts (CLIP): the class with the nearest mean prompt embedding.
 
     Fields:
-      modalities: what is classified. text: the modality of the prompts.
+      modalities: those to classify. text: the modality of the prompts.
       prompts: class identity -> texts; empty = `class_prompts()` of the evaluated source.
       limit: examples; 0 = all.
       source: of the examples; None = that of the first task.

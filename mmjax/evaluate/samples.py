@@ -1,7 +1,7 @@
-"""Samples that a page can show: `samples.json` and the files that it names.
+"""Samples for a page: `samples.json` and the files that it names.
 
-`{"entries": [{"given": {modality: value}, "wanted": {modality: value}, ...}]}`, where a value is
-a file in the same folder, or a text. Further keys: `score` {modality: 0..1}, and `note`, a text.
+`{"entries": [{"given": {modality: value}, "wanted": {modality: value}, ...}]}`, where a value is a
+file in the same folder, or text. Further keys: `score` {modality: 0..1}, and `note`, a text.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Values = Mapping[str, tuple[Modality, Any]]  # by name: a value and the modality
 
 
 class Writer:
-    """Writes the values of samples to a folder (local or a bucket), and at last their list."""
+    """Writes the values of samples to a folder (local or a bucket), then their list."""
 
     def __init__(self, folder: epath.PathLike):
         self._folder, self._entries = epath.Path(folder), []
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, given: Values, wanted: Values, **more: Any) -> None:
-        """One sample; `more` holds `score`, `note` or others."""
+        """Adds a sample; `more` holds `score`, `note` or other keys."""
         stem = f"{'+'.join(given)}_to_{'+'.join(wanted)}_{len(self._entries)}"
         entry: dict[str, Any] = {}
         for side, values in (("given", given), ("wanted", wanted)):

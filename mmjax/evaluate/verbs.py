@@ -14,7 +14,7 @@ from mmjax.run import checkpoint, load
 def evaluate(path: str, *, split: str | None = None, code: str | None = None) -> dict[str, Any]:
     """Runs the evaluators of a run's config on a checkpoint.
 
-    Writes `evals/<name>/<step>.json` (`<name>.<split>` for a split other than the config's) and
+    Writes `evals/<name>/<step>.json` (`<name>.<split>` if the split is not the config's) and
     `scores.json` {name: {value, chance}}; returns the latter.
     """
     view = load.load(path, code=code, split=split or "")
@@ -29,11 +29,11 @@ def evaluate(path: str, *, split: str | None = None, code: str | None = None) ->
     scores: dict[str, Any] = {}
     own = view.split == view.program.experiment.data.eval_split
     for name, evaluator in evaluators.items():
-        found, levels = evaluator.run(view), evaluator.chance(view)
+        metrics, levels = evaluator.run(view), evaluator.chance(view)
         target = folder / "evals" / (name if own else f"{name}.{view.split}")
         target.mkdir(parents=True, exist_ok=True)
-        files.write_json(target / f"{view.step}.json", found)
-        for metric, value in found.items():
+        files.write_json(target / f"{view.step}.json", metrics)
+        for metric, value in metrics.items():
             scores[metric] = {"value": round(value, 4), "chance": chance(levels, metric)}
     files.write_json(epath.Path(folder) / "scores.json", scores)
     return scores

@@ -1,6 +1,6 @@
-"""What is exported of an experiment: its encoder as the configuration of a PyTorch model.
+"""Describes an experiment's encoder as the configuration of a PyTorch model.
 
-Everything that the PyTorch model cannot do is refused here, by name and before weights are read.
+Features that the PyTorch model does not support are refused here, by name, before weights are read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ IMAGE_FIELDS = ("size", "patch", "channels", "mean", "std", "resize")
 AUDIO_FIELDS = (
     "sample_rate", "seconds", "num_mels", "window", "hop", "patch_frames", "dynamic_range",
 )  # fmt: skip
-TRAINING_FIELDS = ("speed_perturbation",)  # what is embedded is never augmented
+TRAINING_FIELDS = ("speed_perturbation",)  # augmentation does not apply to embeddings
 TEXT_FIELDS = ("tokenizer", "max_tokens")
 KNOWN: dict[type[Modality], tuple[str, ...]] = {
     Image: IMAGE_FIELDS,
@@ -45,7 +45,7 @@ KNOWN: dict[type[Modality], tuple[str, ...]] = {
 
 
 def contrastive_tasks(experiment: Experiment) -> dict[str, Task]:
-    """The contrastive task that trains the projection of each modality: the last that has it."""
+    """The contrastive task that trains the projection of each modality: the last one with it."""
     return {
         name: task
         for task in experiment.tasks.values()
@@ -55,9 +55,9 @@ def contrastive_tasks(experiment: Experiment) -> dict[str, Task]:
 
 
 def exported(experiment: Experiment) -> dict[str, str]:
-    """Modality -> lane, of all that have a projection.
+    """Modality -> lane, for all modalities that have a projection.
 
-    Raises ConfigError for a model or modality that has no twin in PyTorch.
+    Raises ConfigError for a model or modality without a PyTorch counterpart.
     """
     model = experiment.model
     if type(model) is not plan.Transformer:
@@ -109,7 +109,7 @@ def _check_modality(name: str, modality: Modality) -> None:
         )
     for field in dataclasses.fields(modality):
         value = getattr(modality, field.name)
-        # A field that this file does not know may change what encode gives; its default may not.
+        # An unknown field may change what `encode` gives, unless it has its default.
         if field.name not in (*KNOWN[kind], *TRAINING_FIELDS, "field") and value != field.default:
             raise ConfigError(
                 f"export: modality {name!r} sets {kind.__name__}.{field.name}={value!r}, which the"
@@ -123,23 +123,23 @@ def _check_modality(name: str, modality: Modality) -> None:
 
 
 def known_fields(modality: Modality) -> dict[str, Any]:
-    """The fields that the exported preprocessing takes."""
+    """The fields that the exported preprocessing supports."""
     names = [field.name for field in dataclasses.fields(modality)]
     return {name: getattr(modality, name) for name in names if name in KNOWN[type(modality)]}
 
 
 def _blocks(model: plan.Transformer, lane: str) -> list[Any]:
     places = plan.block_places(model)
-    found = {
+    blocks = {
         number: model.layer_plan()[r].pattern[p]
         for (r, p, _), (where, number) in places.items()
         if where == lane
     }
-    return [found[number] for number in sorted(found)]
+    return [blocks[number] for number in sorted(blocks)]
 
 
 def table_owner(vocabulary: Vocabulary, name: str) -> str:
-    """The stream whose name the embedding table of a stream has; "" = it is continuous."""
+    """The stream that the embedding table of a stream is named after; "" = continuous."""
     where = vocabulary.range(name)
     if not where[1]:
         return ""
@@ -147,7 +147,7 @@ def table_owner(vocabulary: Vocabulary, name: str) -> str:
 
 
 def model_config(experiment: Experiment, widths: dict[str, int]) -> dict[str, Any]:
-    """config.json, as `configuration_mmjax.py` reads it.
+    """The config.json that `configuration_mmjax.py` reads.
 
     Args:
       widths: of the embedding of each exported modality.
@@ -208,8 +208,8 @@ def _block(model: plan.Transformer, block: plan.Block) -> dict[str, int]:
 
 
 def preprocessing(experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """Stream -> kind and fields of its preprocessing, as `preprocessing_mmjax.make` takes them."""
-    found: dict[str, dict[str, Any]] = {}
+    """Stream -> kind and fields of its preprocessing, for `preprocessing_mmjax.make`."""
+    described: dict[str, dict[str, Any]] = {}
     for name in exported(experiment):
         modality = experiment.modalities[name]
         if isinstance(modality, Text):
@@ -220,5 +220,5 @@ def preprocessing(experiment: Experiment) -> dict[str, dict[str, Any]]:
             }
         else:
             fields = known_fields(modality)
-        found[name] = {"kind": type(modality).__name__.lower(), **fields}
-    return found
+        described[name] = {"kind": type(modality).__name__.lower(), **fields}
+    return described

@@ -40,19 +40,21 @@ def export(
     overwrite: bool = False,
     code: str | None = None,
 ) -> dict[str, Any]:
-    """Writes the folder and returns what `parity.json` in it says.
+    """Writes the folder and returns the content of its `parity.json`.
 
-    It is made beside `out` and moved there when it is whole, so that `out` never holds half of it.
+    It is written beside `out` and moved there when complete, so that `out` never holds a partial
+    export.
 
     Args:
       path: WORKDIR, WORKDIR@STEP or WORKDIR@best:METRIC.
-      out: a folder that is absent or empty, or with `overwrite` holds an older export.
-      parts: `encoder`, the lanes and projections of the contrastive tasks.
-      verify: loads the folder in transformers, in a process without mmjax, and compares embeddings
-        of validation files from the raw file on.
+      out: a folder that is absent or empty, or, with `overwrite`, holds an older export.
+      parts: `encoder` = the lanes and projections of the contrastive tasks.
+      verify: loads the folder in transformers, in a process without mmjax, and compares the
+        embeddings of raw validation files.
 
     Raises:
-      ConfigError: the options are wrong, a package is missing, or the model has no PyTorch twin.
+      ConfigError: the options are wrong, a package is missing, or the model has no PyTorch
+        counterpart.
       NoCheckpoint: there is nothing to export. CheckFailed: the embeddings differ.
     """
     path, out = os.fspath(path), os.fspath(out)
@@ -75,7 +77,7 @@ def export(
 
 
 def _replace(target: Path, made: Path) -> None:
-    """Puts an export in the place of another one, and of nothing else."""
+    """Replaces an older export, and nothing else, with a new one."""
     if target.exists():
         there = {entry.name for entry in files.entries(target)}
         known = {*map(str, _listed(target) or there), "parity.json"}
@@ -89,10 +91,10 @@ def _replace(target: Path, made: Path) -> None:
 
 
 def _listed(target: Path) -> list[Any]:
-    """Files of an export, as it says itself; older ones do not."""
+    """Files that an export lists; empty for older exports."""
     with contextlib.suppress(files.DamagedFile):
-        found = files.read_json(target / "parity.json").get("files")
-        return found if isinstance(found, list) else []
+        listed = files.read_json(target / "parity.json").get("files")
+        return listed if isinstance(listed, list) else []
     return []
 
 
@@ -148,7 +150,7 @@ def write(view: View, folder: Path) -> None:
 
 
 def arrays(view: View) -> dict[str, np.ndarray]:
-    """Float32 arrays by the name that they have in the PyTorch model.
+    """Float32 arrays by their names in the PyTorch model.
 
     These are the canonical names with dots: `embed.<stream>.{stream, piece}`,
     `tables.<stream>.table`, `lanes.<lane>.blocks.<n>...`, `project.<stream>.kernel`.
@@ -158,26 +160,26 @@ def arrays(view: View) -> dict[str, np.ndarray]:
     assert isinstance(model, plan.Transformer)
     lanes = describe.exported(experiment)
     owners = {describe.table_owner(program.vocabulary, name) for name in lanes}
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for name, value in program.to_canonical(view.params).items():
         part, _, rest = name.partition("/")
         if part in lanes.values():
-            found[f"lanes.{part}.{rest}"] = value
+            by_name[f"lanes.{part}.{rest}"] = value
         elif part == "embed":
             stream, _, leaf = rest.rpartition("/")
             if (leaf == "table" and stream in owners) or (leaf != "mask" and stream in lanes):
                 home = "tables" if leaf == "table" else "embed"
-                found[f"{home}.{stream}.{leaf}"] = value
+                by_name[f"{home}.{stream}.{leaf}"] = value
         elif part == "heads":
             head, _, leaf = rest.rpartition("/")
             if head.startswith("project/") and head[8:] in lanes:
-                found[f"project.{head[8:]}.{leaf}"] = value
+                by_name[f"project.{head[8:]}.{leaf}"] = value
     for (r, p, n), (lane, number) in plan.block_places(model).items():
         block: Any = model.layer_plan()[r].pattern[p]
         if lane in lanes.values() and block.moe:
             bias_NE = view.model_state["runs"][r]["blocks"][p]["mlp"]["bias"]
-            found[f"lanes.{lane}.blocks.{number}.mlp.bias"] = bias_NE[n]
+            by_name[f"lanes.{lane}.blocks.{number}.mlp.bias"] = bias_NE[n]
     return {
         name.replace("/", "."): np.ascontiguousarray(np.asarray(value, np.float32))
-        for name, value in found.items()
+        for name, value in by_name.items()
     }

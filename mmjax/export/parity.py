@@ -1,4 +1,4 @@
-"""Whether the exported model gives the embeddings of mmjax, from the raw file on."""
+"""Checks that the exported model gives mmjax's embeddings, starting from raw files."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from mmjax.run.view import View
 __all__ = ["unverified", "verify"]
 
 PEER = Path(__file__).parent / "peer.py"
-EXAMPLES, LOOKED_AT = 8, 64  # files of a modality; records that are searched for them
+EXAMPLES, LOOKED_AT = 8, 64  # files per modality; records searched for them
 MAX_ABS, MIN_COSINE = 1e-4, 0.9999
 
 
 def unverified(view: View) -> dict[str, Any]:
-    """The report of an export that was not compared."""
+    """The report of an export that was not verified."""
     return {
         "verified": False,
         "step": view.step,
@@ -43,13 +43,13 @@ def unverified(view: View) -> dict[str, Any]:
 
 
 def verify(view: View, folder: Path) -> dict[str, Any]:
-    """The report of a folder: differences by modality, and the versions that made them.
+    """The report of a folder: differences by modality, and the package versions used.
 
-    Embeddings of mmjax are float32 on CPU; those of the folder are made by transformers in a
-    process of its own, which cannot import mmjax or jax.
+    mmjax's embeddings are float32 on CPU; the folder's are computed by transformers in a separate
+    process, which cannot import mmjax or jax.
 
-    Raises CheckFailed, with the figures, when a modality differs, has no example, or when a weight
-    is missing, unexpected or mismatched.
+    Raises CheckFailed, with the numbers, if a modality differs or has no example, or a weight is
+    missing, unexpected or mismatched.
     """
     view = dataclasses.replace(
         view, program=dataclasses.replace(view.program, dtype="float32", compiled={})
@@ -106,7 +106,7 @@ def _embed(view: View, name: str, paths: list[Path]) -> np.ndarray:
 
 
 def _ask_peer(folder: Path, files: dict[str, list[Path]], temporary: Path):
-    """How the weights were loaded, and embeddings [N, D] by modality."""
+    """Runs the peer: its report on loading the weights, and embeddings [N, D] by modality."""
     request = {name: [str(path) for path in paths] for name, paths in files.items()}
     (temporary / "request.json").write_text(json.dumps(request))
     done = subprocess.run(
@@ -121,8 +121,8 @@ def _ask_peer(folder: Path, files: dict[str, list[Path]], temporary: Path):
             + done.stderr[-4000:]
         )
     loading = json.loads((temporary / "loading.json").read_text())
-    with contextlib.closing(np.load(temporary / "embeddings.npz")) as found:
-        return loading, dict(found)
+    with contextlib.closing(np.load(temporary / "embeddings.npz")) as archive:
+        return loading, dict(archive)
 
 
 def _compare(ours_ND: np.ndarray, theirs_ND: np.ndarray) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Run as a program, never imported: embeds files with an exported folder, as its users will.
+"""Run as a script, never imported: embeds files with an exported folder, as its users will.
 
     python -P peer.py FOLDER WORK
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 class Absent:
-    """Makes imports of mmjax and jax fail, so that the folder is proved to need neither."""
+    """Makes imports of mmjax and jax fail, to prove that the folder needs neither."""
 
     def find_spec(self, name, path=None, target=None):
         del path, target
@@ -36,8 +36,8 @@ def main(folder: str, work: Path) -> None:
     for stream, files in json.loads((work / "request.json").read_text()).items():
         values = [Path(f).read_bytes().decode() if f.endswith(".txt") else f for f in files]
         with torch.no_grad():
-            found = model(**processor(**{stream: values}))
-        embeddings[stream] = found[f"{stream}_embeds"].float().numpy()
+            outputs = model(**processor(**{stream: values}))
+        embeddings[stream] = outputs[f"{stream}_embeds"].float().numpy()
     np.savez(work / "embeddings.npz", **embeddings)
     weights = {
         kind: sorted(map(str, info[f"{kind}_keys"]))

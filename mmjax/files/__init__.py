@@ -1,7 +1,7 @@
-"""Files: written whole or not at all, read within bounds, and never through a link.
+"""File access: atomic writes, size-limited reads, and links never followed.
 
-Paths are `etils.epath` or `pathlib` ones. What concerns the disk alone (syncing, links) is left out
-for paths in a bucket, where an object is whole once it is there.
+Paths are `etils.epath` or `pathlib` ones. Syncing and link checks are skipped for paths in a
+bucket, where an object is complete once it is visible.
 """
 
 from __future__ import annotations
@@ -42,30 +42,30 @@ _log = logging.getLogger("mmjax")
 
 
 class DamagedFile(ValueError):
-    """A file that mmjax wrote cannot be read as what it wrote; the text says what is wrong."""
+    """A file that mmjax wrote is damaged; the message says how."""
 
 
 @contextlib.contextmanager
 def replacing(path: Any) -> Iterator[Any]:
-    """A path to write to, beside `path`; at the end the file takes the place of `path`.
+    """Yields a temporary path to write to, beside `path`, and renames it to `path` at the end.
 
-    Readers and a second writer see the old file or the whole new one, also after a power failure;
-    an error leaves the old one.
+    Readers and other writers see either the old file or the complete new one, also after a power
+    failure; an error leaves the old file.
     """
     partial = path.parent / f".{path.name}.{uuid.uuid4().hex}{PARTIAL}"
     try:
         yield partial
         sync(partial)
-        partial.replace(path)  # rename refuses where the file exists
+        partial.replace(path)  # rename fails if the file exists
         sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def sync(path: Any) -> None:
-    """Until a file or a folder is on the disk; nothing for a bucket.
+    """Syncs a file or a folder to disk; does nothing for a bucket.
 
-    Raises OSError when the disk fails, so that what is not there is never taken to be.
+    Raises OSError if the disk fails, so that lost data is never taken to be saved.
     """
     if is_remote(path):
         return
@@ -73,14 +73,14 @@ def sync(path: Any) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that sync no folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot
             raise
     finally:
         os.close(descriptor)
 
 
 def is_remote(path: Any) -> bool:
-    """Whether a path is in a bucket and not on a disk."""
+    """Whether a path is in a bucket rather than on a disk."""
     return "://" in os.fspath(path)
 
 
@@ -88,8 +88,7 @@ def is_remote(path: Any) -> bool:
 
 
 def write_json(path: Any, value: Any) -> None:
-    """Writes a JSON file, whole or not at all, over what is there; NaN and infinity as null, as
-    JSON has no word for them."""
+    """Writes or replaces a JSON file atomically; NaN and infinity become null."""
     text = json.dumps(_finite(value), indent=1, sort_keys=True, allow_nan=False)
     with replacing(path) as partial:
         partial.write_text(text)
@@ -107,8 +106,8 @@ def read_json(path: Any) -> dict[str, Any]:
     """The object of a JSON file.
 
     Raises:
-      DamagedFile: it cannot be read (see `read_bytes`), is no JSON, or no object; it repeats a key
-        or holds a number that JSON has no word for.
+      DamagedFile: it cannot be read (see `read_bytes`), is not a JSON object, repeats a key, or
+        holds NaN or infinity.
     """
     try:
         return parse_json(read_bytes(path, MAX_JSON).decode())
@@ -151,10 +150,10 @@ def parse_json(text: str) -> dict[str, Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         raise DamagedFile("it repeats a key")
-    return found
+    return mapping
 
 
 def _constant(word: str) -> Any:
@@ -162,15 +161,15 @@ def _constant(word: str) -> Any:
 
 
 def quarantine(path: Any, workdir: Any, why: str) -> None:
-    """Moves a file or folder of a workdir to its `quarantine/`, under a name with the time, and
-    says so. Nothing there is ever deleted."""
+    """Moves a file or folder of a workdir to its `quarantine/`, which is never emptied; prints
+    why."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%f")
     target = workdir / "quarantine" / f"{path.name}-{now}"
     target.parent.mkdir(parents=True, exist_ok=True)
     if is_remote(path):
         path.rename(target)
     else:
-        shutil.move(path, target)  # which moves a link and not what it names
+        shutil.move(path, target)  # moves a link itself, not its target
     _log.warning("%s: %s; moved to %s", path, why, target)
 
 
@@ -178,7 +177,7 @@ def quarantine(path: Any, workdir: Any, why: str) -> None:
 
 
 class Entry(NamedTuple):
-    """Something below a folder; `kind` is "file", or what else it is ("link", "pipe", ...)."""
+    """An entry below a folder; `kind` is "file", "link", "pipe", ..."""
 
     name: str  # relative, with slashes
     path: Any
@@ -186,7 +185,7 @@ class Entry(NamedTuple):
 
 
 def entries(folder: Any) -> Iterator[Entry]:
-    """Everything below a folder but folders, in order. Links are named and never followed."""
+    """All entries below a folder, sorted, without folders. Links are listed, never followed."""
     for path in sorted(folder.iterdir(), key=lambda p: p.name):
         what = kind(path)
         if what == "folder":
@@ -196,15 +195,15 @@ def entries(folder: Any) -> Iterator[Entry]:
 
 
 def exists(path: Any) -> bool:
-    """Whether there is something, be it a link that leads nowhere."""
+    """Whether a path exists, even as a broken link."""
     return path.exists() or (not is_remote(path) and os.path.islink(path))
 
 
 def kind(path: Any) -> str:
-    """What a path is by itself: "file", "folder", "link", "pipe", "socket" or "device".
+    """The kind of a path, links not followed: file, folder, link, pipe, socket or device.
 
     Raises:
-      FileNotFoundError: it is not there.
+      FileNotFoundError: it does not exist.
     """
     if is_remote(path):
         return "folder" if path.is_dir() else "file"

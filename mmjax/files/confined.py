@@ -1,8 +1,7 @@
-"""Files that data names, or that lie beside it: regular ones, inside a folder, up to a size.
+"""Reads only regular files, inside a given folder and up to a size, for untrusted names.
 
-What is read here may have been written by a stranger. A link that leads out of the folder would
-give a model, or a page, what is not data; a pipe would wait for ever; a device may act when it is
-opened.
+Data sets and run folders may come from anyone. A link out of the folder could put private files
+into a model or a page; a pipe would block for ever; opening a device may trigger an action.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ KINDS = {
 
 
 class Refused(ValueError):
-    """A file that is not read. `reason`: outside, no_file or too_large, a word for counts."""
+    """The file may not be read. `reason`: outside, no_file or too_large, a word for counts."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(reason, detail)
@@ -41,9 +40,9 @@ class Refused(ValueError):
 
 
 def kind(path: Any) -> str:
-    """What a path leads to, where that is no regular file: "a pipe", "a folder"; else empty.
+    """Describes a path that is not a regular file: "a pipe", "a folder"; else empty.
 
-    Nothing is opened. Raises OSError when there is nothing.
+    Opens nothing. Raises OSError if the path does not exist.
     """
     return _kind(os.stat(path).st_mode)
 
@@ -53,12 +52,12 @@ def _kind(mode: int) -> str:
 
 
 def descriptor(path: Any, root: Any = None) -> int:
-    """An open descriptor of a regular file, for reading; the caller closes it.
+    """Opens a regular file for reading; returns its descriptor, which the caller closes.
 
     Args:
-      root: folder that the file must lie in, links followed; the folder itself may be a link.
+      root: folder that the file must lie in after links are resolved; it may itself be a link.
 
-    Raises Refused for what is no regular file or lies outside; OSError when there is none.
+    Raises Refused if it is not a regular file or lies outside; OSError if it does not exist.
     """
     try:
         return _by_handle(path, root) if HAS_HANDLES else _by_name(path, root)
@@ -73,9 +72,9 @@ def descriptor(path: Any, root: Any = None) -> int:
 
 
 def _by_handle(path: Any, root: Any) -> int:
-    """By a handle that opens nothing, of which Linux tells what it is of and where that lies.
+    """Opens a path through an O_PATH handle, which Linux resolves without opening the file.
 
-    Ten times as quick as to follow links by their names, and nothing can change in between.
+    Ten times faster than resolving links by name, and without races.
     """
     handle = os.open(path, HANDLE)
     try:
@@ -98,7 +97,7 @@ def _by_name(path: Any, root: Any) -> int:
     if root is not None:
         _confine(path, real, root, os.path.realpath(root))
     _refuse(path, os.lstat(real).st_mode)
-    # Should a pipe have taken the place of the file, opening it does not wait.
+    # If a pipe has replaced the file, opening it does not block.
     number = os.open(real, READ | os.O_NOFOLLOW)
     try:
         _refuse(path, os.fstat(number).st_mode)
@@ -114,7 +113,7 @@ def _confine(path: Any, real: str, root: Any, real_root: str) -> None:
 
 
 class Open:
-    """The descriptor of a file, `number`, closed with this object. Raises as `descriptor`."""
+    """Owns a file descriptor, `number`, and closes it with the object. Raises as `descriptor`."""
 
     def __init__(self, path: Any):
         self.number = descriptor(path)
@@ -130,9 +129,9 @@ def _refuse(path: Any, mode: int) -> None:
 
 
 def read(path: Any, limit: int, root: Any = None) -> bytes:
-    """The bytes of a regular file of at most `limit`; nothing is read of a larger one.
+    """The bytes of a regular file of at most `limit` bytes; a larger one is not read at all.
 
-    A bucket has neither links nor pipes, so there the size alone counts. Raises as `descriptor`.
+    In a bucket, which has no links or pipes, only the size is checked. Raises as `descriptor`.
     """
     if files.is_remote(path):
         size = path.stat().length
@@ -143,7 +142,7 @@ def read(path: Any, limit: int, root: Any = None) -> bytes:
     try:
         size = os.fstat(number).st_size
         while max(size, count) <= limit:
-            # A buffer of what is there: one of the limit would be taken whole for each file.
+            # A buffer of the file's size: one of `limit` would be allocated in full for each file.
             part = os.read(number, max(size - count + 1, 4096))
             if not part:
                 return parts[0] if len(parts) == 1 else b"".join(parts)

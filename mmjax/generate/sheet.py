@@ -1,4 +1,4 @@
-"""The sheet: what was given and made, on one page that needs nothing else."""
+"""A self-contained page that shows inputs and generated samples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write(
 
     Args:
       given: modality -> text, or the path of a file.
-      samples: with `index`, and `files` by modality.
+      samples: dicts with `index`, and `files` by modality.
     """
     rows = {"Given": given} if given else {}
     for sample in samples:

@@ -1,4 +1,4 @@
-"""`mmjax generate`: files in, files and a sheet out; and its Python twin."""
+"""`mmjax generate`, from files to files and a page, and its Python equivalent."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from mmjax.run import load
 from mmjax.run.view import View
 from mmjax.typing import Piece
 
-CHUNK = 100  # samples that are decoded before they are written
-PLAIN = re.compile(r"[^/\\\x00.][^/\\\x00]*")  # a name of a file of ours: no folder, not hidden
+CHUNK = 100  # samples that are decoded and written together
+PLAIN = re.compile(r"[^/\\\x00.][^/\\\x00]*")  # a valid file name: no folder, not hidden
 MAX_RECORD = 1 << 28  # bytes of `samples.json`
-DRAWN = 0.7  # temperature of several samples, which would be equal at 0
+DRAWN = 0.7  # temperature for several samples, which would be equal at 0
 
 
 def generate(
@@ -41,20 +41,20 @@ def generate(
     seed: int = 0,
     code: str | None = None,
 ) -> dict[str, list[Any]]:
-    """`num` samples of each wanted modality, as raw values, by the names in `plan`.
+    """`num` samples of each wanted modality, as raw values, by their names in `plan`.
 
-    A name may be a modality of the run or its stream: `audio` stands for the stream of codes of
-    the same raw field where only that was trained. Sample i depends on (seed, i) alone.
+    A name may be a modality of the run or its raw field: `audio` stands for the stream of audio
+    codes if only that was trained. Sample i depends only on (seed, i).
 
     Args:
       view: from `mmjax.load(path)`, or a PATH.
-      given: modality -> raw value. plan: names, or how each is decoded; in this order, and what is
-        finished is known to what follows.
+      given: modality -> raw value. plan: modalities in decoding order, as names or `Decoding`; each
+        is conditioned on those before.
       code: as for `mmjax.load`, with a PATH.
 
     Raises:
-      ValueError: a modality was not trained for this, is given and wanted, or is not as its
-        modality wants it.
+      ValueError: a modality was not trained for this, is both given and wanted, or has an invalid
+        value.
     """
     view = load.load(view, code=code) if isinstance(view, str) else view
     if num < 1:
@@ -64,11 +64,11 @@ def generate(
     streams = resolved(experiment, list(given), [i.stream for i in items])
     pieces = _encoded(experiment, streams, given)
     plan = _renamed(items, streams)
-    found = sampling.sample(view, [pieces] * num, plan, sample_seeds(seed, range(num)))
+    samples = sampling.sample(view, [pieces] * num, plan, sample_seeds(seed, range(num)))
     decode = lambda item, s: experiment.modalities[streams[item.stream]].decode(
         s[streams[item.stream]]
     )
-    return {item.stream: [decode(item, s) for s in found] for item in items}
+    return {item.stream: [decode(item, s) for s in samples] for item in items}
 
 
 def write(
@@ -90,18 +90,18 @@ def write(
 ) -> dict[str, Any]:
     """Generates files: `OUT/<modality>_<i>.<suffix>`, `samples.json` and `index.html`.
 
-    Files are written sample by sample, and a call that was interrupted is finished by the same
-    call. Returns what `samples.json` holds.
+    Files are written sample by sample; repeating an interrupted call completes it. Returns the
+    content of `samples.json`.
 
     Args:
-      given: modality -> file, or text. want: modalities, decoded in this order.
+      given: modality -> file, or text. want: modalities, in decoding order.
       temperature: None = 0 for one sample, 0.7 for several.
-      steps: of what is decoded in parallel; 0 = see `Decoding`.
-      overwrite: takes the place of other samples in OUT.
-      say: is told what is not taken as it is given.
+      steps: of parallel decoding; 0 = see `Decoding`.
+      overwrite: replaces other samples in OUT.
+      say: receives a message for each input that is cut or scaled.
 
     Raises:
-      ConfigError, ValueError: as for `generate`; OUT holds something else.
+      ConfigError, ValueError: as for `generate`; or OUT holds other files.
     """
     out = Path(out)
     if num < 1:
@@ -135,8 +135,8 @@ def write(
     try:
         for start in range(0, len(todo), CHUNK):
             part = todo[start : start + CHUNK]
-            found = sampling.sample(view, [pieces] * len(part), plan, sample_seeds(seed, part))
-            for i, made in zip(part, found, strict=True):
+            samples = sampling.sample(view, [pieces] * len(part), plan, sample_seeds(seed, part))
+            for i, made in zip(part, samples, strict=True):
                 files = {n: _file(experiment, streams[n], made, out / f"{n}_{i}") for n in want}
                 done[i] = {"index": i, "files": files}
                 _record(out, request, done)
@@ -149,9 +149,9 @@ def write(
 
 
 def resolved(experiment: Experiment, given: Sequence[str], want: Sequence[str]) -> dict[str, str]:
-    """The stream that stands for each name: itself, or one of the same raw field that was trained.
+    """The stream for each name: the name itself, or a trained stream with the same raw field.
 
-    Raises ConfigError, naming the modality, for what the run cannot read or make.
+    Raises ConfigError, naming the modality, if the run cannot read or generate it.
     """
     streams: dict[str, str] = {}
     sides = (
@@ -197,7 +197,7 @@ def _field(experiment: Experiment, name: str) -> str:
 
 
 def sample_seeds(seed: int, numbers: Sequence[int]) -> list[int]:
-    """The seed of each sample, from (seed, number) alone."""
+    """The seed of each sample, a function of (seed, number)."""
     digests = (hashlib.sha256(f"{seed} {i}".encode()).digest() for i in numbers)
     return [int.from_bytes(d[:4], "big") for d in digests]
 
@@ -208,7 +208,7 @@ def _encoded(
     values: Mapping[str, Any],
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Piece | None]:
-    """Pieces by stream; says what is not taken as it is."""
+    """Pieces by stream; reports values that are cut or scaled."""
     pieces = {}
     for name, value in values.items():
         modality = experiment.modalities[streams[name]]
@@ -226,8 +226,8 @@ def _renamed(items: Sequence[Decoding], streams: Mapping[str, str]) -> list[Deco
 
 
 def _plan(experiment, streams, want, temperature, steps, guidance, beams, rerank) -> list[Decoding]:
-    """One item for each name; steps are for what is decoded in parallel, beams for the rest, and
-    rerank for what has a contrast there."""
+    """One item per name; `steps` applies to parallel decoding, `beams` to the rest, and `rerank` to
+    streams with a contrast."""
     vocabulary = experiment.vocabulary()
     in_parallel = [n for n in want if vocabulary.spec(streams[n]).kind != "sequence"]
     if steps and not in_parallel:
@@ -241,7 +241,7 @@ def _plan(experiment, streams, want, temperature, steps, guidance, beams, rerank
     if rerank and beams == 1:
         raise ConfigError(f"--rerank {rerank:g} chooses among beams; add --beams 4 or more.")
     in_turn = [n for n in want if n not in in_parallel]
-    # Where none has one all keep it, and `sampling.checked` says that it can do nothing.
+    # If no stream has one, all keep `rerank`, and `sampling.checked` reports that it has no effect.
     judged = [n for n in in_turn if contrasts(experiment, streams[n])] or in_turn
     return [
         Decoding(
@@ -260,13 +260,13 @@ def _plan(experiment, streams, want, temperature, steps, guidance, beams, rerank
 
 
 def _former(out: Path, overwrite: bool) -> dict[str, Any] | None:
-    """What `samples.json` of an earlier call holds. Raises ConfigError where OUT is in use."""
+    """The `samples.json` of an earlier call, if any. Raises ConfigError if OUT is in use."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: is a file; name a folder.")
     with contextlib.suppress(files.DamagedFile):
-        found = files.read_json(out / "samples.json")
-        if _is_record(found):
-            return found
+        record = files.read_json(out / "samples.json")
+        if _is_record(record):
+            return record
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise ConfigError(
             f"--out {out}: holds files that are no samples; name another folder, or --overwrite."
@@ -274,11 +274,11 @@ def _former(out: Path, overwrite: bool) -> dict[str, Any] | None:
     return None
 
 
-def _is_record(found: Any) -> bool:
-    """Whether an object is what `_record` writes, and names no file outside of its folder."""
-    if not isinstance(found, dict) or not isinstance(found.get("request"), dict):
+def _is_record(value: Any) -> bool:
+    """Whether an object has the form that `_record` writes, and names only files in its folder."""
+    if not isinstance(value, dict) or not isinstance(value.get("request"), dict):
         return False
-    samples = found.get("samples")
+    samples = value.get("samples")
     return isinstance(samples, list) and all(
         isinstance(s, dict)
         and type(s.get("index")) is int
@@ -289,7 +289,7 @@ def _is_record(found: Any) -> bool:
 
 
 def _is_there(out: Path, name: str) -> bool:
-    """Whether a sample was written; a link that leads out of the folder is none."""
+    """Whether a sample's file exists; links out of the folder do not count."""
     with contextlib.suppress(OSError, confined.Refused):
         os.close(confined.descriptor(out / name, out))
         return True
@@ -299,7 +299,7 @@ def _is_there(out: Path, name: str) -> bool:
 def _begun(
     out: Path, before: dict[str, Any] | None, request: dict[str, Any], overwrite: bool
 ) -> dict[int, dict[str, Any]]:
-    """Samples by number that an earlier call of this request has left."""
+    """Samples, by number, that an earlier call with this request has written."""
     out.mkdir(parents=True, exist_ok=True)
     if before is None:
         return {}
@@ -318,7 +318,7 @@ def _begun(
 
 
 def _file(experiment: Experiment, stream: str, made: Mapping[str, Piece], stem: Path) -> str:
-    """Name of a file that is written whole or not at all."""
+    """Writes a file atomically; returns its name."""
     modality = experiment.modalities[stream]
     partial = modality.write(modality.decode(made[stream]), stem.with_name(f".{stem.name}"))
     partial.replace(stem.with_name(partial.name[1:]))
@@ -326,13 +326,13 @@ def _file(experiment: Experiment, stream: str, made: Mapping[str, Piece], stem: 
 
 
 def _record(out: Path, request: dict[str, Any], done: dict[int, Any]) -> dict[str, Any]:
-    found = {"request": request, "samples": [done[i] for i in sorted(done)]}
-    files.write_json(out / "samples.json", found)
-    return found
+    record = {"request": request, "samples": [done[i] for i in sorted(done)]}
+    files.write_json(out / "samples.json", record)
+    return record
 
 
 def _digest(piece: Piece | None) -> str:
-    """Hash of what the model sees."""
+    """Hash of the tokens that the model reads."""
     arrays = [] if piece is None else [piece.ids_L, piece.values_LP]
     data = b"".join(np.ascontiguousarray(a).tobytes() for a in arrays if a is not None)
     return hashlib.sha256(data).hexdigest()

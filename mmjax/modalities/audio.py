@@ -26,14 +26,14 @@ from mmjax.typing import Piece, TokenSpec, positions
 
 __all__ = ["Audio"]
 
-RATES = range(1_000, 768_001)  # samples a second of a file
-BLOCK = 1 << 20  # samples of all channels that are decoded at a time
-SAMPLES_A_BYTE = 1 << 16  # that a file can hold; what claims more is broken
-PHASES = 20_000  # of the resampling filter, whose length goes with them
-MAX_FILE = 1 << 30  # bytes of a file that a command names
-# First bytes of WAV, RF64, W64, FLAC, OGG, AIFF, AU, CAF and MP3: the decoder knows many more.
+RATES = range(1_000, 768_001)  # samples per second of a file
+BLOCK = 1 << 20  # samples, over all channels, that are decoded at a time
+SAMPLES_A_BYTE = 1 << 16  # a file that claims more is broken
+PHASES = 20_000  # of the resampling filter, whose length grows with them
+MAX_FILE = 1 << 30  # bytes of a file named on a command line
+# First bytes of WAV, RF64, W64, FLAC, OGG, AIFF, AU, CAF and MP3; the decoder knows many more.
 BEGINNINGS = tuple(b"RIFF RIFX RF64 riff fLaC OggS FORM .snd caff ID3".split())
-MARGIN = 0.1  # seconds that are decoded beyond what is used: the resampling filter looks ahead
+MARGIN = 0.1  # extra seconds that are decoded, since the resampling filter looks ahead
 PHASE_STEPS, MOMENTUM = 60, 0.99  # of the fast Griffin-Lim algorithm
 FIT_STEPS = 30  # of the fit of FFT bins to bands
 QUIET = 1e-8  # band power about 65 dB below a full-scale tone: quieter clips are not raised
@@ -41,12 +41,12 @@ QUIET = 1e-8  # band power about 65 dB below a full-scale tone: quieter clips ar
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Audio(Modality):
-    """One token for `patch_frames` frames of `num_mels` bands, in decibels below the clip's peak.
+    """One token per `patch_frames` frames of `num_mels` bands, in decibels below the clip's peak.
 
     Frame t is a Hann window centred on samples t * hop .. (t + 1) * hop. Band power is taken
-    relative to the loudest band of the clip, so that the gain of a recording does not matter, cut
-    at `dynamic_range` dB below it, and mapped to -2..2. Shorter clips are padded with silence
-    (-2), longer ones cut at the end, and what is cut is counted.
+    relative to the loudest band of the clip, so that the gain of a recording does not matter,
+    clipped at `dynamic_range` dB below it, and mapped to -2..2. Shorter clips are padded with
+    silence (-2); longer ones are cut at the end, and the tokens cut are counted.
 
     Fields:
       sample_rate: of the waveforms, in Hz. seconds: length, rounded up to whole patches.
@@ -54,10 +54,16 @@ class Audio(Modality):
       window, hop: length and distance of frames, in samples.
       patch_frames: frames of one token.
       dynamic_range: decibels.
-      max_samples: of all channels that are decoded of a file, or held by an array; a sound of more
-        counts as bad. Of a file only `seconds` are decoded.
-      speed_perturbation: share by which training plays clips slower or faster, at most (Ko et al.
-        2015), so that few voices become many. Codes of the same sounds keep their speed.
+      max_samples: limit over all channels of a decoded file or an array; a longer sound counts as
+        bad. Only `seconds` of a file are decoded.
+      speed_perturbation: largest share by which training slows down or speeds up clips (Ko et al.
+        2015), so that few voices sound like many. Codes of the same sounds keep their speed.
+
+    >>> import numpy as np
+    >>> audio = Audio(seconds=0.1, num_mels=8)
+    >>> piece = audio.encode(np.sin(np.arange(1600, dtype=np.float32)))
+    >>> audio.spec("audio").grid, piece.values_LP.shape, audio.decode(piece).shape
+    ((3, 1, 1), (3, 32), (12, 8))
     """
 
     sample_rate: ranges.Count = 16000
@@ -103,8 +109,8 @@ class Audio(Modality):
             the bytes of a sound file: mixed to one channel by the mean, then resampled. None =
             absent.
 
-        Raises ValueError for other types and shapes, NaN and infinity; Unreadable, which is one,
-        for bytes that are no sound.
+        Raises ValueError for other types and shapes, NaN and infinity, and its subclass Unreadable
+        for bytes that are not a sound file.
         """
         if value is None:
             return None
@@ -123,11 +129,11 @@ class Audio(Modality):
         return self.speed_perturbation > 0
 
     def augment(self, piece: Piece, rng: np.random.Generator) -> Piece:
-        """As if played at a speed in 1 / (1 + speed_perturbation) .. 1 + speed_perturbation.
+        """Changes the speed by a factor in 1 / (1 + speed_perturbation) .. 1 + speed_perturbation.
 
-        Length and pitch change together, as on a turntable. Frames and bands are interpolated
-        between those of the piece, which is cheaper than to resample the waveform; silence follows
-        the end, and what would lie above the highest band is as loud as that.
+        Length and pitch change together, as on a turntable. Frames and bands of the piece are
+        interpolated, which is cheaper than resampling the waveform; silence follows the end, and
+        bands beyond the highest are as loud as it is.
         """
         speed = (1 + self.speed_perturbation) ** rng.uniform(-1, 1)
         values = np.asarray(piece.values_LP)
@@ -140,7 +146,7 @@ class Audio(Modality):
         return piece._replace(values_LP=level.reshape(values.shape))
 
     def adapted(self, value: Any) -> str:
-        """The lengths where a sound is cut."""
+        """The lengths before and after, if a sound is cut."""
         seconds = self._seconds(value)
         most = self._num_tokens * self.patch_frames * self.hop / self.sample_rate
         return f"{seconds:.2f} s are cut to the first {most:.2f} s" if seconds > most else ""
@@ -156,7 +162,7 @@ class Audio(Modality):
         return ((values - 2) * np.float32(self.dynamic_range / 4)).reshape(-1, self.num_mels)
 
     def waveform(self, decibels: np.ndarray) -> np.ndarray:
-        """Samples float32 in -1..1, 0.9 at the peak, that sound like a spectrogram of `decode`.
+        """Samples float32 with a peak of 0.9 that sound like a spectrogram from `decode`.
 
         Magnitudes of the FFT bins by non-negative least squares from the bands, then phases by the
         fast Griffin-Lim algorithm (Perraudin et al. 2013). Equal input gives equal samples.
@@ -174,19 +180,19 @@ class Audio(Modality):
         phase = np.exp(2j * np.pi * np.random.default_rng(0).random(magnitude.shape))
         fast = last = magnitude * phase.astype(np.complex64)
         for _ in range(PHASE_STEPS):
-            found = self._transform(self._overlap(fast))
-            found *= magnitude / np.maximum(np.abs(found), 1e-9)
-            fast, last = found + MOMENTUM * (found - last), found
+            spectrum = self._transform(self._overlap(fast))
+            spectrum *= magnitude / np.maximum(np.abs(spectrum), 1e-9)
+            fast, last = spectrum + MOMENTUM * (spectrum - last), spectrum
         samples = self._overlap(last)[(self.window - self.hop) // 2 :]
         samples = samples[: len(decibels) * self.hop]
         return (samples * (0.9 / max(np.abs(samples).max(initial=0.0), 1e-9))).astype(np.float32)
 
     def _spectrum(self, decibels: np.ndarray) -> np.ndarray:
-        """Power of the FFT bins whose bands are these: (frames, fft_size // 2 + 1)."""
+        """Power of FFT bins that give these bands: (frames, fft_size // 2 + 1)."""
         power = np.power(10, decibels / 10)
-        power[decibels <= -self.dynamic_range] = 0  # as quiet as can be said: silence
+        power[decibels <= -self.dynamic_range] = 0  # the lowest level stands for silence
         share = self._bands / np.maximum(self._bands.sum(axis=1, keepdims=True), 1e-12)
-        spectrum = power @ share.T  # a first guess, made to fit by multiplicative updates
+        spectrum = power @ share.T  # a first guess, refined by multiplicative updates
         top = power @ self._bands.T
         overlap = self._bands @ self._bands.T
         for _ in range(FIT_STEPS):  # Lee and Seung 2001: never negative, error never rises
@@ -198,7 +204,7 @@ class Audio(Modality):
         return np.fft.rfft(frames * self._hann, self._fft_size).astype(np.complex64)
 
     def _overlap(self, spectrum: np.ndarray) -> np.ndarray:
-        """The samples whose frames are nearest to these: the inverse of `_transform`."""
+        """Samples whose frames are closest to these: the inverse of `_transform`."""
         frames = np.fft.irfft(spectrum, self._fft_size)[:, : self.window] * self._hann
         samples = np.zeros((len(frames) - 1) * self.hop + self.window)
         weight = np.zeros_like(samples)
@@ -210,7 +216,7 @@ class Audio(Modality):
     def read(self, item: str) -> np.ndarray:
         """Waveform float32 of a sound file, mixed to one channel, at `sample_rate`.
 
-        Raises ValueError when the file is absent or no sound.
+        Raises ValueError if the file is missing or not a sound.
         """
         try:
             return self._samples(confined.read(item, MAX_FILE))[0]
@@ -220,9 +226,9 @@ class Audio(Modality):
             ) from error
 
     def write(self, value: Any, stem: str | Path) -> Path:
-        """A WAV file (16 bit, one channel): of decibels such as `decode` gives, or a waveform.
+        """Writes a WAV file (16 bit, one channel) of decibels as `decode` gives, or a waveform.
 
-        Raises ValueError for arrays that are neither.
+        Raises ValueError for other arrays.
         """
         import soundfile
 
@@ -234,7 +240,7 @@ class Audio(Modality):
         return path
 
     def _samples(self, value: Any, seconds: float = math.inf) -> tuple[np.ndarray, int]:
-        """The first `seconds` at least, at `sample_rate`, and how many samples there are in all."""
+        """At least the first `seconds`, at `sample_rate`, and the total number of samples."""
         if isinstance(value, bytes):
             samples, rate, total = _decoded(value, seconds, self.max_samples)
         elif isinstance(value, tuple):
@@ -250,7 +256,7 @@ class Audio(Modality):
         if rate != self.sample_rate:
             from scipy import signal
 
-            # Odd rates are met to a hundred-thousandth: the filter grows with these numbers.
+            # Odd rates are matched to 1e-5 only: the filter grows with these numbers.
             most = max(1, PHASES * self.sample_rate // max(rate, self.sample_rate))
             ratio = fractions.Fraction(self.sample_rate, rate)
             if max(ratio.numerator, ratio.denominator) > PHASES:
@@ -263,13 +269,13 @@ class Audio(Modality):
         return samples, total
 
     def _array(self, value: Any) -> np.ndarray:
-        """The waveform of an array. Raises ValueError when it is none."""
+        """An array as a waveform. Raises ValueError if it is not one."""
         if np.size(value) > self.max_samples:
             raise Unreadable("sound_too_large", f"Audio: {np.size(value)} samples")
         return _checked(value)
 
     def _seconds(self, value: Any) -> float:
-        """How long a sound is; of a file by its header."""
+        """Length of a sound; that of a file comes from its header."""
         if isinstance(value, bytes):
             with _opened(value) as file:
                 return file.frames / file.samplerate
@@ -285,14 +291,14 @@ class Audio(Modality):
         frames = np.lib.stride_tricks.sliding_window_view(padded, self.window)[:: self.hop][:count]
         spectrum = np.fft.rfft(frames * self._hann, self._fft_size)
         power = spectrum.real**2 + spectrum.imag**2
-        # One small product a frame: a large one wakes the threads of BLAS, which fight with the
+        # One small product per frame: a large one starts BLAS threads, which compete with the
         # training step for the cores and made this thirty times slower on a busy machine.
         band = (power[:, None, :] @ self._bands)[:, 0]
         band *= np.float32(1 / max(band.max(initial=0.0), QUIET))
         scale = self.dynamic_range / 10  # powers of ten
         np.maximum(band, np.float32(10**-scale), out=band)
         level = np.log10(band) * np.float32(4 / scale) + np.float32(2)
-        return np.maximum(level, np.float32(-2))  # rounding would tell it from the padding
+        return np.maximum(level, np.float32(-2))  # the padding's value, despite rounding
 
     @property
     def _num_tokens(self) -> int:
@@ -321,13 +327,13 @@ class Audio(Modality):
 
     @functools.cached_property
     def _edges(self) -> np.ndarray:
-        """In Hz: where bands begin and, two further, end; their centres lie between."""
+        """Band edges in Hz: band i starts at edge i, peaks at i + 1 and ends at i + 2."""
         top = _mel(self.sample_rate / 2)
         return np.array([_hertz(m) for m in np.linspace(0, top, self.num_mels + 2)])
 
 
 def _between(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Rows at places 0 .. len(rows) - 1, linear between neighbours."""
+    """Rows at fractional places 0 .. len(rows) - 1, interpolated linearly."""
     first = np.minimum(places.astype(np.intp), len(rows) - 2)
     share = (places - first).astype(rows.dtype)[:, None]
     low = rows[first]
@@ -345,7 +351,7 @@ def _hertz(mel: float) -> float:
 
 @contextlib.contextmanager
 def _opened(content: bytes) -> Iterator[Any]:
-    """A sound file. Raises Unreadable, also for what fails inside."""
+    """An open sound file. Raises Unreadable, also for errors inside the `with` block."""
     import soundfile
 
     is_mp3 = content[:1] == b"\xff" and content[1:2] >= b"\xe0"
@@ -360,14 +366,14 @@ def _opened(content: bytes) -> Iterator[Any]:
             yield file
     except Unreadable:
         raise
-    except Exception as error:  # decoders raise whatever broken bytes lead them to
+    except Exception as error:  # decoders raise anything on broken bytes
         raise Unreadable("broken_sound", f"Audio: {error}") from error
 
 
 def _decoded(content: bytes, seconds: float, most: int) -> tuple[np.ndarray, int, int]:
-    """The first seconds of a sound file, as one channel; its rate, and its length in samples.
+    """The first seconds of a sound file, mixed to one channel; its rate and length in samples.
 
-    Raises Unreadable, also for more than `most` samples of all channels.
+    Raises Unreadable, also for more than `most` samples over all channels.
     """
     with _opened(content) as file:
         rate, total = file.samplerate, file.frames
@@ -390,7 +396,7 @@ def _decoded(content: bytes, seconds: float, most: int) -> tuple[np.ndarray, int
 
 
 def _checked(value: Any) -> np.ndarray:
-    """The waveform as finite float32 (samples,); ValueError when it is none."""
+    """The waveform as finite float32 (samples,). Raises ValueError if it is not one."""
     samples = np.asarray(value)
     if samples.ndim not in (1, 2):
         raise ValueError(
@@ -407,6 +413,6 @@ def _checked(value: Any) -> np.ndarray:
         samples = samples.mean(axis=int(samples.shape[0] >= samples.shape[1]))
     samples = samples.astype(np.float32, copy=False)
     if not np.isfinite(samples).all():
-        said = "Audio: samples hold NaN or infinity; repair or leave out this example."
-        raise Unreadable("not_finite", said)
+        message = "Audio: samples hold NaN or infinity; repair or leave out this example."
+        raise Unreadable("not_finite", message)
     return samples

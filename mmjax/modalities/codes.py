@@ -1,4 +1,4 @@
-"""Learned codes of another modality: what `mmjax train-tokenizer` made, as a stream of ids."""
+"""Learned codes of another modality, from `mmjax train-tokenizer`, as a stream of ids."""
 
 from __future__ import annotations
 
@@ -22,11 +22,21 @@ REMEDY = "train one with `mmjax train-tokenizer CONFIG --workdir PATH` and set p
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Codes(Modality):
-    """A grid of ids for what `base` makes pieces of; the ids of a data set are computed once.
+    """A grid of ids that encode the pieces of `base`; the ids of a data set are computed once.
 
     Fields:
-      base: the modality that the tokenizer was trained on; its field, when this one names none.
+      base: the modality that the tokenizer was trained on; its `field` is used if this one has
+        none.
       path: workdir of `mmjax train-tokenizer`. `fit` copies the tokenizer from there, once.
+
+    >>> import numpy as np
+    >>> from mmjax.modalities.image import Image
+    >>> codes = Codes(base=Image(size=(8, 8), patch=4), path="runs/image_codes")
+    >>> codes.adapted(np.zeros((16, 8, 3), np.uint8))
+    '16 x 8 pixels are stretched to 8 x 8'
+    >>> codes.spec("image_codes")  # without the tokenizer, which `fit` loads
+    Traceback (most recent call last):
+    ValueError: Codes: path='runs/image_codes' is not loaded yet, call fit(); or train one with ...
     """
 
     base: Modality
@@ -59,7 +69,7 @@ class Codes(Modality):
         return self.piece(self._ready.encode(piece.values_LP[None])[0], piece.num_cut)
 
     def encode_batch(self, values: Sequence[Any]) -> np.ndarray:
-        """Ids int32 [N, L] of values, none of them absent."""
+        """Ids int32 [N, L] of values, none of which is absent."""
         pieces = [self.base.encode(value) for value in values]
         return self._ready.encode(np.stack([p.values_LP for p in pieces]))  # type: ignore[union-attr]
 
@@ -69,7 +79,7 @@ class Codes(Modality):
         return Piece(positions(self._ready.grid), ids_L=ids_L, num_cut=num_cut)
 
     def decode(self, piece: Piece) -> Any:
-        """The raw value as `base` gives it. Raises ValueError for ids of another tokenizer."""
+        """The raw value, decoded by `base`. Raises ValueError for ids of another tokenizer."""
         if piece.ids_L is None:
             raise ValueError("Codes: decode needs ids; this piece holds values.")
         return self.decode_batch(np.asarray(piece.ids_L)[None])[0]
@@ -81,21 +91,21 @@ class Codes(Modality):
         return [self.base.decode(Piece(position_LA, values_LP=x)) for x in values_NJP]
 
     def read(self, item: str) -> Any:
-        """As `base` reads it."""
+        """Reads a file as `base` does."""
         return self.base.read(item)
 
     def write(self, value: Any, stem: Any) -> Path:
-        """As `base` writes it."""
+        """Writes a file as `base` does."""
         return self.base.write(value, stem)
 
     def adapted(self, value: Any) -> str:
-        """What `base` will change."""
+        """Changes that `base` makes to the value, in words."""
         return self.base.adapted(value)
 
     def fit(self, values: Callable[[], Iterable[Any]], folder: Any) -> Codes:
-        """Codes with the tokenizer of `folder`, which is copied there from `path` at first use.
+        """Codes with the tokenizer in `folder`, copied there from `path` at first use.
 
-        Raises ValueError when `path` holds no tokenizer, or one of another preprocessing.
+        Raises ValueError if `path` holds no tokenizer, or one for other preprocessing.
         """
         del values
         target = epath.Path(folder)
@@ -115,7 +125,7 @@ class Codes(Modality):
         wanted, have = (
             without_field(x) for x in (config.to_json(self.base), learned.preprocessing)
         )
-        have = {**without_field(config.to_json(type(self.base)())), **have}  # fields of later on
+        have = {**without_field(config.to_json(type(self.base)())), **have}  # fields added since
         for name in sorted({*wanted, *have}):
             if wanted.get(name) != have.get(name):
                 raise ValueError(

@@ -21,38 +21,44 @@ from mmjax.typing import Piece, TokenSpec, positions
 
 __all__ = ["Image"]
 
-MAX_SIDE = 1 << 16  # pixels: the filter of a longer one would take gigabytes
-MAX_WIDENED = 1 << 24  # pixels of a tall picture that is stretched in width alone
-MAX_FILE = 1 << 30  # bytes of a file that a command names
+MAX_SIDE = 1 << 16  # pixels: the resize filter of a longer side would take gigabytes
+MAX_WIDENED = 1 << 24  # pixels of a tall image after resizing its width
+MAX_FILE = 1 << 30  # bytes of a file named on a command line
 STRIP = 1 << 20  # pixels that are converted at a time
-SCANS = 64  # of a JPEG: each may take the time of the whole, and programs write ten or so
-# Pillow knows more; some of those start other programs.
+SCANS = 64  # of a JPEG: each may take as long as the whole image, and encoders write about ten
+# Pillow knows more formats, some of which start other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-PLAUSIBLE, SMALL = 2_000, 1 << 22  # pixels a byte; pixels that any file may claim
-MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # of a JPEG, but those inside of scans
+PLAUSIBLE, SMALL = 2_000, 1 << 22  # pixels per byte; pixels that any file may claim
+MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # of a JPEG, except those inside scans
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's mode "L"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Image(Modality):
-    """One token a patch: (x - mean) / std of its pixels in 0..1, by row, column, channel.
+    """One token per patch: (x - mean) / std of its pixels in 0..1, by row, column, channel.
 
-    Another size is stretched to `size` (bicubic, antialiased), so that what is aligned with the
-    image by fractions of its height and width stays aligned; or, with `resize="crop"`, cut from
-    the middle and then scaled. Gray becomes RGB by repetition, RGB becomes gray by BT.601 luma.
+    Images of another size are stretched to `size` (bicubic, antialiased), so that boxes in
+    fractions of height and width stay aligned; with `resize="crop"` they are cropped at the centre
+    and then scaled. Gray becomes RGB by repetition, RGB becomes gray by BT.601 luma.
 
-    Image files are turned upright (EXIF); of an animation the first frame counts, transparent is
-    white, 16 bits become 8. A file that claims more than `max_pixels`, or more than its bytes can
-    say, is refused by its header. Decoding takes up to 6 bytes a pixel (PNG, TIFF, GIF, BMP), 10
-    (JPEG, and what is turned), 12 (AVIF), 18 (WebP) or 20 (JPEG 2000), which is 0.2 to 0.65 GB for
-    an image of `max_pixels`.
+    Image files are turned upright (EXIF); the first frame of an animation is used, transparent
+    becomes white, 16 bits become 8. A file whose header claims more than `max_pixels`, or more than
+    its bytes can encode, is refused. Decoding takes up to 6 bytes per pixel (PNG, TIFF, GIF, BMP),
+    10 (JPEG, and rotated images), 12 (AVIF), 18 (WebP) or 20 (JPEG 2000), which is 0.2 to 0.65 GB
+    for an image of `max_pixels`.
 
     Fields:
       size: (height, width) in pixels. patch: side of a patch; divides both.
       resize: "stretch" or "crop".
-      channels: 1 gray, 3 RGB; another number takes arrays with just that many.
-      mean, std: one number for all channels, or one a channel.
-      max_pixels: height times width of an image; one that has more counts as bad.
+      channels: 1 = gray, 3 = RGB; with another number only arrays of so many channels are accepted.
+      mean, std: one number for all channels, or one per channel.
+      max_pixels: largest height times width of an image; a larger one counts as bad.
+
+    >>> import numpy as np
+    >>> image = Image(size=(8, 12), patch=4)
+    >>> piece = image.encode(np.zeros((8, 12, 3), np.uint8))
+    >>> image.spec("image").grid, piece.values_LP.shape, image.decode(piece).shape
+    ((1, 2, 3), (6, 48), (8, 12, 3))
     """
 
     size: tuple[ranges.Count, ranges.Count] = (224, 224)
@@ -101,8 +107,8 @@ class Image(Modality):
           value: (H, W) or (H, W, C), uint8 or float in 0..1 (bool counts as 0 and 1); or the bytes
             of an image file; None = absent.
 
-        Raises ValueError for other types, shapes and ranges, NaN and infinity; Unreadable, which is
-        one, for bytes that are no whole image.
+        Raises ValueError for other types, shapes and ranges, NaN and infinity, and its subclass
+        Unreadable for bytes that are not a complete image.
         """
         if value is None:
             return None
@@ -114,7 +120,7 @@ class Image(Modality):
         return Piece(positions((1, rows, columns)), values_LP=values.reshape(rows * columns, -1))
 
     def adapted(self, value: np.ndarray | bytes) -> str:
-        """The sizes where an image is stretched or cropped."""
+        """The sizes before and after, if an image is stretched or cropped."""
         (height, width), shape = self.size, np.shape(self._pixels(value))[:2]
         if shape == self.size:
             return ""
@@ -138,7 +144,7 @@ class Image(Modality):
     def read(self, item: str) -> np.ndarray:
         """Pixels uint8 of an image file: (H, W) for one channel, else (H, W, 3), upright.
 
-        Raises ValueError when the file is absent or no image.
+        Raises ValueError if the file is missing or not an image.
         """
         try:
             return self._pixels(confined.read(item, MAX_FILE))
@@ -148,9 +154,9 @@ class Image(Modality):
             ) from error
 
     def write(self, value: np.ndarray | bytes, stem: str | Path) -> Path:
-        """A PNG file of pixels such as `decode` gives; gray for one channel.
+        """Writes a PNG file of pixels as `decode` gives them; gray for one channel.
 
-        Raises ValueError for other types, shapes and ranges, and for neither 1 nor 3 channels.
+        Raises ValueError for other types, shapes and ranges, and unless there are 1 or 3 channels.
         """
         import PIL.Image
 
@@ -174,7 +180,7 @@ class Image(Modality):
         return 1 / std, -mean / std
 
     def _pixels(self, value: Any) -> Any:
-        """Pixels uint8 of the bytes of an image file; arrays are given back as they are.
+        """Pixels uint8 of the bytes of an image file; arrays are returned unchanged.
 
         Raises Unreadable.
         """
@@ -193,7 +199,7 @@ class Image(Modality):
 
     @contextlib.contextmanager
     def _opened(self, content: bytes) -> Iterator[Any]:
-        """The upright Pillow image of a file. Raises Unreadable, also for what fails inside."""
+        """A file as an upright Pillow image. Raises Unreadable, also for errors inside `with`."""
         import PIL.Image
         import PIL.ImageOps
 
@@ -210,20 +216,20 @@ class Image(Modality):
             raise Unreadable("image_too_large", f"Image: {error}") from error
         except Unreadable:
             raise
-        except Exception as error:  # decoders raise whatever broken bytes lead them to
+        except Exception as error:  # decoders raise anything on broken bytes
             whole = not isinstance(error, PIL.UnidentifiedImageError)
             reason = "broken_image" if whole else "no_image"
-            said = "bytes of no known image format" if reason == "no_image" else error
-            raise Unreadable(reason, f"Image: {said}") from error
+            detail = "bytes of no known image format" if reason == "no_image" else error
+            raise Unreadable(reason, f"Image: {detail}") from error
 
     def _check(self, width: int, height: int, most: float = math.inf) -> None:
-        """Refuses sizes that would take too much memory; `most`: pixels that can be true."""
+        """Refuses sizes that take too much memory; `most`: pixels that the bytes can encode."""
         tall = width < self.size[1] and height * self.size[1] > MAX_WIDENED
         if width * height > min(self.max_pixels, most) or max(width, height) > MAX_SIDE or tall:
             raise Unreadable("image_too_large", f"Image: {width} x {height} pixels")
 
     def _scaled(self, value: Any) -> np.ndarray:
-        """An image or the bytes of one as float32 (height, width, channels) in 0..1."""
+        """An image, or the bytes of one, as float32 (height, width, channels) in 0..1."""
         if isinstance(value, bytes):
             with self._opened(value) as image:
                 left, top, right, bottom = box = self._box(image.height, image.width)
@@ -244,8 +250,8 @@ class Image(Modality):
         return self._resized(strips, bottom - top, right - left)
 
     def _box(self, rows: int, columns: int) -> tuple[int, int, int, int]:
-        """What is taken of an image: left, top, right, bottom; all, or the largest middle part
-        whose sides are in the ratio of height to width."""
+        """Crop of an image (left, top, right, bottom): all, or the largest centre crop with the
+        aspect ratio of `size`."""
         if self.resize != "crop":
             return 0, 0, columns, rows
         height, width = self.size
@@ -266,9 +272,9 @@ class Image(Modality):
     def _resized(
         self, strips: Iterable[tuple[int, np.ndarray]], rows: int, columns: int
     ) -> np.ndarray:
-        """Strips of rows, each with its first row, as one image of `size`.
+        """Resizes an image, given as strips with their first rows, to `size`.
 
-        Bicubic filters go along the rows first, so strips of them give what the whole would.
+        Bicubic filters run along rows first, so strips give the same result as the whole image.
         """
         height, width = self.size
         wide = np.empty((rows, width, self.channels), np.float32)
@@ -281,7 +287,7 @@ class Image(Modality):
 
 
 def _filtered(image_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Another size: bicubic, antialiased, in float, which Pillow has for one channel alone."""
+    """Resizes: bicubic, antialiased, in float, which Pillow supports for one channel only."""
     import PIL.Image
 
     if image_HWC.shape[:2] == (height, width):
@@ -295,7 +301,7 @@ def _filtered(image_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _strips(image: Any, mode: str, box: tuple[int, int, int, int] | None = None) -> Iterator[Any]:
-    """Rows of a Pillow image as uint8 (rows, width, channels), each strip with its first row."""
+    """Strips of a Pillow image, uint8 (rows, width, channels), each with its first row."""
     left, top, right, bottom = box or (0, 0, *image.size)
     step = max(1, STRIP // (right - left))
     for first in range(top, bottom, step):
@@ -314,11 +320,11 @@ def _formats() -> list[str]:
 
 
 def _scans(content: bytes) -> int:
-    """How often a JPEG goes over the picture, by its markers; SCANS + 1 stands for more."""
+    """Number of scans of a JPEG, counted by markers; SCANS + 1 stands for more."""
     at, count = 2, 0
-    while count <= SCANS and (found := MARKER.search(content, at)):
-        kind, at = found[1][0], found.end()
-        if kind == 0xD9:  # what follows the end is not decoded
+    while count <= SCANS and (marker := MARKER.search(content, at)):
+        kind, at = marker[1][0], marker.end()
+        if kind == 0xD9:  # bytes after the end are not decoded
             break
         count += kind == 0xDA
         if kind not in (0x01, 0xD8):
@@ -327,7 +333,7 @@ def _scans(content: bytes) -> int:
 
 
 def _flat(image: Any, mode: str) -> Any:
-    """A Pillow image in another mode of 8 bits, on white where it is transparent."""
+    """A Pillow image converted to another 8-bit mode, on white where it is transparent."""
     import PIL.Image
 
     if image.mode.startswith("I"):  # Pillow would clip 16 bits to 8
@@ -344,7 +350,7 @@ def _flat(image: Any, mode: str) -> Any:
 
 
 def _array(value: Any) -> np.ndarray:
-    """The image as (H, W, C); ValueError when it is none."""
+    """The image as (H, W, C). Raises ValueError for other shapes."""
     image = np.asarray(value)
     if image.ndim == 2:
         image = image[:, :, None]
@@ -358,14 +364,14 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _checked(image: np.ndarray) -> np.ndarray:
-    """Pixels as float32 in 0..1; ValueError for other ranges."""
+    """Pixels as float32 in 0..1. Raises ValueError for other ranges."""
     if image.dtype == np.uint8:
         return image * np.float32(1 / 255)
     image = image.astype(np.float32)
     low, high = image.min(), image.max()
     if not (np.isfinite(low) and np.isfinite(high)):
-        said = "Image: pixels hold NaN or infinity; repair or leave out this example."
-        raise Unreadable("not_finite", said)
+        message = "Image: pixels hold NaN or infinity; repair or leave out this example."
+        raise Unreadable("not_finite", message)
     if low < -1e-3 or high > 1 + 1e-3:
         raise ValueError(
             f"Image: float pixels lie in {low:.4g}..{high:.4g}, not in 0..1; divide 8-bit values by"

@@ -1,4 +1,4 @@
-"""The Modality seam: one kind of data a person has, and its way to tokens and back."""
+"""The Modality seam: one kind of raw data, and its conversion to tokens and back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Example = dict[str, Any]  # raw arrays, bytes, strings and numbers of one record
 
 
 class Unreadable(ValueError):
-    """A file, or the bytes of one, that cannot be decoded. `reason` is a short word for counts."""
+    """A file or its bytes cannot be decoded. `reason` is a short word for counts."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(reason, detail)
@@ -27,24 +27,24 @@ class Unreadable(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Modality:
-    """Base of all modalities. NumPy only; constructing one does no work.
+    """Base of all modalities. NumPy only; construction does no work.
 
     Fields:
       field: key of the raw value in an example; empty = the modality's own name.
     """
 
     field: str = ""
-    # Whether ids are computed before training, by `encode_batch`, and not by data workers.
+    # Whether ids are computed before training, by `encode_batch`, rather than by data workers.
     offline: ClassVar[bool] = False
-    # Whether `encode` refuses what would give NaN or infinity; else each piece is looked through.
+    # Whether `encode` never returns NaN or infinity; otherwise each piece is checked.
     is_finite: ClassVar[bool] = False
 
     def spec(self, name: str) -> TokenSpec:
-        """The stream that this modality owns under the name it has in the config."""
+        """The stream of this modality, under its name in the config."""
         raise NotImplementedError(f"{type(self).__name__} must define spec(name).")
 
     def encode(self, value: Any) -> Piece | None:
-        """Raw value to tokens; None when absent. Empty text is a Piece with only its end token."""
+        """Tokens of a raw value; None if absent. Empty text is a Piece with only the end token."""
         raise NotImplementedError(f"{type(self).__name__} must define encode(value).")
 
     @property
@@ -53,25 +53,25 @@ class Modality:
         return False
 
     def augment(self, piece: Piece, rng: np.random.Generator) -> Piece:
-        """Another look at what `encode` gave. Training alone reads such, at each visit another."""
+        """A random variation of a piece, for training only; another at each visit."""
         del rng
         return piece
 
     def encode_batch(self, values: Sequence[Any]) -> np.ndarray:
-        """Ids int32 [N, L] of values, none of them absent; for offline modalities."""
+        """Ids int32 [N, L] of values, none of which is absent; for offline modalities."""
         raise NotImplementedError(f"{type(self).__name__} must define encode_batch(values).")
 
     def adapted(self, value: Any) -> str:
-        """What `encode` will not take as it is, in words for the user; empty = nothing."""
+        """How `encode` changes the value (cut, scaled), in words; empty = unchanged."""
         del value
         return ""
 
     def decode(self, piece: Piece) -> Any:
-        """Tokens back to a raw value."""
+        """The raw value of tokens."""
         raise NotImplementedError(f"{type(self).__name__} must define decode(piece).")
 
     def read(self, item: str) -> Any:
-        """A raw value from the command line: a file's path, or the text itself.
+        """A raw value given on the command line: a file's path, or the text itself.
 
         Raises:
           ValueError: the file cannot be read as this modality.
@@ -79,7 +79,7 @@ class Modality:
         raise ValueError(f"{type(self).__name__}: {item!r} cannot be read from a file.")
 
     def write(self, value: Any, stem: str | Path) -> Path:
-        """Writes a decoded value to a file named `stem` with a suffix of its own; its path.
+        """Writes a decoded value to a file `stem` plus the modality's suffix; returns its path.
 
         Raises:
           ValueError: this modality has no file format.
@@ -87,7 +87,7 @@ class Modality:
         raise ValueError(f"{type(self).__name__}: cannot be written to {stem}; it has no format.")
 
     def fit(self, values: Callable[[], Iterable[Any]], folder: Path) -> Modality:
-        """A ready modality: learns what it must from `values` or loads it from `folder`.
+        """A ready modality: fits its tokenizer on `values`, or loads it from `folder`.
 
         Most have nothing to learn and return themselves.
         """

@@ -1,6 +1,6 @@
-"""Boxes and metadata as sequences of whole numbers, as in 4M-21 (Bachmann et al. 2024).
+"""Boxes and metadata as sequences of ids, as in 4M-21 (Bachmann et al. 2024).
 
-Local ids of both: the end token, the sentinels of masked spans, then what is said.
+Local ids of both: the end token, the sentinels of masked spans, then the content.
 """
 
 from __future__ import annotations
@@ -32,11 +32,16 @@ class Boxes(Modality):
     """Boxes x0, y0, x1, y1 in 0..1, four tokens each, nearest to the origin first.
 
     Each of the four has its own `bins` ids: round(x * (bins - 1)). Order is by the distance of the
-    corner (x0, y0) from (0, 0). Boxes beyond `max_boxes` are cut whole, and their tokens counted.
+    corner (x0, y0) from (0, 0). Boxes beyond `max_boxes` are cut, and their tokens counted.
 
     Fields:
-      max_boxes: largest number. bins: places of a coordinate.
-      num_sentinels: ids for masked spans; more than the runs of a masked sequence.
+      max_boxes: largest number of boxes. bins: ids per coordinate.
+      num_sentinels: ids for masked spans; must exceed the runs of a masked sequence.
+
+    >>> boxes = Boxes(bins=11, num_sentinels=0)
+    >>> piece = boxes.encode([[0, 0, 0.5, 1]])
+    >>> piece.ids_L, boxes.decode(piece).tolist()
+    (array([ 1, 12, 28, 44,  0], dtype=int32), [[0.0, 0.0, 0.5, 1.0]])
     """
 
     max_boxes: ranges.Count = 20
@@ -47,7 +52,7 @@ class Boxes(Modality):
         ranges.check(self)
 
     def spec(self, name: str) -> TokenSpec:
-        """One sequence stream: four tokens a box and an end token."""
+        """One sequence stream: four tokens per box and an end token."""
         return _spec(name, SIDES * self.bins, SIDES * self.max_boxes + 1, self.num_sentinels)
 
     def encode(self, value: Any) -> Piece | None:
@@ -68,11 +73,11 @@ class Boxes(Modality):
         return _piece(ids.reshape(-1), num_cut=SIDES * (len(boxes) - len(chosen)))
 
     def decode(self, piece: Piece) -> np.ndarray:
-        """Float32 (boxes, 4); what is no box (sides missing or out of order) is left out."""
+        """Float32 (boxes, 4); invalid boxes (sides missing or out of order) are left out."""
         boxes: list[list[int]] = []
         box: list[int] = []
-        for said in _said(piece, "Boxes") - 1 - self.num_sentinels:
-            side, place = divmod(int(said), self.bins)
+        for code in _content_ids(piece, "Boxes") - 1 - self.num_sentinels:
+            side, place = divmod(int(code), self.bins)
             if side != len(box):
                 box = []
             if side == len(box):
@@ -96,7 +101,7 @@ class Boxes(Modality):
 
 
 def _checked_boxes(value: Any) -> np.ndarray:
-    """Float32 (boxes, 4) in 0..1; ValueError when they are none."""
+    """Float32 (boxes, 4) in 0..1. Raises ValueError if they are not boxes."""
     try:
         boxes = np.asarray(value, np.float32)
     except (TypeError, ValueError) as error:
@@ -105,7 +110,7 @@ def _checked_boxes(value: Any) -> np.ndarray:
         return np.zeros((0, SIDES), np.float32)
     if boxes.ndim != 2 or boxes.shape[1] != SIDES:
         raise ValueError(f"Boxes: an array of shape {boxes.shape}; give (boxes, 4).")
-    if not ((boxes >= 0) & (boxes <= 1)).all():  # NaN is neither
+    if not ((boxes >= 0) & (boxes <= 1)).all():  # also false for NaN
         raise ValueError(
             "Boxes: a coordinate is NaN or outside 0..1; divide by the width and the height, or"
             " repair this example."
@@ -121,8 +126,11 @@ class Bins:
 
     Fields:
       num: number of ids.
-      low, high: range cut into equal bins, decoded to their middle; both None = the number is
-        whole, 0..num - 1, and is its own id.
+      low, high: range divided into equal bins, which decode to their middles; both None = an
+        integer in 0..num - 1, which is its own id.
+
+    >>> Bins(num=4, low=0, high=1).bin(0.3), Bins(num=4, low=0, high=1).middle(1)
+    (1, 0.375)
     """
 
     num: ranges.Count
@@ -137,7 +145,7 @@ class Bins:
             raise ValueError(f"Bins: low={self.low} must be below high={self.high}.")
 
     def bin(self, value: Any) -> int | None:
-        """The id of a number; None when it has none."""
+        """The id of a number; None if it has no id."""
         if isinstance(value, str) or not np.isscalar(value) or not math.isfinite(value):  # type: ignore[arg-type]
             return None
         number = float(value)  # type: ignore[arg-type]
@@ -155,7 +163,7 @@ class Bins:
 
     @property
     def rule(self) -> str:
-        """What numbers have an id, in words."""
+        """The numbers that have an id, in words."""
         if self.low is None:
             return f"a whole number in 0..{self.num - 1}"
         return f"a number in {self.low:g}..{self.high:g}"
@@ -169,7 +177,13 @@ class Metadata(Modality):
 
     Fields:
       schema: name -> how its number becomes an id.
-      num_sentinels: ids for masked spans; more than the runs of a masked sequence.
+      num_sentinels: ids for masked spans; must exceed the runs of a masked sequence.
+
+    >>> loudness = Bins(num=4, low=0, high=1)
+    >>> metadata = Metadata(schema={"digit": Bins(num=10), "loudness": loudness}, num_sentinels=0)
+    >>> piece = metadata.encode({"digit": 7, "loudness": 0.3})
+    >>> piece.ids_L, metadata.decode(piece)
+    (array([ 1, 10,  2, 14,  0], dtype=int32), {'digit': 7, 'loudness': 0.375})
     """
 
     schema: dict[str, Bins] = dataclasses.field(default_factory=dict)
@@ -182,13 +196,13 @@ class Metadata(Modality):
 
     def spec(self, name: str) -> TokenSpec:
         """One sequence stream: ids for the names, then for the values of each name."""
-        said = len(self.schema) + sum(bins.num for bins in self.schema.values())
-        return _spec(name, said, 2 * len(self.schema) + 1, self.num_sentinels)
+        num_ids = len(self.schema) + sum(bins.num for bins in self.schema.values())
+        return _spec(name, num_ids, 2 * len(self.schema) + 1, self.num_sentinels)
 
     def encode(self, value: Mapping[str, Any] | None) -> Piece | None:
         """Ids int32 (2 names + 1,), the end id last; position (p, p, p). {} is the end alone.
 
-        Raises ValueError for what is no dict, for unknown names, and for numbers without an id.
+        Raises ValueError for anything but a dict, for unknown names, and for numbers without an id.
         """
         if value is None:
             return None
@@ -212,17 +226,17 @@ class Metadata(Modality):
         return _piece(np.array(ids, np.int32) + 1 + self.num_sentinels)
 
     def decode(self, piece: Piece) -> dict[str, int | float]:
-        """{name: number}; names without a value of their own, and repeats, are left out."""
-        found: dict[str, int | float] = {}
+        """{name: number}; names without a valid value, and repeated names, are left out."""
+        numbers: dict[str, int | float] = {}
         keys, last = list(self.schema), -1
-        for said in (_said(piece, "Metadata") - 1 - self.num_sentinels).tolist():
+        for code in (_content_ids(piece, "Metadata") - 1 - self.num_sentinels).tolist():
             if 0 <= last < len(keys):
                 key = keys[last]
-                place = said - self._starts[key]
+                place = code - self._starts[key]
                 if 0 <= place < self.schema[key].num:
-                    found.setdefault(key, self.schema[key].middle(place))
-            last = said
-        return found
+                    numbers.setdefault(key, self.schema[key].middle(place))
+            last = code
+        return numbers
 
     def read(self, item: str) -> Any:
         """{name: number}, from a JSON file or from JSON text such as `{"value": 63}`.
@@ -237,7 +251,7 @@ class Metadata(Modality):
 
     @functools.cached_property
     def _starts(self) -> dict[str, int]:
-        """The first id of the values of each name, counted from the first name."""
+        """The first id of the values of each name, relative to the id of the first name."""
         starts, start = {}, len(self.schema)
         for key, bins in self.schema.items():
             starts[key] = start
@@ -245,12 +259,12 @@ class Metadata(Modality):
         return starts
 
 
-def _spec(name: str, said: int, max_tokens: int, num_sentinels: int) -> TokenSpec:
+def _spec(name: str, num_ids: int, max_tokens: int, num_sentinels: int) -> TokenSpec:
     return TokenSpec(
         name=name,
         kind="sequence",
         max_tokens=max_tokens,
-        vocab_size=1 + num_sentinels + said,
+        vocab_size=1 + num_sentinels + num_ids,
         first_sentinel=1 if num_sentinels else -1,
         num_sentinels=num_sentinels,
         end_id=END,
@@ -264,7 +278,7 @@ def _piece(ids: np.ndarray, num_cut: int = 0) -> Piece:
     return Piece(positions(length), ids_L=ids_L, num_cut=num_cut)
 
 
-def _said(piece: Piece, who: str) -> np.ndarray:
+def _content_ids(piece: Piece, who: str) -> np.ndarray:
     """The ids before the end token."""
     if piece.ids_L is None:
         raise ValueError(f"{who}: decode needs ids; this piece holds values of another modality.")

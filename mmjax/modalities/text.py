@@ -23,14 +23,24 @@ MAX_TEXT = 1 << 20  # characters
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text(Modality):
-    """Pieces and an end token; what is longer is cut before the end token, and counted.
+    """Pieces and an end token; longer text is cut before the end token, and tokens cut are counted.
 
-    Of a long text the first 2**20 characters are looked at, or 64 for each of `max_tokens`: a
-    tokenizer takes a hundred times the memory of a text. What is behind is counted by estimate.
+    Only the first 2**20 characters of a text are tokenized, or 64 per token of `max_tokens` if that
+    is more: a tokenizer takes a hundred times the memory of the text. The tokens of the rest are
+    estimated.
 
     Fields:
       tokenizer: trained on the corpus by `fit`.
-      max_tokens: largest length, end token included.
+      max_tokens: largest length, including the end token.
+
+    >>> import tempfile
+    >>> from mmjax.tokenizers.sentencepiece import SentencePiece
+    >>> text = Text(tokenizer=SentencePiece(vocab_size=300, num_sentinels=4))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     text = text.fit(lambda: ["a red square", "a blue circle"], folder)
+    >>> piece = text.encode("a red square")
+    >>> text.decode(piece), int(piece.ids_L[-1])  # the end id
+    ('a red square', 2)
     """
 
     tokenizer: Tokenizer = SentencePiece()
@@ -57,8 +67,8 @@ class Text(Modality):
     def encode(self, value: str | bytes | None) -> Piece | None:
         """Ids int32 (length,), the end id last; position (p, p, p). Empty text is the end alone.
 
-        Raises ValueError for what is neither text nor None; Unreadable, which is one, for bytes
-        that are not UTF-8.
+        Raises ValueError for anything but text or None, and its subclass Unreadable for bytes that
+        are not UTF-8.
         """
         if value is None:
             return None
@@ -82,7 +92,7 @@ class Text(Modality):
         return item
 
     def write(self, value: str | bytes, stem: str | Path) -> Path:
-        """A UTF-8 text file."""
+        """Writes a UTF-8 text file."""
         path = Path(f"{stem}.txt")
         path.write_text(_string(value), encoding="utf-8")
         return path
@@ -90,7 +100,7 @@ class Text(Modality):
     def fit(self, values: Callable[[], Iterable[Any]], folder: Path) -> Text:
         """Text with its tokenizer trained on `values()`, or loaded from `folder`.
 
-        What is not UTF-8 is left out.
+        Values that are not UTF-8 are skipped.
         """
 
         def readable():
@@ -102,7 +112,7 @@ class Text(Modality):
 
 
 def _head(value: Any, room: int) -> tuple[Any, float]:
-    """The first `room` characters of a text, and which share of it they are."""
+    """The first `room` characters of a text, and their share of it."""
     whole = len(value) if isinstance(value, (str, bytes)) else 0
     if isinstance(value, bytes) and whole > 4 * room:
         head = value[: 4 * room]
@@ -116,7 +126,7 @@ def _head(value: Any, room: int) -> tuple[Any, float]:
 
 
 def _string(value: Any) -> Any:
-    """Bytes as text, other values as they are. Raises Unreadable for what is no valid Unicode."""
+    """Bytes decoded to text, other values unchanged. Raises Unreadable for invalid Unicode."""
     try:
         if isinstance(value, bytes):
             return value.decode()

@@ -80,11 +80,22 @@ class Router:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenChoice(Router):
-    """Each token takes its top-k experts; a bias carried across steps keeps the load even.
+    """Each token takes its top-k experts; a bias carried across steps balances the load.
 
-    Scores are sigmoids; the bias acts on the selection only, and the weights are the chosen scores
-    divided by their sum. After each step the bias of an expert moves by `bias_rate` towards the
-    mean load (auxiliary-loss-free balancing, Wang et al. 2024, arXiv 2408.15664).
+    Scores are sigmoids; the bias affects the selection only, and the weights are the selected
+    scores divided by their sum. After each step the bias of an expert moves by `bias_rate` towards
+    the mean load (auxiliary-loss-free balancing, Wang et al. 2024, arXiv 2408.15664).
+
+    >>> import jax.numpy as jnp
+    >>> router = TokenChoice(num_experts_per_tok=1)
+    >>> state = router.init_state(num_experts=3, num_streams=1)
+    >>> logits_WTE = jnp.array([[[2.0, 0.0, -2.0], [0.0, 1.0, 1.0]]])  # two tokens, three experts
+    >>> stream_WT = jnp.ones((1, 2), int)
+    >>> routing = router.route(None, logits_WTE, state, stream_WT, stream_WT > 0, key=None)
+    >>> routing.expert_WTX.tolist(), routing.weight_WTX.tolist()
+    ([[[0], [1]]], [[[1.0], [1.0]]])
+    >>> router.update(state, {"load": jnp.array([[0.0, 0, 0], [8, 1, 0]])})
+    {'bias': Array([-0.001,  0.001,  0.001], dtype=float32)}
     """
 
     num_experts_per_tok: ranges.Count = 2
@@ -117,9 +128,18 @@ class TokenChoice(Router):
 class ExpertChoice(Router):
     """Each expert takes its top-C tokens of the group (Zhou et al. 2022; IMP).
 
-    C = round(capacity_factor * T / E). Refused in causal lanes. Where a batch holds one modality
-    the choice balances inside it, which undoes specialisation: `allow_unmixed=True` says that this
-    is meant (IMP does it).
+    C = round(capacity_factor * T / E). Not allowed in causal lanes. If a batch holds one modality,
+    the choice balances within it, which prevents specialisation; `allow_unmixed=True` accepts that
+    (as IMP does).
+
+    >>> import jax.numpy as jnp
+    >>> router = ExpertChoice()
+    >>> state = router.init_state(num_experts=3, num_streams=1)
+    >>> logits_WTE = jnp.array([[[2.0, 0.0, -2.0], [0.0, 1.0, 1.0]]])  # two tokens, three experts
+    >>> stream_WT = jnp.ones((1, 2), int)
+    >>> routing = router.route(None, logits_WTE, state, stream_WT, stream_WT > 0, key=None)
+    >>> routing.token_WEC.tolist(), round(float(routing.weight_WEC[0, 0, 0]), 3)
+    ([[[0], [1], [1]]], 0.867)
     """
 
     capacity_factor: ranges.Positive = 1.0
@@ -146,7 +166,16 @@ class ExpertChoice(Router):
 class Soft(Router):
     """Soft mixture: every slot is a weighted mean of tokens (Puigcerver et al. 2023).
 
-    One slot an expert; dispatch = softmax over tokens, combine = softmax over slots.
+    One slot per expert; dispatch = softmax over tokens, combine = softmax over slots.
+
+    >>> import jax.numpy as jnp
+    >>> router = Soft()
+    >>> state = router.init_state(num_experts=3, num_streams=1)
+    >>> logits_WTE = jnp.array([[[2.0, 0.0, -2.0], [0.0, 1.0, 1.0]]])  # two tokens, three experts
+    >>> stream_WT = jnp.ones((1, 2), int)
+    >>> routing = router.route(None, logits_WTE, state, stream_WT, stream_WT > 0, key=None)
+    >>> routing.dispatch_WTEC.shape, round(float(routing.combine_WTEC[0, 0, 0, 0]), 3)
+    ((1, 2, 3, 1), 0.867)
     """
 
     @property

@@ -1,4 +1,4 @@
-"""What steps minimise."""
+"""Objectives: the losses that training steps minimise."""
 
 from mmjax.objectives.contrastive import Contrastive, InfoNCE, Sigmoid
 from mmjax.objectives.generative import MaskedTokens, NextToken

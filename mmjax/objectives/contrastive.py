@@ -1,4 +1,4 @@
-"""Contrastive objectives between any two (or more) views, with presence and several positives."""
+"""Contrastive objectives over two or more views, with absent views and several positives."""
 
 from __future__ import annotations
 
@@ -22,9 +22,15 @@ class Contrastive(objective.Objective):
     """Base of the contrastive objectives: one embedding per view, pooled and projected.
 
     Fields:
-      temperature: initial; learned, a parameter of the head `scale/<views>`.
-      width: of the shared space; 0 = model width.
-      lanes: lane of a view; a view that is not named goes through the first lane.
+      temperature: initial value; learned as a parameter of the head `scale/<views>`.
+      width: width of the shared space; 0 = model width.
+      lanes: lane of a view; other views use the first lane.
+
+    >>> from mmjax.typing import TokenSpec
+    >>> image = TokenSpec(name="image", kind="grid", max_tokens=4, width=48)
+    >>> text = TokenSpec(name="text", kind="sequence", max_tokens=8, vocab_size=100)
+    >>> sorted(InfoNCE(width=16).heads((image, text), ()))
+    ['project/image', 'project/text', 'scale/image+text']
     """
 
     temperature: ranges.Positive = 0.07
@@ -64,6 +70,16 @@ class InfoNCE(Contrastive):
 
     averaged over present pairs, directions and pairs of views. A sample without one of the two
     views is neither anchor nor negative.
+
+    >>> from types import SimpleNamespace as Stub
+    >>> import jax.numpy as jnp
+    >>> model = Stub(head=lambda name, z: (2.0, None), vocabulary=Stub(number=" ab".index))
+    >>> present_BSM, weight_BS = jnp.ones((2, 1, 2), bool), jnp.ones((2, 1))
+    >>> batch = Stub(identity_BS=jnp.arange(2), present_BSM=present_BSM, weight_BS=weight_BS)
+    >>> z_BSD = jnp.eye(2)[:, None]  # two samples, both views with the same embedding
+    >>> losses, metrics, _ = InfoNCE().losses(model, {"a": z_BSD, "b": z_BSD}, batch, None, {})
+    >>> losses["a+b"].value_BS.shape, round(float(losses["a+b"].value_BS[0, 0]), 3)
+    ((2, 1), 0.127)
     """
 
     def losses(self, model, features, batch, key, extra):
@@ -92,6 +108,16 @@ class Sigmoid(Contrastive):
         l_i = - sum_j log sigmoid( y_ij (scale * a_i b_j + bias) ),  y = 1 for equal identities
 
     divided by the number of present pairs.
+
+    >>> from types import SimpleNamespace as Stub
+    >>> import jax.numpy as jnp
+    >>> model = Stub(head=lambda name, z: (4.0, -2.0), vocabulary=Stub(number=" ab".index))
+    >>> present_BSM, weight_BS = jnp.ones((2, 1, 2), bool), jnp.ones((2, 1))
+    >>> batch = Stub(identity_BS=jnp.arange(2), present_BSM=present_BSM, weight_BS=weight_BS)
+    >>> z_BSD = jnp.eye(2)[:, None]  # two samples, both views with the same embedding
+    >>> losses, metrics, _ = Sigmoid().losses(model, {"a": z_BSD, "b": z_BSD}, batch, None, {})
+    >>> losses["a+b"].value_BS.shape, round(float(losses["a+b"].value_BS[0, 0]), 3)
+    ((2, 1), 0.254)
     """
 
     temperature: ranges.Positive = 0.1
@@ -140,7 +166,7 @@ def pool(x_BLD: Array, tokens: Tokens, num_slots: int) -> Array:
 
 
 def present(model, batch: Batch, views) -> Array:
-    """1.0 where a sample has all the views and is not padding, [B * S]."""
+    """1.0 for samples that have all the views and are not padding, [B * S]."""
     out = batch.weight_BS.reshape(-1) > 0
     for view in views:
         out &= batch.present_BSM[:, :, model.vocabulary.number(view) - 1].reshape(-1)
@@ -148,7 +174,7 @@ def present(model, batch: Batch, views) -> Array:
 
 
 def info_nce(logits_NN: Array, identity_N: Array, present_N: Array) -> Array:
-    """Loss of each anchor; absent candidates are no negatives, all equals are positives."""
+    """Loss of each anchor; absent candidates do not count, all equal identities are positives."""
     candidates_NN = jnp.where(present_N[None, :] > 0, logits_NN, -1e30)
     same_NN = identity_N[:, None] == identity_N[None, :]
     positives_NN = jnp.where(same_NN, candidates_NN, -1e30)
@@ -157,6 +183,6 @@ def info_nce(logits_NN: Array, identity_N: Array, present_N: Array) -> Array:
 
 
 def retrieval_hits(logits_NN: Array, identity_N: Array, present_N: Array) -> Array:
-    """1.0 where the best candidate has the identity of the anchor."""
+    """1.0 for anchors whose best candidate has their identity."""
     best_N = jnp.argmax(jnp.where(present_N[None, :] > 0, logits_NN, -jnp.inf), axis=1)
     return (identity_N[best_N] == identity_N).astype(jnp.float32)

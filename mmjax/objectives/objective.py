@@ -1,4 +1,4 @@
-"""The Objective seam: what one kind of step minimises."""
+"""The Objective seam: the loss that one kind of training step minimises."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Result = tuple[dict[str, Loss], Metrics, dict]  # losses, metrics, record
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extra:
-    """State of an objective beside the parameters: a queue, a teacher.
+    """State of an objective besides the parameters: a queue, a teacher.
 
     `init(params) -> tree`; `update(tree, params, features, batch) -> tree` runs after the
     optimizer, on every step (`clock="step"`) or on steps of tasks that name it (`"task"`).
@@ -36,19 +36,19 @@ class Extra:
 class Objective:
     """Base of all objectives.
 
-    `embed` makes features with leading dim B (nothing for generation); `losses` makes named losses
-    per sample from them. Everything a batch needs for a plain sum lies in its weights.
+    `embed` computes features with leading dim B (none for generation); `losses` computes named
+    losses per sample from them. Their weights hold all that is needed to sum them over any batch.
     """
 
     def heads(
         self, inputs: tuple[TokenSpec, ...], targets: tuple[TokenSpec, ...]
     ) -> dict[str, Head]:
-        """Heads that it calls, with defaults; the config may name its own instead."""
+        """Default heads that the objective calls, by name; the config may replace them."""
         del inputs, targets
         return {}
 
     def extra(self) -> dict[str, Extra]:
-        """State that it carries, by name."""
+        """State that the objective carries across steps, by name."""
         return {}
 
     def embed(self, model: Any, batch: Batch, key: Array) -> tuple[dict[str, Array], dict]:
@@ -73,12 +73,12 @@ class Objective:
 
 
 def total(losses: dict[str, Loss]) -> dict[str, Array]:
-    """Weighted sum of each named loss, a scalar; a statistic of nothing is 0."""
+    """Weighted sum of each named loss, a scalar; 0 without samples."""
     return {name: jnp.sum(loss.value_BS * loss.weight_BS) for name, loss in losses.items()}
 
 
 def mean(value: Array, weight: Array) -> Array:
-    """Weighted mean; 0 when there is nothing."""
+    """Weighted mean; 0 if all weights are 0."""
     weight = weight.astype(jnp.float32)
     return jnp.sum(value * weight) / jnp.maximum(jnp.sum(weight), 1e-9)
 

@@ -1,4 +1,4 @@
-"""Reconstruction: what the autoencoder of a learned tokenizer minimises."""
+"""Reconstruction: the loss of the autoencoder of a learned tokenizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
 
-RARE = 0.01  # a code used less than this share of an even use counts as dead
+RARE = 0.01  # a code used less than this share of uniform use counts as dead
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,26 @@ class Reconstruction(objective.Objective):
 
         loss = mean over samples and values of error(decoded, value) + commitment
 
-    The task has one input and the layout `Aligned`. Metrics: `usage` (share of the codes in use),
-    `dead` (their number that is not), `perplexity` (exp of the entropy of the codes), over the
-    moving average that the quantiser keeps.
+    The task has one input and the layout `Aligned`. Metrics: `usage` (share of codes in use),
+    `dead` (number of unused codes), `perplexity` (exp of the entropy of the codes), from the
+    quantiser's moving average.
 
     Fields:
       error: `mse`, `l1`, `smooth_l1` (quadratic within 1), or `bce`, the log-loss of the sign of
         values in -1..1, for masks: softplus(-2 value decoded).
+
+    >>> from types import SimpleNamespace as Stub
+    >>> import jax.numpy as jnp
+    >>> use_K = jnp.array([3.0, 1.0, 0.0, 0.0])  # how often each of four codes was used
+    >>> encoded = Stub(captured={"commitment": jnp.zeros((1, 1)), "use": use_K}, record={})
+    >>> decoded = Stub(x_BLD=jnp.zeros((1, 1, 2)))
+    >>> model = Stub(encode=lambda *a, key: encoded, decode=lambda *a, key: decoded)
+    >>> values = Stub(value_BJP=jnp.ones((1, 1, 2)))
+    >>> view = Stub(stream_BL=jnp.ones((1, 1)), values={"image": values})
+    >>> batch = Stub(views={"image": view}, weight_BS=jnp.ones((1, 1)))
+    >>> losses, metrics, _ = Reconstruction(error="smooth_l1").losses(model, {}, batch, None, {})
+    >>> float(losses["reconstruction"].value_BS[0, 0]), float(metrics["dead"])
+    (0.5, 2.0)
     """
 
     error: Literal["mse", "l1", "smooth_l1", "bce"] = "mse"

@@ -1,1 +1,1 @@
-"""How processes of mmjax start: where they look for modules, allocator, compiled programs."""
+"""How mmjax starts processes: their module search path, and the compile cache."""

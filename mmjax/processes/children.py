@@ -1,7 +1,7 @@
-"""Python processes of our own: they import what this one imports, from the same places.
+"""Child Python processes, which import the same modules from the same places as this one.
 
-Python looks for modules in the working folder first (`-c`, `-m`) and would run a `random.py` that
-lies there. So these processes start isolated (`-I`), and are told where this one looks.
+With `-c` and `-m` Python searches the working folder first, and would run a `random.py` there. So
+children start isolated (`-I`) and get this process's search path.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ __all__ = ["command", "keep_out_the_working_folder", "refuse_compilers_here", "s
 
 COMPILERS, FLAG = "cuda_sdk_lib", "--xla_gpu_cuda_data_dir"
 
-# The package is loaded by its file, since another one may be installed beside a checkout. Folders
-# of user packages are read for their .pth files; what they add to the path is in `path` already.
+# The package is loaded by its file, since another copy may be installed alongside a checkout. Site
+# folders are processed for their .pth files; the paths that these add are in `path` already.
 BEGIN = """\
 import importlib.util, site, sys
 for folder in {user_folders!r}: site.addsitedir(folder)
@@ -30,7 +30,7 @@ spec.loader.exec_module(sys.modules["mmjax"])
 
 
 def command(program: str, *arguments: str) -> list[str]:
-    """A command line that runs a program text; what is printed there is not held back."""
+    """A command line that runs a program text, with unbuffered output."""
     user_folders = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
     begin = BEGIN.format(user_folders=user_folders, path=search_path(), file=mmjax.__file__)
     flags = ["-I", "-u", *(["-B"] if sys.dont_write_bytecode else [])]
@@ -38,8 +38,8 @@ def command(program: str, *arguments: str) -> list[str]:
 
 
 def search_path() -> list[str]:
-    """`sys.path` of this process, as absolute paths. The working folder comes last where Python
-    itself has put it first: what the user keeps there is found, and hides nothing."""
+    """`sys.path` of this process, as absolute paths. If Python put the working folder first, it
+    comes last here, so that its modules can be imported but shadow nothing."""
     here, first = os.getcwd(), sys.path[0] if sys.path else None
     started_as_module = getattr(sys.modules["__main__"], "__spec__", None) is not None
     implicit = started_as_module and not sys.flags.safe_path and first == here
@@ -49,13 +49,13 @@ def search_path() -> list[str]:
 
 
 def keep_out_the_working_folder() -> None:
-    """For all Python processes that are started from here, such as data workers."""
+    """Applies to all child Python processes, such as data workers."""
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def refuse_compilers_here() -> None:
-    """Raises ConfigError when the working folder holds what XLA takes for the toolkit of CUDA,
-    whose programs it then starts (`bin/ptxas`), before it looks elsewhere."""
+    """Raises ConfigError if XLA would take the working folder for the CUDA toolkit, and run its
+    programs (`bin/ptxas`)."""
     if os.path.exists(COMPILERS) and FLAG not in os.environ.get("XLA_FLAGS", ""):
         raise ConfigError(
             f"The working folder holds {COMPILERS!r}, whose compilers XLA would run; start"

@@ -1,7 +1,7 @@
-"""Where jax keeps compiled programs between processes: a folder of the user's own.
+"""The folder of jax's compile cache, which belongs to the user alone.
 
-What lies there is machine code that is run as it is. So the place is never inside a workdir, which
-may come from anyone, and no one but the user may write to it.
+It holds machine code that is executed unchecked. So it is never inside a workdir, which may come
+from anyone, and only the user may write to it.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from mmjax.config.error import ConfigError
 __all__ = ["HELP", "MAX_BYTES", "Refused", "base", "own_folder", "use"]
 
 HELP = "where compiled programs are kept, off = nowhere; default: your own cache folder"
-MAX_BYTES = 10 * 10**9  # of the own folder; beyond that, what was not used for longest is dropped
+MAX_BYTES = 10 * 10**9  # of the user's folder; then the least recently used entries go
 FOLDER, LIMIT = "JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"
 SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 BYTES = "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"
 
 
 class Refused(Exception):
-    """Why there is no folder of the user's own."""
+    """No private folder is available; the message says why."""
 
 
 def use(given: str | None = None, workdir: str = "") -> None:
-    """Tells jax where compiled programs are kept: where the option says, else the environment,
-    else in the user's own folder. Where that is no good: nowhere, and a line on stderr.
+    """Configures jax's compile cache: from the option, else the environment, else the user's
+    folder. If that is not safe, disables it with a line on stderr.
 
     Args:
-      given: of `--compile-cache`: a folder, which may be in a bucket, `off`, or None.
-      workdir: of the run, where earlier versions kept them; says so when they are still there.
+      given: value of `--compile-cache`: a folder, which may be in a bucket, `off`, or None.
+      workdir: of the run, where earlier versions kept the cache; prints a line if it still exists.
 
-    Raises ConfigError when the option is empty.
+    Raises ConfigError if the option is empty.
     """
     if given == "":
         raise ConfigError("--compile-cache is empty; name a folder, or off.")
@@ -58,7 +58,7 @@ def use(given: str | None = None, workdir: str = "") -> None:
 
 
 def _set(values: dict[str, str | None]) -> None:
-    """In the environment, which jax reads when it is imported, and in a jax that was before."""
+    """Sets values in the environment, which jax reads on import, and in jax if already imported."""
     for name, value in values.items():
         if value is None:
             os.environ.pop(name, None)
@@ -74,9 +74,9 @@ def _set(values: dict[str, str | None]) -> None:
 
 
 def own_folder(name: str) -> Path:
-    """`mmjax/NAME` in the user's cache folder, made where it is not there.
+    """`mmjax/NAME` in the user's cache folder; created if missing.
 
-    Raises Refused, with the reason, where another user may write, or where it cannot be made.
+    Raises Refused, with the reason, if another user may write there, or it cannot be created.
     """
     home = base()
     folder = home / "mmjax" / name
@@ -84,19 +84,19 @@ def own_folder(name: str) -> Path:
         try:
             if not place.is_symlink():
                 place.mkdir(mode=0o700, parents=place is home, exist_ok=True)
-            link, found = os.lstat(place), os.stat(place)
+            link, target = os.lstat(place), os.stat(place)
         except OSError as error:
             raise Refused(f"{place} cannot be made ({error.strerror})") from error
-        _check(place, link, found, shared=place is home)
+        _check(place, link, target, shared=place is home)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise Refused(f"{folder} is read-only")
     return folder
 
 
 def base() -> Path:
-    """`$XDG_CACHE_HOME`, or `~/.cache`; never a place that depends on the working folder.
+    """`$XDG_CACHE_HOME`, or `~/.cache`; never relative to the working folder.
 
-    Raises Refused where there is no home folder.
+    Raises Refused if there is no home folder.
     """
     named = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(named):
@@ -105,25 +105,25 @@ def base() -> Path:
     if not home:
         try:
             home = pwd.getpwuid(os.getuid()).pw_dir
-        except KeyError:  # a user without an entry, as containers have them
+        except KeyError:  # a user without a passwd entry, as in containers
             home = ""
     if not os.path.isabs(home) or not os.path.isdir(home):
         raise Refused("there is no home folder")
     return Path(home, ".cache")
 
 
-def _check(place: Path, link: os.stat_result, found: os.stat_result, shared: bool) -> None:
-    """Raises Refused unless the place is the user's alone. A shared one, such as /tmp, may be of
-    root, and others may write to it if they cannot take away there what is not theirs."""
+def _check(place: Path, link: os.stat_result, target: os.stat_result, shared: bool) -> None:
+    """Raises Refused unless only the user can write to a folder. A `shared` one, such as /tmp, may
+    belong to root, and be writable by others if its sticky bit is set."""
     me, write = os.getuid(), stat.S_IWGRP | stat.S_IWOTH
     owners = (me, 0) if shared else (me,)
-    if found.st_uid not in owners or link.st_uid not in (me, 0):
+    if target.st_uid not in owners or link.st_uid not in (me, 0):
         raise Refused(f"{place} belongs to another user")
     if shared:
-        write = 0 if found.st_mode & stat.S_ISVTX else stat.S_IWOTH
-    if not stat.S_ISDIR(found.st_mode):
+        write = 0 if target.st_mode & stat.S_ISVTX else stat.S_IWOTH
+    if not stat.S_ISDIR(target.st_mode):
         raise Refused(f"{place} is no folder")
-    if found.st_mode & write:
+    if target.st_mode & write:
         raise Refused(f"other users may write to {place} (chmod go-w {place} ends that)")
 
 

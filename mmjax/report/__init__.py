@@ -10,7 +10,8 @@ __all__ = ["report"]
 def report(workdir: str) -> dict[str, Any]:
     """Writes `WORKDIR/report.html`; gives {"path": ..., "summary": lines}.
 
-    The page holds everything it shows and asks no network. What a run lacks is left out.
+    The page is self-contained and loads nothing from the network. Sections without data are left
+    out.
 
     Raises:
       NoCheckpoint: the folder is not the workdir of a run.
@@ -18,8 +19,8 @@ def report(workdir: str) -> dict[str, Any]:
     from mmjax import files
     from mmjax.report import page, run
 
-    found = run.read(workdir)
-    path = found.folder / "report.html"
+    loaded = run.read(workdir)
+    path = loaded.folder / "report.html"
     with files.replacing(path) as partial:
-        partial.write_text(page.html(found), encoding="utf-8")
-    return {"path": str(path), "summary": page.summary_lines(found)}
+        partial.write_text(page.html(loaded), encoding="utf-8")
+    return {"path": str(path), "summary": page.summary_lines(loaded)}

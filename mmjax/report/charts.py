@@ -1,4 +1,4 @@
-"""Charts as inline SVG and HTML; their colours are of the style sheet, so they suit both modes."""
+"""Charts as inline SVG and HTML; colours come from the style sheet, for light and dark mode."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def number(value: float | None) -> str:
-    """Three digits that matter."""
+    """A number with three significant digits."""
     if value is None:
         return "&ndash;"
     size = abs(value)
@@ -26,7 +26,7 @@ def number(value: float | None) -> str:
 
 
 def lines(title: str, series: Mapping[str, Points], note: str = "") -> str:
-    """Curves over steps, with a legend that says their last values; log scale for wide ranges."""
+    """Curves over steps, with their last values in the legend; log scale for wide ranges."""
     values = [y for points in series.values() for _, y in points]
     positive = min(values) > 0
     log = positive and max(values) / min(values) > 30
@@ -63,7 +63,7 @@ def lines(title: str, series: Mapping[str, Points], note: str = "") -> str:
 
 
 class _Scale:
-    """Values to places, linear or logarithmic."""
+    """Maps values to coordinates, linearly or logarithmically."""
 
     def __init__(self, low: float, high: float, start: float, stop: float, log: bool):
         self.low, self.high, self.log = low, high, log
@@ -82,7 +82,7 @@ class _Scale:
         return self.start + (value - low) / (high - low) * (self.stop - self.start)
 
     def ticks(self) -> list[tuple[float, float]]:
-        """Round values inside, with their places."""
+        """Round values in the range, with their coordinates."""
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             values = [10.0**p for p in powers]
@@ -103,7 +103,7 @@ def heat(
     columns: Sequence[str],
     rows: Mapping[str, Sequence[tuple[str, float] | None]],
 ) -> str:
-    """A table whose cells (text, warmth in 0..1) are coloured by their warmth; None = empty."""
+    """A table of cells (text, warmth in 0..1), coloured by warmth; None = empty."""
     head = "".join(f'<th scope="col">{frame.escape(c)}</th>' for c in columns)
     body = []
     for name, cells in rows.items():
@@ -122,12 +122,12 @@ def heat(
 
 
 def _text_colour(warmth: float) -> str:
-    """Class of a cell: from where on its text must change colour, in dark and in light mode."""
+    """CSS class that keeps a cell's text legible, in dark and light mode."""
     return "warm" * (warmth > 0.55) + " hot" * (warmth > 0.68)
 
 
 def shares(caption: str, parts: Mapping[str, float], unit: str = "s") -> str:
-    """One bar cut into parts, with a legend of amounts and shares."""
+    """A stacked bar, with a legend of amounts and shares."""
     total = sum(parts.values()) or 1.0
     bar = "".join(
         f'<i class="c{i % COLOURS}" style="width:{100 * v / total:.2f}%"></i>'

@@ -1,4 +1,4 @@
-"""The frame of every page that mmjax writes: it holds all it shows and asks no network."""
+"""The frame of every page that mmjax writes: self-contained, without network access."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from importlib import resources
 
 from mmjax import console
 
-# What a page may load: what it holds itself.
+# A page may load only its own content.
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 
 
 def escape(text: str) -> str:
-    """A stranger's text as HTML: no tag, and no character that hides or turns what is around it."""
+    """Untrusted text as HTML: tags escaped, control and direction characters spelled out."""
     return html.escape(console.visible(text))
 
 
 def page(kind: str, title: str, main: str, *, facts: Iterable[str] = (), nav: str = "") -> str:
-    """A whole page, in light and dark. `main` and `nav` are HTML, the others are plain text."""
+    """A whole page, in light and dark mode. `main` and `nav` are HTML, the rest plain text."""
     kind, title = escape(kind), escape(title)
     style = resources.files("mmjax.report").joinpath("style.css").read_text()
-    said = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
-    said = f'<p class="facts">{said}</p>' if said else ""
+    line = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
+    line = f'<p class="facts">{line}</p>' if line else ""
     links = f'<nav aria-label="Sections">{nav}</nav>' if nav else ""
     return f"""<!doctype html>
 <html lang="en">
@@ -37,7 +37,7 @@ def page(kind: str, title: str, main: str, *, facts: Iterable[str] = (), nav: st
 {style}</style>
 </head>
 <body>
-<header><p class="kind">mmjax &middot; {kind}</p><h1>{title}</h1>{said}</header>
+<header><p class="kind">mmjax &middot; {kind}</p><h1>{title}</h1>{line}</header>
 {links}
 <main>
 {main}

@@ -1,4 +1,4 @@
-"""Values on a page, in cards: pictures, players, texts, boxes, named numbers."""
+"""Cards that show values on a page: images, players, texts, boxes, named numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from mmjax.files import confined
 from mmjax.report import frame
 
-MEDIA = {  # suffix -> type of a data address
+MEDIA = {  # suffix -> media type of a data URL
     ".png": "image/png",
     ".jpg": "image/jpeg",
     ".jpeg": "image/jpeg",
@@ -29,13 +29,13 @@ MEDIA = {  # suffix -> type of a data address
     ".flac": "audio/flac",
     ".ogg": "audio/ogg",
 }
-MAX_BYTES = 5_000_000  # of a file that is put into the page
-BARS = 64  # of the picture of a sound
-OPEN = 6  # pairs that are not folded away
+MAX_BYTES = 5_000_000  # of a file embedded in the page
+BARS = 64  # of a drawn waveform
+OPEN = 6  # pairs that are not collapsed
 
 
 def gallery(entries: Sequence[dict[str, Any]]) -> str:
-    """Cards by pair of modalities: what was given, and what came of it; many pairs are folded."""
+    """Cards by pair of modalities: inputs and outputs; further pairs are collapsed."""
     cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in entries:
         pair = (" + ".join(entry["given"]) or "nothing", " + ".join(entry["wanted"]))
@@ -54,13 +54,13 @@ def gallery(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def cell(title: str, cards: Iterable[str]) -> str:
-    """Cards side by side under a title; all HTML."""
+    """Cards side by side under a title; all arguments are HTML."""
     shown = f'<div class="cards">{"".join(cards)}</div>'
     return f'<section class="cell"><h3>{title}</h3>{shown}</section>'
 
 
 def card(content: str, foot: str) -> str:
-    """What is shown, and what is said about it; both HTML."""
+    """A card with content and caption; both HTML."""
     shown = f'<div class="content">{content}</div><footer>{foot}</footer>'
     return f'<article class="sample card">{shown}</article>'
 
@@ -86,7 +86,7 @@ def _mark(score: float) -> str:
 
 
 def show(name: str, value: Any, shape: tuple[int, int]) -> str:
-    """A value as HTML: a file by its suffix, or a text. `shape`: (height, width) under boxes."""
+    """A value as HTML: a file by its suffix, or text. `shape`: (height, width) behind boxes."""
     if isinstance(value, str):
         return f'<p class="said">{frame.escape(value) or "<i>nothing</i>"}</p>'
     suffix, label = value.suffix.lower(), frame.escape(f"{name}: {value.name}")
@@ -109,7 +109,7 @@ def show(name: str, value: Any, shape: tuple[int, int]) -> str:
 
 
 def _content(file: Any, limit: int) -> bytes | None:
-    """The bytes of a file, None where there are more than `limit` or where it is none."""
+    """The bytes of a file; None if it is larger than `limit` or unreadable."""
     if "://" in str(file):
         return file.read_bytes() if file.stat().length <= limit else None
     with contextlib.suppress(OSError, confined.Refused):
@@ -119,8 +119,8 @@ def _content(file: Any, limit: int) -> bytes | None:
 
 def _json(name: str, value: Any, shape: tuple[int, int]) -> str:
     if isinstance(value, dict):
-        said = [(frame.escape(str(k)), frame.escape(_plain(v))) for k, v in value.items()]
-        rows = "".join(f'<tr><th scope="row">{k}</th><td>{v}</td></tr>' for k, v in said)
+        pairs = [(frame.escape(str(k)), frame.escape(_plain(v))) for k, v in value.items()]
+        rows = "".join(f'<tr><th scope="row">{k}</th><td>{v}</td></tr>' for k, v in pairs)
         return f'<table class="named">{rows}</table>' if rows else show(name, "", shape)
     if isinstance(value, list) and all(_is_box(b) for b in value):
         return boxes(name, value, shape)
@@ -139,22 +139,22 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def boxes(name: str, found: Sequence[Sequence[float]], shape: tuple[int, int]) -> str:
-    """Boxes x0, y0, x1, y1 in 0..1 on an empty picture of that shape."""
+def boxes(name: str, corners: Sequence[Sequence[float]], shape: tuple[int, int]) -> str:
+    """Boxes x0, y0, x1, y1 in 0..1, drawn on an empty image of that shape."""
     height, width = shape
     inside = "".join(
         f'<rect class="c{i % 8}" x="{x0 * width:.2f}" y="{y0 * height:.2f}"'
         f' width="{(x1 - x0) * width:.2f}" height="{(y1 - y0) * height:.2f}"/>'
-        for i, (x0, y0, x1, y1) in enumerate(found)
+        for i, (x0, y0, x1, y1) in enumerate(corners)
     )
     return (
         f'<svg class="boxes" viewBox="0 0 {width} {height}" role="img"'
-        f' aria-label="{frame.escape(name)}: {len(found)} boxes">{inside}</svg>'
+        f' aria-label="{frame.escape(name)}: {len(corners)} boxes">{inside}</svg>'
     )
 
 
 def waveform(content: bytes) -> str:
-    """The loudness of a 16-bit WAV file over time, as bars; empty for other files."""
+    """The waveform of a 16-bit WAV file as bars; empty for other files."""
     try:
         with wave.open(io.BytesIO(content)) as file:
             if file.getsampwidth() != 2:
@@ -173,7 +173,7 @@ def waveform(content: bytes) -> str:
 
 
 def picture_shape(values: Iterable[Any], other: tuple[int, int] = (1, 1)) -> tuple[int, int]:
-    """(height, width) of the first PNG file among values; `other` where there is none."""
+    """(height, width) of the first PNG file among values; `other` if there is none."""
     for value in values:
         if not isinstance(value, str) and value.suffix.lower() == ".png":
             head = (_content(value, MAX_BYTES) or b"")[:24]

@@ -1,4 +1,4 @@
-"""The page: header, summary, and the sections that the run has something for."""
+"""The page: header, summary, and the sections for which the run has data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmjax.report import frame, gallery, sections
 from mmjax.report.charts import number
 from mmjax.report.run import Run
 
-SECTIONS = {  # title -> (what a run without it lacks, what it is made of)
+SECTIONS = {  # title -> (message if it is empty, function that makes it)
     "Samples": ("no samples/: the run has not generated anything yet", lambda r: _samples(r)),
     "From everything to everything": ("no evaluation between modalities", sections.matrix),
     "Scores": ("no evals/: `mmjax eval` writes them", sections.scores),
@@ -62,15 +62,15 @@ def _facts(run: Run) -> Iterator[str]:
 
 
 def summary(run: Run) -> list[tuple[str, str]]:
-    """At most ten lines about a run: (what, how)."""
+    """At most ten (label, text) lines about a run."""
     return [line for line in _summary(run) if line[1]]
 
 
 def summary_lines(run: Run) -> list[str]:
     """The summary for a terminal."""
-    found = summary(run)
-    width = max((len(a) for a, _ in found), default=0)
-    return [console.visible(f"{a:{width}}  {b}") for a, b in found]
+    rows = summary(run)
+    width = max((len(a) for a, _ in rows), default=0)
+    return [console.visible(f"{a:{width}}  {b}") for a, b in rows]
 
 
 def _summary(run: Run) -> Iterator[tuple[str, str]]:
@@ -104,22 +104,22 @@ def _time(run: Run) -> str:
 
 def _generation(run: Run) -> Iterator[tuple[str, str]]:
     wanted, metrics = sections.generation(run)
-    found = sections.cells(run)
-    if not found:
+    cells = sections.cells(run)
+    if not cells:
         return
 
     def say(pair: tuple[str, str]) -> str:
         given, to = pair
         floor = metrics.get(f"trivial_to_{to}_{wanted[to]}")
         more = f" (trivial answer {floor:.2f})" if floor is not None else ""
-        return f"{given} to {to}, {wanted[to]} {found[pair]:.2f}{more}"
+        return f"{given} to {to}, {wanted[to]} {cells[pair]:.2f}{more}"
 
     def skill(pair: tuple[str, str]) -> float:
         floor = metrics.get(f"trivial_to_{pair[1]}_{wanted[pair[1]]}", 0.0)
-        return (found[pair] - floor) / max(1 - floor, 1e-9)
+        return (cells[pair] - floor) / max(1 - floor, 1e-9)
 
-    yield "Best cell", say(max(found, key=skill))
-    yield "Weakest cell", say(min(found, key=skill))
+    yield "Best cell", say(max(cells, key=skill))
+    yield "Weakest cell", say(min(cells, key=skill))
     real = {w: metrics.get(f"real_to_{w}_{end}") for w, end in wanted.items()}
     doubtful = [f"{w} {v:.3f}" for w, v in real.items() if v is not None and v < 1]
     yield "Judges", f"on real values: {', '.join(doubtful)}" if doubtful else ""
@@ -162,7 +162,7 @@ def _samples(run: Run) -> str:
 
 
 def _about(run: Run) -> str:
-    """Versions and the config, folded."""
+    """Versions and the config, collapsed."""
     start = run.last_start
     versions = {"mmjax": start.get("mmjax"), "python": start.get("python")}
     versions |= start.get("packages", {})

@@ -1,4 +1,4 @@
-"""What a run has written, read without its classes and without building its model."""
+"""The files of a run, read without its classes and without building its model."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ Part = TypeVar("Part")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A workdir as values.
+    """The content of a workdir.
 
     Fields:
-      config: the tree of `config.json`. info: as of `mmjax info`. rows: of `metrics.jsonl`.
+      config: the tree in `config.json`. info: as from `mmjax info`. rows: of `metrics.jsonl`.
       scores: of `scores.json`. evals: evaluator (`<name>` or `<name>.<split>`) -> step -> metrics.
       samples: entries of the newest `samples/<step>/`, files by their paths.
     """
@@ -47,22 +47,22 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What the run is called."""
+        """The name of the run."""
         return str(self.config.get("name") or self.folder.name)
 
     @property
     def last_start(self) -> dict[str, Any]:
-        """The entry of `run.json` of the last start."""
+        """The entry of the last start in `run.json`."""
         starts = self.info.get("run", {}).get("starts") or [{}]
         return starts[-1]
 
     @functools.cached_property
     def names(self) -> list[str]:
-        """Names of all metrics of the steps, in order of appearance."""
+        """Names of all logged metrics, in order of appearance."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
     def points(self, name: str) -> Points:
-        """(step, value) of a metric where it was logged."""
+        """(step, value) of a metric at each log."""
         return [(r["step"], r[name]) for r in self.rows if r.get(name) is not None]
 
     def matching(self, pattern: str) -> Iterator[tuple[re.Match[str], Points]]:
@@ -73,23 +73,23 @@ class Run:
                 yield match, points
 
     def total(self, pattern: str) -> float:
-        """Sum over all logs of the metrics that match."""
+        """Sum of the matching metrics over all logs."""
         return sum(y for _, points in self.matching(pattern) for _, y in points)
 
     @functools.cached_property
     def tables(self) -> dict[str, dict[str, float]]:
-        """Evaluator -> metrics of its newest step, on the split that `scores.json` is of."""
+        """Evaluator -> metrics of its newest step, on the split of `scores.json`."""
         newest = {name: steps[max(steps)] for name, steps in self.evals.items()}
         wanted = {m: _part(self.scores, m, dict).get("value") for m in self.scores}
 
-        def agrees(found: dict[str, float]) -> bool:
-            return all(wanted.get(m) == round(v, 4) for m, v in found.items())
+        def agrees(table: dict[str, float]) -> bool:
+            return all(wanted.get(m) == round(v, 4) for m, v in table.items())
 
         out: dict[str, dict[str, float]] = {}
-        for name, found in newest.items():
+        for name, table in newest.items():
             base = self._evaluator(name)
-            if base not in out or agrees(found):
-                out[base] = found
+            if base not in out or agrees(table):
+                out[base] = table
         return out
 
     def _evaluator(self, name: str) -> str:
@@ -97,12 +97,12 @@ class Run:
         return next((k for k in known if name == k or name.startswith(f"{k}.")), name)
 
     def chance(self, metric: str) -> float | None:
-        """Level of chance of a score."""
+        """Chance level of a score."""
         return _numbers(_part(self.scores, metric, dict)).get("chance")
 
     @functools.cached_property
     def seconds(self) -> dict[str, float]:
-        """Where the time of the last start went; empty for a run that has not ended."""
+        """Time budget of the last start; empty if the run has not ended."""
         spent = self.last_start.get("seconds")
         if not spent:
             return {}
@@ -133,13 +133,13 @@ class Run:
 
     @property
     def _share_inside(self) -> float:
-        """Share of the evaluations that ran between steps."""
+        """Share of the evaluations that ran between training steps."""
         steps = [r["step"] for r in self.rows if any(n.startswith("eval/") for n in r)]
         return sum(s < max(steps) for s in steps) / len(steps) if steps else 0.0
 
 
 def read(workdir: str) -> Run:
-    """Everything there is of a run.
+    """Reads everything about a run.
 
     Raises:
       NoCheckpoint: the folder is not the workdir of a run.
@@ -158,7 +158,7 @@ def read(workdir: str) -> Run:
 
 
 def _json(path: epath.Path) -> dict[str, Any]:
-    """An object; empty when there is none, or only the beginning of one."""
+    """A JSON object; empty if it is missing or truncated."""
     with contextlib.suppress(files.DamagedFile):
         return files.read_json(path)
     return {}
@@ -171,7 +171,7 @@ def _rows(path: epath.Path) -> list[Row]:
 
 
 def _config(folder: epath.Path) -> dict[str, Any]:
-    """The tree of `config.json`; empty where it is not the one that the run wrote."""
+    """The tree in `config.json`; empty if it was modified."""
     try:
         return records.read_config(folder)["config"]
     except files.DamagedFile as error:
@@ -184,20 +184,20 @@ def _scores(path: epath.Path) -> dict[str, Any]:
 
 
 def _numbered(folder: epath.Path, suffix: str = "") -> dict[int, epath.Path]:
-    """Children that are named by a step."""
+    """Children whose names are steps."""
     children = folder.iterdir() if folder.is_dir() else ()
     names = {p: p.name.removesuffix(suffix) for p in children}
     return {int(n): p for p, n in sorted(names.items()) if n.isdecimal()}
 
 
 def _evals(folder: epath.Path) -> dict[str, dict[int, dict[str, float]]]:
-    found = {}
+    evals = {}
     for child in sorted(folder.iterdir()) if folder.exists() else ():
         steps = {s: _json(p) for s, p in _numbered(child, ".json").items()}
         steps = {s: _numbers(m) for s, m in steps.items()}
         if any(steps.values()):
-            found[child.name] = {s: m for s, m in steps.items() if m}
-    return found
+            evals[child.name] = {s: m for s, m in steps.items() if m}
+    return evals
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
@@ -206,9 +206,9 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def _samples(folder: epath.Path, root: epath.Path) -> list[dict[str, Any]]:
-    """Entries of the newest step, and of the folders in it; values are paths of files, or texts.
+    """Entries of the newest step and of its subfolders; values are file paths, or texts.
 
-    What a link shows that leads out of the run is not of the run.
+    Files behind links that lead out of the run are skipped.
     """
     steps = {s: p for s, p in _numbered(folder).items() if p.is_dir()}
     if not steps:
@@ -221,13 +221,13 @@ def _samples(folder: epath.Path, root: epath.Path) -> list[dict[str, Any]]:
 def _entries(folder: epath.Path, root: epath.Path) -> list[dict[str, Any]]:
     document = _json(folder / samples.FILE) if _is_file(folder / samples.FILE, root) else {}
     entries = list(_part(document, "entries", list))
-    given = _part(_part(document, "request", dict), "given", dict)  # of `mmjax generate`
+    given = _part(_part(document, "request", dict), "given", dict)  # from `mmjax generate`
     given = {m: _part(v, "value", str) for m, v in given.items()}
     made = [_part(sample, "files", dict) for sample in _part(document, "samples", list)]
     entries += [{"given": given, "wanted": files} for files in made]
 
-    def value(said: Any) -> Any:
-        text = str(said)
+    def value(raw: Any) -> Any:
+        text = str(raw)
         is_name = text and "/" not in text and "\\" not in text
         return folder / text if is_name and _is_file(folder / text, root) else text
 
@@ -239,13 +239,13 @@ def _entries(folder: epath.Path, root: epath.Path) -> list[dict[str, Any]]:
 
 
 def _part(value: Any, name: str, kind: type[Part]) -> Part:
-    """A part of a JSON value; an empty one where it is absent, or something else."""
-    found = value.get(name) if isinstance(value, dict) else None
-    return found if isinstance(found, kind) else kind()
+    """A part of a JSON value; empty if it is absent or of another type."""
+    part = value.get(name) if isinstance(value, dict) else None
+    return part if isinstance(part, kind) else kind()
 
 
 def _is_file(path: epath.Path, root: epath.Path) -> bool:
-    """Whether a regular file is there, inside the run."""
+    """Whether the path is a regular file inside the run."""
     if "://" in str(path):
         return path.exists() and not path.is_dir()
     with contextlib.suppress(OSError, confined.Refused):

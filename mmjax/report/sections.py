@@ -1,4 +1,4 @@
-"""The sections of the page: each gives HTML, or nothing when the run has nothing for it."""
+"""The sections of the page: each returns HTML, empty if the run has no data for it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mmjax.report import charts, frame
 from mmjax.report.charts import number
 from mmjax.report.run import Run
 
-ANCHORS = ("real", "codes", "trivial")  # in place of a given modality; shown with the matrix
-OPEN_ROWS = 16  # of a table that is not folded away
+ANCHORS = ("real", "codes", "trivial")  # reference rows, in place of a given modality
+OPEN_ROWS = 16  # rows beyond this collapse a table
 
 
 # ------------------------------------------------------------------------------- curves
 
 
 def curves(run: Run) -> str:
-    """Losses and accuracies by task and stream, speed, and what was evaluated on the way."""
+    """Losses and accuracies by task and stream, speed, and evaluations during training."""
     loss = {m[1]: p for m, p in run.matching(r"train/([^/]+)/loss")}
     by_stream = {
         f"{m[1]}: {m[2]}": p for m, p in run.matching(r"train/([^/]+)/(?!loss)([^/]+)/loss")
@@ -43,13 +43,14 @@ def curves(run: Run) -> str:
 
 
 def _evaluated(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Evaluations at more than one step: the metrics without the slices."""
+    """Evaluators with results at more than one step: their metrics, without slices."""
     for name, steps in run.evals.items():
         if len(steps) < 2:
             continue
         plain = rows_of(steps[max(steps)])
         series = {
-            m: [(s, found[m]) for s, found in sorted(steps.items()) if m in found] for m in plain
+            m: [(s, metrics[m]) for s, metrics in sorted(steps.items()) if m in metrics]
+            for m in plain
         }
         yield f"Evaluation: {name}", dict(itertools.islice(series.items(), charts.COLOURS))
 
@@ -58,7 +59,7 @@ def _evaluated(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def rows_of(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Metrics as a table: `a_b` is in the column `b` of row `a` where there is a metric `a`."""
+    """Metrics as a table: `a_b` becomes column `b` of row `a` if there is a metric `a`."""
     rows: dict[str, dict[str, float]] = {}
     for name in sorted(metrics, key=len):
         base = next((r for r in rows if name.startswith(f"{r}_")), None)
@@ -67,7 +68,7 @@ def rows_of(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
 
 
 def scores(run: Run) -> str:
-    """A table for each evaluator, with the level of chance."""
+    """A table for each evaluator, with chance levels."""
     tables = [_table(run, name, metrics) for name, metrics in run.tables.items()]
     return "".join(sorted(tables, key=lambda t: t.startswith("<details")))
 
@@ -111,7 +112,7 @@ def _score(value: float | None, is_share: bool) -> str:
 
 
 def generation(run: Run) -> tuple[dict[str, str], dict[str, float]]:
-    """Wanted modality -> ending of its metrics, in the order of the config, and all metrics."""
+    """Wanted modality -> suffix of its metrics, in the config's order; and all metrics."""
     for name, metrics in run.tables.items():
         matches = (re.fullmatch(r"real_to_(.+)_([^_]+)", m) for m in metrics)
         wanted = {m[1]: m[2] for m in matches if m}
@@ -123,12 +124,12 @@ def generation(run: Run) -> tuple[dict[str, str], dict[str, float]]:
 
 
 def cells(run: Run) -> dict[tuple[str, str], float]:
-    """(given, wanted) -> score, of the generation from one modality to another."""
+    """(given, wanted) -> score of the generation from one modality to another."""
     wanted, metrics = generation(run)
     given = [m.partition("_to_")[0] for m in metrics]
     given = [g for g in dict.fromkeys(given) if g not in ANCHORS]
-    found = {(g, w): metrics.get(f"{g}_to_{w}_{end}") for w, end in wanted.items() for g in given}
-    return {pair: value for pair, value in found.items() if value is not None}
+    scores = {(g, w): metrics.get(f"{g}_to_{w}_{end}") for w, end in wanted.items() for g in given}
+    return {pair: value for pair, value in scores.items() if value is not None}
 
 
 def matrix(run: Run) -> str:
@@ -136,7 +137,7 @@ def matrix(run: Run) -> str:
     wanted, metrics = generation(run)
     out = ""
     if wanted:
-        found = cells(run)
+        scores = cells(run)
         floor = {w: metrics.get(f"trivial_to_{w}_{end}", 0.0) for w, end in wanted.items()}
 
         def cell(w: str, value: float | None, warm: bool = True):
@@ -146,9 +147,9 @@ def matrix(run: Run) -> str:
             return f"{value:.2f}", min(max(warmth, 0.0), 1.0)
 
         rows = {
-            g: [cell(w, found.get((g, w))) for w in wanted]
-            for g in dict.fromkeys((*wanted, *(g for g, _ in found)))
-            if any((g, w) in found for w in wanted)
+            g: [cell(w, scores.get((g, w))) for w in wanted]
+            for g in dict.fromkeys((*wanted, *(g for g, _ in scores)))
+            if any((g, w) in scores for w in wanted)
         }
         for name, label in zip(ANCHORS, ("real value", "its codes", "trivial answer"), strict=True):
             of = [metrics.get(f"{name}_to_{w}_{end}") for w, end in wanted.items()]
@@ -167,25 +168,25 @@ def matrix(run: Run) -> str:
 
 
 def _retrieval(run: Run) -> str:
-    found: dict[tuple[str, str], float] = {}
+    recalls: dict[tuple[str, str], float] = {}
     for metrics in run.tables.values():
         for name, value in metrics.items():
             if match := re.fullmatch(r"(.+)_to_(.+)_R@1", name):
-                found[match[1], match[2]] = value
-    names = list(dict.fromkeys(n for pair in found for n in pair))
+                recalls[match[1], match[2]] = value
+    names = list(dict.fromkeys(n for pair in recalls for n in pair))
     rows = {
-        a: [(f"{found[a, b]:.2f}", found[a, b]) if (a, b) in found else None for b in names]
+        a: [(f"{recalls[a, b]:.2f}", recalls[a, b]) if (a, b) in recalls else None for b in names]
         for a in names
     }
     caption = "<b>Retrieval.</b> A row asks, a column is searched: share of first places (R@1)."
-    return charts.heat(caption, "query", names, rows) if found else ""
+    return charts.heat(caption, "query", names, rows) if recalls else ""
 
 
 # ------------------------------------------------------------------------------ experts
 
 
 def experts(run: Run) -> str:
-    """The busiest expert by stream and layer, mean of the last logs."""
+    """Load of the busiest expert by stream and layer, averaged over the last logs."""
     loads: dict[str, dict[int, float]] = {}
     for match, points in run.matching(r"moe/layer_(\d+)/(?:([^/]+)/)?load_max"):
         last = [y for _, y in points[-5:]]
@@ -210,7 +211,7 @@ def experts(run: Run) -> str:
 
 
 def time_budget(run: Run) -> str:
-    """Where the time of the last start went."""
+    """Time budget of the last start."""
     if not run.seconds:
         return ""
     parts = {name: s for name, s in run.seconds.items() if s > 0}
@@ -218,7 +219,7 @@ def time_budget(run: Run) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as 7 min 59 s."""
+    """A duration such as 7 min 59 s."""
     whole = round(seconds)
     hours, minutes = divmod(whole // 60, 60)
     if hours:
@@ -230,13 +231,13 @@ def duration(seconds: float) -> str:
 
 
 def padding(run: Run, task: str = "[^/]+") -> float | None:
-    """Share of the slots of batches that held no token."""
+    """Share of batch slots that held no token."""
     slots = run.total(f"data/{task}/slots")
     return 1 - run.total(f"data/{task}/tokens") / slots if slots else None
 
 
 def data(run: Run) -> str:
-    """Padding, what was cut and what was left out, by task."""
+    """Padding, cut tokens, trimmed targets and bad records, by task."""
     tasks = dict.fromkeys(m[1] for m, _ in run.matching(r"data/([^/]+)/slots"))
     kinds = ("cut", "trimmed", "bad")
     body = []
@@ -244,12 +245,12 @@ def data(run: Run) -> str:
         empty = padding(run, re.escape(task))
         cells = [f"{100 * empty:.1f} %" if empty is not None else "&ndash;"]
         for kind in kinds:
-            found = {
+            counts = {
                 (m[1] or "").strip("/") or "all": sum(y for _, y in points)
                 for m, points in run.matching(rf"data/{re.escape(task)}/{kind}[^/]*(/.*)?")
             }
-            said = ", ".join(f"{frame.escape(n)} {number(v)}" for n, v in found.items() if v)
-            cells.append(said or "none")
+            listed = ", ".join(f"{frame.escape(n)} {number(v)}" for n, v in counts.items() if v)
+            cells.append(listed or "none")
         shown = "".join(f"<td>{c}</td>" for c in cells)
         body.append(f'<tr><th scope="row">{frame.escape(task)}</th>{shown}</tr>')
     if not body:

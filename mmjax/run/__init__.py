@@ -1,1 +1,1 @@
-"""A run in memory and on disk: program, executables, workdir, checkpoints, view, load."""
+"""A run in memory and on disk: compiled program, workdir, checkpoints, view, load."""

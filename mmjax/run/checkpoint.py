@@ -1,10 +1,10 @@
-"""Checkpoints: Orbax behind one module, async, the manifest last.
+"""Checkpoints: asynchronous saves with Orbax; the manifest is written last.
 
     checkpoints/<step>/{params, opt_state, model_state, extra}/   manifest.json
 
-A step without a manifest was not finished and is ignored. Readers of weights open `params` and the
-manifest alone. Orbax does not notice flipped bits, so the manifest carries hashes of the files and
-digests of the arrays.
+A step without a manifest is incomplete and ignored. Readers of weights open only `params` and the
+manifest. Orbax does not detect flipped bits, so the manifest holds hashes of the files and digests
+of the arrays.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ _log = logging.getLogger("mmjax")
 
 
 class Saver:
-    """Writes checkpoints of one run in the background; one save at a time.
+    """Writes checkpoints of a run in the background, one save at a time.
 
     Fields:
-      verify_seconds: CPU time that digests and hashes have taken so far.
+      verify_seconds: CPU time spent on digests and hashes so far.
     """
 
     def __init__(self, workdir: epath.Path, settings: Checkpointing):
@@ -75,7 +75,7 @@ class Saver:
         """Starts a save of a TrainState; returns when the arrays are off the device.
 
         Raises:
-          StorageError: the save before has failed.
+          StorageError: the previous save failed.
         """
         import jax
 
@@ -111,24 +111,24 @@ class Saver:
                 keeping.end(self._folder, manifest["step"])
                 self.know(manifest["step"])
                 self._retain()
-        except BaseException as error:  # reported by wait(), in the thread of the loop
+        except BaseException as error:  # reported by wait(), in the training thread
             self._error = error
 
     def _hashed(self, folder: epath.Path) -> dict[str, str]:
-        """SHA-256 of each file, by name, once it is on the disk."""
-        began, found = time.thread_time(), {}
+        """SHA-256 of each file, by name, after syncing it to disk."""
+        began, hashes = time.thread_time(), {}
         for entry in files.entries(folder):
             files.sync(entry.path)
-            found[entry.name] = choose_lib.hash_file(entry.path)
+            hashes[entry.name] = choose_lib.hash_file(entry.path)
         self.verify_seconds += time.thread_time() - began
-        return found
+        return hashes
 
     def know(self, step: int) -> None:
-        """Notes that the files of a step were just found to be whole."""
+        """Records that the files of a step were just verified."""
         self._verified[step] = _stamps(self._folder / str(step))
 
     def _retain(self) -> None:
-        """Retires what is older than the newest `keep` steps that are known to be whole."""
+        """Retires steps older than the newest `keep` verified ones."""
         settings = self._settings
         there = steps(self._folder)
         whole = [s for s in there if self._verified.get(s) == _stamps(self._folder / str(s))]
@@ -140,7 +140,7 @@ class Saver:
                 keeping.retire(self._folder, step)
 
     def wait(self) -> None:
-        """Until the save under way is complete on disk.
+        """Waits until the current save is complete on disk.
 
         Raises:
           StorageError: it failed.
@@ -151,7 +151,7 @@ class Saver:
         self.check()
 
     def check(self) -> None:
-        """Raises StorageError when a save has failed; does not wait."""
+        """Raises StorageError if a save has failed; does not wait."""
         if self._error is not None:
             error, self._error = self._error, None
             raise StorageError(
@@ -160,7 +160,7 @@ class Saver:
             ) from error
 
     def close(self) -> None:
-        """Waits for the save under way."""
+        """Waits for the current save."""
         self.wait()
         self._orbax.close()
 
@@ -172,43 +172,43 @@ def _leaves(tree: Any) -> list:
 
 
 def _sync_folders(folder: epath.Path) -> None:
-    """Names of files are on the disk when their folders are."""
+    """Syncs the folders, so that the names of their files are on disk."""
     for name in {e.name.rpartition("/")[0] for e in files.entries(folder)} | {""}:
         files.sync(folder / name)
 
 
 def _stamps(folder: epath.Path) -> dict[str, Any]:
-    """Sizes and times of the files of a checkpoint, which tell whether they were written since."""
-    found = {}
+    """Sizes and times of a checkpoint's files, which show whether they were modified."""
+    stamps = {}
     for entry in files.entries(folder) if folder.exists() else ():
         if entry.kind == "file" and not files.is_remote(folder):
             stat = os.stat(entry.path)
-            found[entry.name] = (stat.st_size, stat.st_mtime_ns)
+            stamps[entry.name] = (stat.st_size, stat.st_mtime_ns)
         else:
-            found[entry.name] = entry.path.stat() if entry.kind == "file" else entry.kind
-    return found
+            stamps[entry.name] = entry.path.stat() if entry.kind == "file" else entry.kind
+    return stamps
 
 
 def choose_step(path: str) -> tuple[epath.Path, int]:
-    """The checkpoint that a PATH means; the newest one whose files are whole by default.
+    """The checkpoint that a PATH names; by default the newest one with intact files.
 
     Raises:
-      NoCheckpoint: there is none that can be used.
+      NoCheckpoint: no checkpoint is usable.
     """
-    found = choose(path)
-    return found.workdir, found.step
+    chosen = choose(path)
+    return chosen.workdir, chosen.step
 
 
 def read_manifest(workdir: epath.Path, step: int) -> dict[str, Any]:
-    """The manifest of a step. Raises NoCheckpoint where it is damaged."""
+    """The manifest of a step. Raises NoCheckpoint if it is damaged."""
     return choose_lib.read(workdir, step)
 
 
 def restore(workdir: epath.Path, step: int, like: dict[str, Any]) -> dict[str, Any]:
-    """Items of a checkpoint, placed as the abstract arrays of `like` say (any mesh).
+    """Items of a checkpoint, sharded like the abstract arrays in `like` (on any mesh).
 
     Raises:
-      NoCheckpoint: the tree on disk is another one, or what was read is not what was saved.
+      NoCheckpoint: the tree on disk has another structure, or its arrays differ from those saved.
     """
     import orbax.checkpoint as ocp
 
@@ -226,22 +226,22 @@ def restore(workdir: epath.Path, step: int, like: dict[str, Any]) -> dict[str, A
     )
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     try:
-        found = checkpointer.restore(_absolute(folder), args=args)
+        items = checkpointer.restore(_absolute(folder), args=args)
     except (ValueError, KeyError, TypeError) as error:
         raise NoCheckpoint(
             f"{folder}: does not fit this model ({error}); the config has changed since then."
         ) from error
     finally:
         checkpointer.close()
-    found = {name: found[name] if name in wanted else like[name] for name in like}
+    items = {name: items[name] if name in wanted else like[name] for name in like}
     for name in wanted if "state" in manifest else ():  # older manifests had none
-        if digest_lib.digest(found[name]) != manifest["state"].get(name):
+        if digest_lib.digest(items[name]) != manifest["state"].get(name):
             raise NoCheckpoint(
                 f"{folder}: the arrays of {name} differ from what was saved, though its files are"
                 " whole; start again. If that does not help, memory or a device is at fault, or the"
                 " config asks for another type of number."
             )
-    return found
+    return items
 
 
 def _absolute(path: epath.Path) -> epath.Path:
@@ -249,7 +249,7 @@ def _absolute(path: epath.Path) -> epath.Path:
 
 
 def info(path: str, verify: bool = False) -> dict[str, Any]:
-    """What a run or checkpoint is: step, parameters by part, modalities, tokenizers, lineage.
+    """Describes a run or checkpoint: step, parameters by part, modalities, tokenizers, lineage.
 
     Raises:
       NoCheckpoint: the path holds no checkpoint, or (with `verify`) a damaged one.

@@ -1,5 +1,5 @@
-"""Which checkpoint a PATH or a workdir means: the newest one that is whole, unless another is
-asked for. What is damaged is told and passed over; nothing is changed here."""
+"""Chooses a checkpoint of a workdir: the newest intact one unless the PATH names another. Damaged
+ones are reported and skipped; nothing is modified."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _log = logging.getLogger("mmjax")
 
 
 class Chosen(NamedTuple):
-    """A checkpoint that is whole, and the newer ones that are not."""
+    """An intact checkpoint, and the newer ones that are damaged."""
 
     workdir: epath.Path
     step: int
@@ -39,7 +39,7 @@ def parse_path(path: str) -> tuple[epath.Path, str]:
     text = str(path)
     if "@" not in text or epath.Path(text).exists():
         return epath.Path(text), ""
-    head, at, metric = text.partition("@best:")  # first: a metric may hold an @ of its own
+    head, at, metric = text.partition("@best:")  # first, since a metric may contain an @
     if at:
         return epath.Path(head), f"best:{metric}"
     head, at, tail = text.rpartition("@")
@@ -49,16 +49,16 @@ def parse_path(path: str) -> tuple[epath.Path, str]:
 
 
 def choose(path: str) -> Chosen:
-    """The checkpoint that a PATH means; the newest whole one by default.
+    """The checkpoint that a PATH names; by default the newest intact one.
 
     Raises:
-      NoCheckpoint: there is none that can be used; says what is wrong with each.
+      NoCheckpoint: no checkpoint is usable; gives the reason for each.
     """
     workdir, selector = parse_path(path)
     there = keeping.steps(workdir / "checkpoints")
-    found = newest(workdir) if not selector else None
-    if found is not None:
-        return found
+    chosen = newest(workdir) if not selector else None
+    if chosen is not None:
+        return chosen
     if not there:
         raise NoCheckpoint(
             f"{workdir}: no complete checkpoint below {workdir / 'checkpoints'}; give the workdir"
@@ -80,23 +80,23 @@ def choose(path: str) -> Chosen:
 
 
 def newest(workdir: epath.Path) -> Chosen | None:
-    """The newest checkpoint of a workdir that is whole; None when nothing was ever saved.
+    """The newest intact checkpoint of a workdir; None if nothing was ever saved.
 
     Raises:
-      NoCheckpoint: there are checkpoints, and none that can be used.
+      NoCheckpoint: there are checkpoints, but none is usable.
     """
     folder, wrong = workdir / "checkpoints", {}
     if files.is_remote(folder) or folder.exists():
         wrong = keeping.strange(folder)
     for step in reversed(keeping.steps(folder)):
-        found = damaged(workdir, step)
-        if not found:
+        problems = damaged(workdir, step)
+        if not problems:
             passed_over = {s: why for s, why in wrong.items() if s > step}
             for s, why in passed_over.items():
                 _log.warning("checkpoint %s of %s is not used: %s", s, workdir, why)
             return Chosen(workdir, step, read(workdir, step), passed_over)
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        wrong[step] = f"it is damaged: {found[0]}{more}"
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        wrong[step] = f"it is damaged: {problems[0]}{more}"
     if not wrong:
         return None
     told = [f"  {folder / str(s)}: {why}" for s, why in sorted(wrong.items(), reverse=True)]
@@ -112,7 +112,7 @@ def read(workdir: epath.Path, step: int) -> dict[str, Any]:
     """The manifest of a step.
 
     Raises:
-      NoCheckpoint: it is damaged, or of a later version of mmjax.
+      NoCheckpoint: it is damaged, or written by a later version of mmjax.
     """
     folder = epath.Path(workdir) / "checkpoints" / str(step)
     try:
@@ -124,10 +124,10 @@ def read(workdir: epath.Path, step: int) -> dict[str, Any]:
 
 
 def damaged(workdir: epath.Path, step: int) -> list[str]:
-    """What is wrong with a checkpoint: files that are missing, or differ from their hash.
+    """Problems of a checkpoint: files that are missing, or differ from their hash.
 
     Raises:
-      NoCheckpoint: it is of a later version of mmjax, which need not be damaged.
+      NoCheckpoint: it was written by a later version of mmjax, so it may be intact.
     """
     folder = epath.Path(workdir) / "checkpoints" / str(step)
     try:
@@ -154,7 +154,7 @@ def damaged(workdir: epath.Path, step: int) -> list[str]:
 
 
 def hash_file(path: Any) -> str:
-    """SHA-256 of a file, read piece by piece."""
+    """SHA-256 of a file, read in chunks."""
     digest = hashlib.sha256()
     with epath.Path(path).open("rb") as file:
         while chunk := file.read(files.CHUNK):
@@ -166,18 +166,18 @@ def best_step(workdir: epath.Path, metric: str, there: list[int]) -> int:
     """The saved step with the highest (for a loss: lowest) value of an evaluated metric.
 
     Raises:
-      NoCheckpoint: it was evaluated at none of them.
+      NoCheckpoint: the metric was not evaluated at any of them.
     """
     values: dict[int, float] = {}
     names: set[str] = set()
     for file in (workdir / "evals").glob("*/*.json") if (workdir / "evals").exists() else ():
         try:
-            found = files.read_json(file)
+            scores = files.read_json(file)
         except files.DamagedFile as error:
             _log.warning("%s is left out: %s", file, error)
             continue
-        names |= set(found)
-        step, value = keeping.step_of(file.stem), found.get(metric)
+        names |= set(scores)
+        step, value = keeping.step_of(file.stem), scores.get(metric)
         if step in there and isinstance(value, (int, float)):
             values[step] = value
     if not values:
@@ -190,7 +190,7 @@ def best_step(workdir: epath.Path, metric: str, there: list[int]) -> int:
 
 
 def refuse_new(workdir: epath.Path) -> None:
-    """Raises ValueError for a new workdir whose name would be read as a step of another."""
+    """Raises ValueError if a new workdir's name looks like a step of another workdir."""
     text = str(workdir)
     if not workdir.exists() and re.search(r"@(best:.*|[0-9]+)$", text):
         raise ValueError(

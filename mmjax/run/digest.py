@@ -1,8 +1,8 @@
-"""Digests of the arrays of a state: of their bits and places, whatever mesh holds them.
+"""Digests of the arrays of a state, over bits and positions, independent of the mesh.
 
 Each 32-bit word is mixed with its index in the array (the finalizer of MurmurHash3, Appleby 2008),
-and the results are added modulo 2^32, which no order of summation changes. A changed bit, a moved
-row or another dtype gives another digest; file hashes cannot see what goes wrong after reading.
+and the results are added modulo 2^32, in any order. A flipped bit, a moved row or another dtype
+changes the digest; file hashes cannot detect errors that happen after reading.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ with epy.lazy_imports():
 
 __all__ = ["digest"]
 
-STRIDE = np.uint32(0x9E3779B1)  # 2^32 / golden ratio: neighbours get far indices
-BLOCK = 1 << 16  # words at a time on the host: they stay in the cache of a core
+STRIDE = np.uint32(0x9E3779B1)  # 2^32 / golden ratio: spreads neighbouring indices
+BLOCK = 1 << 16  # words at a time on the host, so that they stay in a core's cache
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 of shapes, dtypes and mixed sums of all leaves, in their order.
+    """SHA-256 of the shapes, dtypes and mixed sums of all leaves, in order.
 
-    Arrays of CPU devices are read where they lie; elsewhere the sums are made on the devices, so
-    that a save moves nothing twice.
+    Arrays on CPU are read in place; sums of others are computed on their devices, so that a save
+    transfers nothing twice.
     """
     leaves = jax.tree.leaves(tree)
     told = hashlib.sha256()
@@ -63,8 +63,8 @@ def _host_sums(array: np.ndarray) -> tuple[int, int]:
 
 
 def _device_sums(leaves: list[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
-    """The sums of `_host_sums`; of each element's own place, so that no array is gathered."""
-    found = []
+    """The sums of `_host_sums`, computed where each element lies, so that nothing is gathered."""
+    sums = []
     for x in leaves:
         bits = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
         unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[bits.dtype.itemsize]
@@ -75,8 +75,8 @@ def _device_sums(leaves: list[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
             index, stride = index + place * np.uint32(stride % 2**32), stride * x.shape[axis]
         mixed = _mixed(words, index)
         again = mixed * (index | np.uint32(1))
-        found.append((mixed.sum(dtype=jnp.uint32), again.sum(dtype=jnp.uint32)))
-    return found
+        sums.append((mixed.sum(dtype=jnp.uint32), again.sum(dtype=jnp.uint32)))
+    return sums
 
 
 def _mixed(words: Any, index: Any) -> Any:

@@ -1,12 +1,12 @@
-"""What stays on disk: saves and retirements that a kill cuts off end later, and nothing else goes.
+"""Retention of checkpoints: saves and retirements that were killed are completed later.
 
     checkpoints/<step>.saving          a save of this step has begun and has no manifest yet
-    checkpoints/<step>/manifest.json   the step is whole
+    checkpoints/<step>/manifest.json   the step is complete
     checkpoints/<step>/retired.json    the manifest of a step whose files are being deleted
 
-mmjax deletes a half save that its `.saving` note proves to be one, and of a retired step the files
-that its manifest names. Everything else is left alone; where it stands in the way, or is damaged,
-it is moved to `WORKDIR/quarantine`.
+mmjax deletes only a partial save that has a `.saving` marker, and the files that a retired step's
+manifest names. Anything else is left alone, or moved to `WORKDIR/quarantine` if it is damaged or
+blocks a save.
 """
 
 from __future__ import annotations
@@ -31,55 +31,55 @@ _log = logging.getLogger("mmjax")
 
 
 def step_of(name: str) -> int | None:
-    """The step that a folder of this name would hold."""
+    """The step that a folder name stands for, or None."""
     return int(name) if re.fullmatch("0|[1-9][0-9]{0,17}", name) else None
 
 
 def steps(folder: Any) -> list[int]:
-    """Steps of checkpoints that have a manifest, rising."""
+    """Steps of checkpoints that have a manifest, ascending."""
     folder = epath.Path(folder)
     if not folder.exists():
         return []
-    found = {step_of(path.name): path for path in folder.iterdir()}
-    return sorted(s for s, p in found.items() if s is not None and (p / manifest_lib.FILE).exists())
+    paths = {step_of(path.name): path for path in folder.iterdir()}
+    return sorted(s for s, p in paths.items() if s is not None and (p / manifest_lib.FILE).exists())
 
 
 def strange(folder: Any) -> dict[int, str]:
-    """Folders named as steps that are no checkpoints, and why; not those being saved or retired."""
-    folder, found = epath.Path(folder), {}
+    """Folders named like steps that are not checkpoints, and why; saves in progress excepted."""
+    folder, reasons = epath.Path(folder), {}
     for path in folder.iterdir() if folder.exists() else ():
         step = step_of(path.name)
         known = (path / manifest_lib.FILE, path / RETIRED, folder / f"{path.name}{SAVING}")
         if step is not None and not any(p.exists() for p in known):
-            found[step] = f"it has no {manifest_lib.FILE}"
-    return found
+            reasons[step] = f"it has no {manifest_lib.FILE}"
+    return reasons
 
 
 # ---------------------------------------------------------------------------- a save
 
 
 def begin(folder: epath.Path, step: int) -> None:
-    """Moves what stands in the way of a save of a step, and then notes that it begins."""
+    """Moves away anything that blocks a save of a step, then marks the save as begun."""
     for path in (folder / str(step), *_unfinished(folder, step)):
         if files.exists(path):
             files.quarantine(path, folder.parent, "it stands where a checkpoint is to be written")
-    (folder / f"{step}{SAVING}").write_text("")  # that it is there says all
+    (folder / f"{step}{SAVING}").write_text("")  # its existence is the information
 
 
 def end(folder: epath.Path, step: int) -> None:
-    """Takes back the note of `begin`: the manifest is there."""
+    """Removes the marker of `begin`, once the manifest is written."""
     (folder / f"{step}{SAVING}").unlink(missing_ok=True)
 
 
 def _unfinished(folder: epath.Path, step: int) -> list[epath.Path]:
-    """What Orbax leaves of a save that was cut off."""
+    """Paths that Orbax leaves behind when a save is killed."""
     return [p for p in folder.iterdir() if p.name.startswith(f"{step}.orbax-checkpoint-tmp")]
 
 
 def recover(folder: Any) -> None:
-    """Ends what a killed run has begun: deletes its half save, and the rest of a retired step.
+    """Cleans up after a killed run: deletes its partial save, and the rest of a retired step.
 
-    The lock of the run is held.
+    The caller holds the run lock.
     """
     folder = epath.Path(folder)
     for path in list(folder.parent.iterdir()) if folder.parent.exists() else ():
@@ -109,7 +109,7 @@ def _delete_half(folder: epath.Path, step: int) -> None:
 
 
 def retire(folder: epath.Path, step: int) -> bool:
-    """Deletes a checkpoint; whether it could be proven to be one.
+    """Deletes a checkpoint; returns False if it cannot be proven to be one.
 
     Its manifest goes first, so that a step is never listed without its files.
     """
@@ -126,13 +126,13 @@ def retire(folder: epath.Path, step: int) -> bool:
 
 
 def _finish_retiring(path: epath.Path, step: int) -> None:
-    """Deletes the files that the manifest names, and then the folders that are empty."""
+    """Deletes the files that the manifest names, then the empty folders."""
     try:
         names = manifest_lib.read(path, step, RETIRED)["files"]
     except ValueError as error:
         _log.warning("%s is left alone: %s: %s", path, RETIRED, error)
         return
-    (path / manifest_lib.FILE).unlink(missing_ok=True)  # a bucket renames by copying
+    (path / manifest_lib.FILE).unlink(missing_ok=True)  # in a bucket renaming is copying
     own = re.compile(
         rf"\.({re.escape(manifest_lib.FILE)}|{RETIRED})\.[0-9a-f]{{32}}{files.PARTIAL}"
     )
@@ -146,7 +146,7 @@ def _finish_retiring(path: epath.Path, step: int) -> None:
                 os.rmdir(path / name)
     (path / RETIRED).unlink()
     if not files.is_remote(path):
-        with contextlib.suppress(OSError):  # something of the user's is in it
+        with contextlib.suppress(OSError):  # it contains a file of the user's
             os.rmdir(path)
 
 

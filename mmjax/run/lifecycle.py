@@ -1,4 +1,4 @@
-"""How a run is stopped and who may write into its folder: signals and the run lock."""
+"""Signals that stop a run, and the lock on its folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Stop", "lock", "stop_on_signals"]
 
 
 class Stop:
-    """Whether and by which signal the run was asked to stop."""
+    """Whether a stop was requested, and by which signal."""
 
     def __init__(self):
         self.signal_name = ""
@@ -38,7 +38,7 @@ class Stop:
         return bool(self.signal_name)
 
     def check(self, step: int) -> None:
-        """Raises Preempted when a stop was requested; call it after the save of `step`."""
+        """Raises Preempted if a stop was requested; call it after the save of `step`."""
         if self.requested:
             raise Preempted(f"{self.signal_name}: saved step {step}; the same command goes on.")
 
@@ -47,8 +47,8 @@ class Stop:
 def stop_on_signals() -> Iterator[Stop]:
     """Turns the first SIGINT or SIGTERM into `stop.requested`; a second SIGINT interrupts.
 
-    Enter it after `jax.distributed.initialize`, which takes SIGTERM for itself. In a thread that
-    is not the main one signals are left alone.
+    Enter it after `jax.distributed.initialize`, which installs its own SIGTERM handler. Outside of
+    the main thread signals are left alone.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -58,7 +58,7 @@ def stop_on_signals() -> Iterator[Stop]:
     def handle(number: int, frame: Any) -> None:
         del frame
         if stop.requested and number == signal.SIGINT:
-            signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # a third one: no cleaning up
+            signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # a third one: no cleanup
             raise Interrupted("interrupted twice")
         if not stop.requested:
             stop.signal_name = signal.Signals(number).name
@@ -79,14 +79,13 @@ def stop_on_signals() -> Iterator[Stop]:
 
 @contextlib.contextmanager
 def lock(workdir: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds `WORKDIR/lock` for one run, as a kernel lock and as JSON for people to read.
+    """Holds `WORKDIR/lock` for one run: a kernel lock on a JSON file that names its owner.
 
-    The kernel drops the lock of a dead process. A worker process that outlives its parent keeps
-    it open; then the JSON tells that the owner is dead, and the lock is taken over.
+    The kernel releases the lock of a dead process. If a worker process outlives its parent, it
+    keeps the lock; then the JSON shows that the owner is dead, and the lock is taken over. Paths in
+    a bucket cannot be locked and are not guarded.
 
-    A path in a bucket has no locks of this kind and is not guarded.
-
-    Raises WorkdirBusy naming the holder; StorageError where the file is a link, or no file.
+    Raises WorkdirBusy, naming the holder; StorageError if the path is not a regular file.
     """
     if "://" in os.fspath(workdir):
         yield
@@ -118,7 +117,7 @@ def _acquire(path: Path) -> int:
         except BlockingIOError:
             _steal_from_the_dead(path, descriptor)
             continue
-        except OSError as error:  # some cluster file systems are mounted without locks
+        except OSError as error:  # some cluster file systems have no locks
             if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
                 raise
             print(f"mmjax: no lock on {path.parent}: {error.strerror}", file=sys.stderr)
@@ -139,11 +138,11 @@ def _no_lock(path: Path) -> StorageError:
 
 
 def _steal_from_the_dead(path: Path, descriptor: int) -> None:
-    """Removes the file of a dead owner; raises WorkdirBusy for a living one."""
+    """Removes the lock file of a dead owner; raises WorkdirBusy for a live one."""
     try:
         holder = _read(descriptor)
         if _is_dead(holder):
-            time.sleep(0.2)  # an owner that has just locked has not written its name yet
+            time.sleep(0.2)  # a new owner may not have written its name yet
         if not _is_dead(holder) or _read(descriptor) != holder:
             who = "pid {pid} on {host} since {time}".format(
                 **{"pid": "?", "host": "?", "time": "?", **_read(descriptor)}

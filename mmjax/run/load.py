@@ -1,4 +1,4 @@
-"""load(PATH): a usable model of a run, on whatever devices there are."""
+"""load(PATH): the model of a run, on the available devices."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mmjax.run.view import View
 
 
 def read_experiment(folder: epath.Path, code: str | None = None) -> Experiment:
-    """The experiment of a workdir. Nothing inside a workdir is imported.
+    """The experiment of a workdir. Code inside a workdir is never imported.
 
     Raises:
-      NoCheckpoint: it holds no run. ConfigError: its config names classes of a config file that
-      was not given, or `code` is another file than the run says that it was started with.
+      NoCheckpoint: it holds no run. ConfigError: its config needs classes from a config file that
+      was not given, or `code` is not the file that the run was started with.
     """
     if not (folder / "config.json").exists():
         raise checkpoint.NoCheckpoint(
@@ -43,7 +43,7 @@ def read_experiment(folder: epath.Path, code: str | None = None) -> Experiment:
 
 
 def _recorded(folder: epath.Path) -> list[str]:
-    """The SHA-256 of the config file of each start; none where run.json cannot be read."""
+    """SHA-256 of the config file at each start; empty if run.json cannot be read."""
     try:
         starts = records.read_run(folder)["starts"]
     except files.DamagedFile:
@@ -63,12 +63,12 @@ def load(path: str, *, code: str | None = None, split: str = "", devices=None) -
     built = _build(experiment, devices, folder)
     like = built.abstract_state()
     items = ("params", "model_state", "extra")
-    found = checkpoint.restore(folder, step, {name: getattr(like, name) for name in items})
+    state = checkpoint.restore(folder, step, {name: getattr(like, name) for name in items})
     return View(
         program=built,
-        params=found["params"],
-        model_state=found["model_state"],
-        extra=found["extra"],
+        params=state["params"],
+        model_state=state["model_state"],
+        extra=state["extra"],
         step=step,
         split=split or experiment.data.eval_split,
         folder=folder,
@@ -76,7 +76,7 @@ def load(path: str, *, code: str | None = None, split: str = "", devices=None) -
 
 
 def _build(experiment: Experiment, devices, folder) -> program.Program:
-    """On the run's own mesh where it fits, else on plain data parallelism."""
+    """Builds on the run's own mesh if it fits, else with plain data parallelism."""
     count = len(devices if devices is not None else jax.devices())
     with contextlib.suppress(ValueError):
         experiment.mesh.resolve(count)
@@ -86,6 +86,6 @@ def _build(experiment: Experiment, devices, folder) -> program.Program:
     with contextlib.suppress(ValueError):
         plain.check_mesh(count)
         return program.build(plain, devices, folder)
-    # The batch of training does not divide over so many devices: copies of the model do.
+    # The training batch does not divide over so many devices, so replicate the model.
     first = list(devices if devices is not None else jax.devices())[:1]
     return program.build(plain, first, folder)

@@ -1,9 +1,9 @@
-"""The manifest of a checkpoint: what it holds, and by which it is judged whole.
+"""The manifest of a checkpoint: its content, and the hashes that verify it.
 
     {"format", "step", "items", "files": {name: SHA-256}, "state": {item: digest}, ..., "digest"}
 
-It carries the hashes of all files, a digest of the arrays and one of itself, and is read by one
-function, so that whatever changes one of its bytes is noticed.
+It holds the hashes of all files, a digest of the arrays and one of itself, so that a change to any
+byte is detected.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ NEW_KEYS: dict[str, type] = {"state": dict, "digest": str}  # since format 2
 
 
 class NewerFormat(ValueError):
-    """A whole manifest of a later version of mmjax."""
+    """An intact manifest written by a later version of mmjax."""
 
 
 def sealed(value: dict[str, Any]) -> dict[str, Any]:
-    """The object with a digest of itself."""
+    """The object with a digest of its content added."""
     return {**value, "digest": _digest(value)}
 
 
 def unsealed(value: dict[str, Any]) -> dict[str, Any]:
-    """The object without the digest of itself.
+    """The object without its digest.
 
     Raises:
-      DamagedFile: it is not the one that was sealed.
+      DamagedFile: the digest does not match.
     """
     if value.get("digest") != _digest(value):
         raise DamagedFile("its content differs from its own digest")
@@ -56,35 +56,35 @@ def _digest(value: dict[str, Any]) -> str:
 
 
 def read(folder: Any, step: int, name: str = FILE) -> dict[str, Any]:
-    """The manifest of the checkpoint of a step, with every key that readers use.
+    """The manifest of a step's checkpoint, with every key that readers use.
 
     Raises:
-      DamagedFile: it is not what was written, or that of another step.
-      NewerFormat: this version does not know its format.
+      DamagedFile: it was modified, or belongs to another step.
+      NewerFormat: its format is newer than this version of mmjax.
     """
-    found = files.read_json(folder / name)
-    if "digest" in found:
-        unsealed(found)
-        if type(found.get("format")) is int and found["format"] > FORMAT:
+    manifest = files.read_json(folder / name)
+    if "digest" in manifest:
+        unsealed(manifest)
+        if type(manifest.get("format")) is int and manifest["format"] > FORMAT:
             raise NewerFormat(
-                f"{folder}: has format {found['format']} and this version of mmjax reads up to"
+                f"{folder}: has format {manifest['format']} and this version of mmjax reads up to"
                 f" {FORMAT}; install the version that wrote it, or a later one."
             )
-    # Manifests of format 1 had no digests; all others must.
-    known = {**KEYS, **NEW_KEYS} if "digest" in found or found.get("format") != 1 else KEYS
-    if found.get("format") not in (1, FORMAT):
-        raise DamagedFile(f"its format {found.get('format')!r} is unknown")
+    # Manifests of format 1 had no digests; later ones must.
+    known = {**KEYS, **NEW_KEYS} if "digest" in manifest or manifest.get("format") != 1 else KEYS
+    if manifest.get("format") not in (1, FORMAT):
+        raise DamagedFile(f"its format {manifest.get('format')!r} is unknown")
     for key, kind in known.items():
-        if type(found.get(key)) is not kind:
+        if type(manifest.get(key)) is not kind:
             raise DamagedFile(f"it has no {key} ({kind.__name__})")
-    if found["step"] != step:
-        raise DamagedFile(f"it is of step {found['step']}")
-    if not set(found["items"]) <= set(ITEMS) or "params" not in found["items"]:
-        raise DamagedFile(f"its items {found['items']} are not those of a checkpoint")
-    for file, digest in found["files"].items():
+    if manifest["step"] != step:
+        raise DamagedFile(f"it is of step {manifest['step']}")
+    if not set(manifest["items"]) <= set(ITEMS) or "params" not in manifest["items"]:
+        raise DamagedFile(f"its items {manifest['items']} are not those of a checkpoint")
+    for file, digest in manifest["files"].items():
         if not _is_inside(file) or not re.fullmatch("[0-9a-f]{64}", str(digest)):
             raise DamagedFile(f"it names {file!r}, no file of a checkpoint")
-    return found
+    return manifest
 
 
 def _is_inside(name: str) -> bool:

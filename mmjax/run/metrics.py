@@ -1,4 +1,4 @@
-"""Metrics: averages between logs, `metrics.jsonl`, the few numbers that a person looks at."""
+"""Metrics: averages between logs, `metrics.jsonl`, and a short summary for the console."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from etils import epath
 from mmjax import files
 from mmjax.console import NOTEBOOK, Progress, say  # noqa: F401  (their old place)
 
-MAX_BYTES = 1 << 32  # of a metrics.jsonl that is read
+MAX_BYTES = 1 << 32  # largest metrics.jsonl that is read
 
 
 class Window:
@@ -30,20 +30,20 @@ class Window:
             self._count[prefix + name] += 1
 
     def count(self, metrics: dict[str, Any], prefix: str = "") -> None:
-        """Adds what is logged as a total, such as bad records."""
+        """Adds values that are logged as totals, such as bad records."""
         for name, value in metrics.items():
             self._sum[prefix + name] += float(value)
             self._count[prefix + name] = 1
 
     def take(self) -> dict[str, float]:
-        """Means (of what was counted: totals) by name; starts anew."""
+        """Returns means, and totals of counts, by name; then resets."""
         out = {name: self._sum[name] / self._count[name] for name in self._sum}
         self.__init__()
         return out
 
 
 class Writer:
-    """Appends to `metrics.jsonl`; also to TensorBoard where asked for. Inert on other hosts."""
+    """Appends to `metrics.jsonl`, and optionally to TensorBoard, on the main host only."""
 
     def __init__(self, workdir: epath.Path, active: bool, tensorboard: bool = False):
         self._path = workdir / "metrics.jsonl" if active else None
@@ -54,9 +54,9 @@ class Writer:
             self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
 
     def rewind(self, step: int) -> None:
-        """Drops rows after a step: the steps since the last save are taken again.
+        """Drops rows after a step, as the steps since the last save run again.
 
-        What cannot be read, or is of a run that now starts from scratch, is kept in `quarantine/`.
+        Unreadable lines, and the rows of a run that starts from scratch, are kept in `quarantine/`.
         """
         if self._path is None or not files.exists(self._path):
             return
@@ -79,7 +79,7 @@ class Writer:
                 partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """One object for a step. Not-a-number becomes null: JSON has no word for it."""
+        """Writes the metrics of a step. NaN becomes null, as JSON has no NaN."""
         if self._path is None:
             return
         row = {"step": step, "time": round(time.time(), 3)}
@@ -91,16 +91,16 @@ class Writer:
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Lets go of files."""
+        """Closes the files."""
         if self._board is not None:
             self._board.close()
 
 
 def read_rows(path: Any) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """Rows of a `metrics.jsonl`, and the lines that are none, such as a last one that was cut.
+    """Rows of a `metrics.jsonl`, and its invalid lines, such as a truncated last one.
 
     Raises:
-      DamagedFile: it is no file that can be read.
+      DamagedFile: the file cannot be read.
     """
     rows, bad = [], []
     for line in files.read_bytes(path, MAX_BYTES).split(b"\n"):
@@ -119,7 +119,7 @@ def read_rows(path: Any) -> tuple[list[dict[str, Any]], list[bytes]]:
 
 
 def summary(metrics: dict[str, float]) -> str:
-    """The few numbers that a person looks at."""
+    """A line with the most important metrics."""
     words = []
     for name, value in sorted(metrics.items()):
         parts = name.split("/")
@@ -136,7 +136,7 @@ def summary(metrics: dict[str, float]) -> str:
 def router_load(task: str, record: dict[str, np.ndarray], streams: tuple[str, ...]) -> dict:
     """Expert load by layer and stream, as scalars: 1 = fair share.
 
-    `moe/layer_<i>/load_max`, `load_min` over experts, and the same by stream.
+    `moe/layer_<i>/load_max` and `load_min` over experts, and the same by stream.
     """
     del task
     out: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Program: what an experiment comes to on a mesh, and its compiled steps.
+"""Program: an experiment built for a mesh, and its compiled steps.
 
 built = program.build(experiment)
 steps = program.compile_all(built)  # {(task, variant): executable}
@@ -33,9 +33,9 @@ class Program(step_lib.Parts):
     """An experiment with ready modalities on a mesh: its model, optimizer and shardings, no arrays.
 
     Fields:
-      canonical: where each parameter lies, by canonical name.
+      canonical: location of each parameter, by canonical name.
       folder: the workdir, where offline tokens are kept; None = in memory.
-      compiled: functions that evaluation has jitted, by what they are for.
+      compiled: cache of the functions that evaluation has jitted, by purpose.
     """
 
     experiment: Experiment
@@ -93,7 +93,7 @@ class Program(step_lib.Parts):
         )
 
     def names_by_path(self) -> dict[str, tuple[str, ...]]:
-        """Canonical names that lie in each parameter."""
+        """Canonical names contained in each parameter."""
         names: dict[str, tuple[str, ...]] = {}
         for name, part in self.canonical.items():
             names[part.path] = (*names.get(part.path, ()), name)
@@ -118,7 +118,7 @@ class Program(step_lib.Parts):
 
 
 def build(experiment: Experiment, devices=None, folder=None) -> Program:
-    """Takes an experiment with ready modalities apart; initialises the jax backend.
+    """Builds an experiment whose modalities are ready; initialises the jax backend.
 
     Raises:
       ValueError: batches or parameters do not divide over the mesh.
@@ -149,7 +149,7 @@ def build(experiment: Experiment, devices=None, folder=None) -> Program:
 
 
 def compile_all(program: Program, say: bool = False) -> dict[tuple[str, str], Any]:
-    """The compiled steps by (task, variant), made in parallel; `say` prints a line for each."""
+    """Compiles all steps in parallel, by (task, variant); `say` prints a line for each."""
     tasks = program.experiment.tasks.items()
     keys = [(name, variant) for name, task in tasks for variant in task.variant_weights()]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -1,4 +1,4 @@
-"""`run.json` and `config.json` of a workdir, read so that damage is told from what was written."""
+"""Reads and writes `run.json` and `config.json` of a workdir; detects damage."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def read_run(folder: Any) -> dict[str, Any]:
     """Identity and starts of a run.
 
     Raises:
-      DamagedFile: `run.json` is missing or not what was written.
+      DamagedFile: `run.json` is missing or was modified.
     """
     run = files.read_json(folder / "run.json")
-    run = manifest_lib.unsealed(run) if "digest" in run else run  # older ones have none
+    run = manifest_lib.unsealed(run) if "digest" in run else run  # older files have none
     starts = run.get("starts")
     if not isinstance(run.get("identity"), dict) or not isinstance(starts, list):
         raise DamagedFile("it has no identity or no starts")
@@ -36,7 +36,7 @@ def read_config(folder: Any) -> dict[str, Any]:
     """The document in `config.json`: format, fingerprint, config.
 
     Raises:
-      DamagedFile: it is missing, or not the one that the run wrote.
+      DamagedFile: it is missing or was modified.
     """
     document = files.read_json(folder / "config.json")
     if not isinstance(document.get("config"), dict):

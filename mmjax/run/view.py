@@ -27,10 +27,10 @@ from mmjax.typing import Piece, PyTree
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class View:
-    """Parameters on a mesh, with the way from raw values to embeddings and losses.
+    """Parameters on a mesh, with methods from raw values to embeddings and losses.
 
-    `split` is the split under evaluation, `folder` the workdir (None = there is none), `data` the
-    source in place of that of the first task.
+    `split` is the split under evaluation, `folder` the workdir or None, `data` a source that
+    replaces that of the first task.
     """
 
     program: Program
@@ -48,29 +48,29 @@ class View:
         return self.data or next(iter(self.program.experiment.tasks.values())).source
 
     def on(self, data: Source | None) -> View:
-        """The same model before other data; None = the same."""
+        """The same model on other data; None = the same data."""
         return dataclasses.replace(self, data=data) if data else self
 
     def examples(self, split: str, limit: int | None = None) -> list[dict[str, Any]]:
-        """Raw examples of a split, in order, without those that cannot be read."""
-        records, found = self.source.open(split), []
+        """Raw examples of a split, in order; unreadable ones are skipped."""
+        records, examples = self.source.open(split), []
         for i in range(len(records)):
-            if limit and len(found) >= limit:
+            if limit and len(examples) >= limit:
                 break
             with contextlib.suppress(BadRecord, Unreadable):
                 example = records[i]
                 for name in self.program.experiment.modalities:
                     if isinstance(value := self.value(name, example), bytes):
                         self.program.experiment.modalities[name].encode(value)
-                found.append(example)
-        return found
+                examples.append(example)
+        return examples
 
     def value(self, modality: str, example: dict[str, Any]) -> Any:
         """The raw value of a modality in an example."""
         return example.get(self.program.experiment.modalities[modality].field or modality)
 
     def example(self, modality: str, value: Any) -> dict[str, Any]:
-        """An example that holds this value of a modality."""
+        """An example that consists of this value of a modality."""
         return {self.program.experiment.modalities[modality].field or modality: value}
 
     def has(self, modality: str, example: dict[str, Any]) -> bool:
@@ -78,7 +78,7 @@ class View:
         return self.value(modality, example) is not None
 
     def embed(self, modality: str, examples: Sequence[dict[str, Any]], batch_size: int = 100):
-        """Unit embeddings [N, D] float32 of a modality in the shared space, absent ones zero.
+        """Unit embeddings [N, D] float32 of a modality in the shared space; zero if absent.
 
         Raises:
           ValueError: the modality is unknown or no contrastive task trains its projection.
@@ -95,7 +95,7 @@ class View:
         return self.embed_pieces(modality, pieces, batch_size)
 
     def embed_pieces(self, modality: str, pieces: Iterable[Piece | None], batch_size: int = 100):
-        """`embed` of encoded values, of which only so many are asked for at once."""
+        """`embed` for encoded values, consumed in batches."""
         run = embedder(self.program, modality)
         group = batch_size * mesh_lib.batch_shards(self.program.mesh)
         pieces, rows = iter(pieces), []
@@ -109,7 +109,7 @@ class View:
         return np.concatenate(rows) if rows else np.zeros((0, width), np.float32)
 
     def scale(self, head: str) -> float:
-        """What a contrastive task multiplies similarities with, by its head `scale/<views>`."""
+        """The learned scale of similarities, by the name of its head, `scale/<views>`."""
         program = self.program
 
         def run(params, model_state):
@@ -128,19 +128,19 @@ class View:
         window = metrics.Window()
         for batch in loader.eval_batches(program, task, self.split, num_batches):
             with jax.set_mesh(program.mesh):
-                found = run(self.params, self.model_state, self.extra, batch)
-            losses, more = jax.device_get(found)
+                outputs = run(self.params, self.model_state, self.extra, batch)
+            losses, more = jax.device_get(outputs)
             window.add({"loss": sum(losses.values())} | more)
         return window.take()
 
     def model(self, group_rows: int = 0):
-        """The model with its parameters, for the model calls `encode`, `decode`, `head`."""
+        """The model with its parameters, which offers `encode`, `decode` and `head`."""
         program = self.program
         return step_lib.bind(program, self.params, self.model_state, group_rows, program.dtype)
 
 
 def to_host(array) -> np.ndarray:
-    """All of a global array; every process must call it."""
+    """The whole of a global array; every process must call it."""
     if jax.process_count() == 1:
         return np.asarray(jax.device_get(array))
     from jax.experimental import multihost_utils
@@ -156,7 +156,7 @@ def _tokens(program: Program, modality: str, pieces: Sequence[Piece | None]):
 
 
 def embedder(program: Program, modality: str):
-    """Jitted (params, model_state, tokens) -> unit embeddings [B, S, D]; made once a program."""
+    """Jitted (params, model_state, tokens) -> unit embeddings [B, S, D]; cached in the program."""
     if ("embed", modality) in program.compiled:
         return program.compiled["embed", modality]
     lanes = {

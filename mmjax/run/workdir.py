@@ -1,4 +1,4 @@
-"""The run directory: what is written where, and what a resume checks."""
+"""The run directory: its files, and the checks of a resume."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from mmjax.run.program import Program
 from mmjax.typing import PyTree
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
-MAX_TOKENIZER = 1 << 33  # bytes of a file of a tokenizer
-REFUSED = ("model", "tokens", "data", "numerics")  # kinds of fields that a resume may not change
+MAX_TOKENIZER = 1 << 33  # bytes of a tokenizer file
+REFUSED = ("model", "tokens", "data", "numerics")  # kinds of fields that a resume must not change
 
 
 @contextlib.contextmanager
@@ -47,35 +47,35 @@ def held(folder: epath.Path, main: bool) -> Iterator[None]:
 
 
 def resume_from(folder: epath.Path, main: bool) -> checkpoint.Chosen | None:
-    """The checkpoint that a run goes on from; None where nothing was saved yet.
+    """The checkpoint that a run resumes from; None if nothing was saved yet.
 
     Raises:
-      NoCheckpoint: there are checkpoints, and none that can be used.
+      NoCheckpoint: there are checkpoints, but none is usable.
     """
     if main:
         checkpoint.recover(folder / "checkpoints")
     distributed.barrier("half saves are deleted")
     chosen = checkpoint.newest(folder)
-    distributed.barrier("checkpoint chosen")  # before any is moved or written
+    distributed.barrier("checkpoint chosen")  # before any checkpoint is moved or written
     return chosen
 
 
 def open_run(
     folder: epath.Path, experiment: Experiment, code: str | None, chosen: checkpoint.Chosen | None
 ) -> None:
-    """Writes config.json and run.json, or checks that they are of this experiment. The main
-    process alone calls it.
+    """Writes config.json and run.json, or checks that they match. Only the main process calls it.
 
     Args:
-      chosen: the checkpoint to go on from, whose manifest says whose it is; None = a fresh start.
+      chosen: the checkpoint to resume from, whose manifest identifies its run; None = a fresh
+        start.
 
     Raises:
-      ConfigError: the workdir belongs to another experiment; says which fields differ.
+      ConfigError: the workdir belongs to another experiment; names the fields that differ.
     """
     identity = {k: config.fingerprint(config.identity(experiment, k)) for k in REFUSED}
     run: dict[str, Any] = {"lineage": experiment.init, "starts": []}
     if chosen is None:
-        # Nothing was saved, so any experiment may begin here; what another had learned goes aside.
+        # Nothing was saved, so any experiment may start here; tokenizers of another are moved away.
         if (folder / "tokenizers").exists():
             files.quarantine(folder / "tokenizers", folder, "no checkpoint goes with it")
     else:
@@ -94,7 +94,7 @@ def open_run(
 
 
 def _known(folder: epath.Path, name: str, read: Any) -> dict[str, Any] | None:
-    """What a file of a run that goes on says; None where it is damaged, which is said."""
+    """The content of a file of a resumed run; None, with a message, if it is damaged."""
     try:
         return read(folder)
     except files.DamagedFile as error:
@@ -105,16 +105,18 @@ def _known(folder: epath.Path, name: str, read: Any) -> dict[str, Any] | None:
 
 
 def _refusal(folder: epath.Path, experiment: Experiment, changed: list[str]) -> str:
-    said = f"Workdir {folder}: belongs to another experiment ({', '.join(changed)} differ)"
+    problem = f"Workdir {folder}: belongs to another experiment ({', '.join(changed)} differ)"
     remedy = "use another --workdir, or the config that the run was started with."
     try:
         old = records.read_config(folder)["config"]
     except files.DamagedFile as error:
-        return f"{said}; which fields cannot be told, as config.json is damaged: {error}; {remedy}"
-    free = config.identity(experiment, "none")  # may change, so is not told
+        return (
+            f"{problem}; which fields cannot be told, as config.json is damaged: {error}; {remedy}"
+        )
+    free = config.identity(experiment, "none")  # may change, so it is not reported
     lines = config.diff(old, experiment)
     lines = [line for line in lines if line.partition(":")[0] not in free] or lines
-    return f"{said}:\n  " + "\n  ".join(lines[:20]) + f"\n{remedy}"
+    return f"{problem}:\n  " + "\n  ".join(lines[:20]) + f"\n{remedy}"
 
 
 def _start(code: str | None) -> dict[str, Any]:
@@ -136,15 +138,15 @@ def _start(code: str | None) -> dict[str, Any]:
 def ready_modalities(
     experiment: Experiment, folder: epath.Path, main: bool, manifest: dict[str, Any] | None = None
 ) -> Experiment:
-    """Modalities that have learned what they must: from the workdir, from the run whose parameters
-    they start from (ids must mean what they meant there), or from the train split.
+    """Modalities with fitted tokenizers: from the workdir, else from the run that `init` names,
+    since ids must keep their meaning, else fitted on the train split.
 
     Args:
-      manifest: of the checkpoint whose tokenizers these must be; None = none was saved yet.
+      manifest: of the checkpoint whose tokenizers they must match; None = nothing was saved yet.
 
     Raises:
-      NoCheckpoint: `experiment.init` is no run, or the tokenizers are not those of the checkpoint;
-        found before anything is compiled.
+      NoCheckpoint: `experiment.init` is not a run, or the tokenizers are not those of the
+        checkpoint; raised before anything is compiled.
     """
     for name in manifest["tokenizers"] if manifest else ():
         if not list((folder / "tokenizers").glob(f"{name}@*")):
@@ -171,10 +173,10 @@ def ready_modalities(
 
 
 def learned(init: str) -> dict[str, epath.Path]:
-    """Folders of the tokenizers, by stream, of the run that parameters start from.
+    """Tokenizer folders, by stream, of the run that provides the initial parameters.
 
     Raises:
-      NoCheckpoint: there is no such run.
+      NoCheckpoint: the run does not exist.
     """
     source, _ = checkpoint.choose_step(init)
     folder = source / "tokenizers"
@@ -196,7 +198,7 @@ def _copy_learned(experiment: Experiment, target: epath.Path) -> None:
 
 
 def _fit(experiment: Experiment, name: str, folder: Any):
-    """Fits into `tokenizers/<stream>`, which then gets its fingerprint as a second name."""
+    """Fits into `tokenizers/<stream>`, then renames it to `<stream>@<fingerprint>`."""
     modality = experiment.modalities[name]
     parent = folder / "tokenizers"
     there = sorted(parent.glob(f"{name}@*")) if parent.exists() else []
@@ -209,7 +211,7 @@ def _fit(experiment: Experiment, name: str, folder: Any):
                 split = experiment.data.train_split
                 records = task.source.open(split)
                 rows = range(len(records))
-                # Bad records are counted when they are trained on.
+                # Bad records are counted during training.
                 yield from values_of(task.source, split, modality.field or name, records, rows)
                 return
 
@@ -225,7 +227,7 @@ def _fit(experiment: Experiment, name: str, folder: Any):
 
 
 def initial_params(path: str, built: Any, like: PyTree) -> PyTree:
-    """Parameters of another run by canonical name; those it lacks stay fresh."""
+    """Parameters from another run, by canonical name; missing ones stay freshly initialised."""
     from mmjax.run import load
 
     source = load.load(path)
@@ -236,7 +238,7 @@ def initial_params(path: str, built: Any, like: PyTree) -> PyTree:
 
 
 def manifest(built: Program, step: int, journal: list, cursors: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of itself, beside the hashes of its files."""
+    """The manifest of a checkpoint, except the hashes of its files."""
     experiment = built.experiment
     shapes = names_lib.flatten(built.params)
     parameters = {}
@@ -264,14 +266,14 @@ def manifest(built: Program, step: int, journal: list, cursors: dict[str, Any]) 
 
 
 def write_scores(folder: epath.Path, name: str, step: int, scores: dict, main: bool) -> None:
-    """`evals/<name>/<step>.json`."""
+    """Writes `evals/<name>/<step>.json`."""
     if main:
         (folder / "evals" / name).mkdir(parents=True, exist_ok=True)
         files.write_json(folder / "evals" / name / f"{step}.json", scores)
 
 
 def write_seconds(folder: epath.Path, seconds: dict[str, float], main: bool) -> None:
-    """Adds where the time of this start went to run.json."""
+    """Adds the time budget of this start to run.json."""
     if main:
         run = records.read_run(folder)
         run["starts"][-1]["seconds"] = {k: round(v, 2) for k, v in seconds.items()}

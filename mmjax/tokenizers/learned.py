@@ -1,10 +1,10 @@
-"""Learned codes on disk: an autoencoder taken out of its run, with fingerprints.
+"""Learned codes on disk: an autoencoder exported from its run, with fingerprints.
 
     tokenizer.json       format, class, spec, preprocessing, model, fingerprints, parent run
     weights.safetensors  encoder/..., decoder/..., codebook/codes
 
-Two SHA-256 fingerprints: `codes` over all that ids depend on, `decoder` over the rest, so that a
-better decoder may follow without a change of ids.
+Two SHA-256 fingerprints: `codes` covers everything that ids depend on, `decoder` the rest, so that
+the decoder can be improved without changing ids.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MANIFEST, WEIGHTS = "tokenizer.json", "weights.safetensors"
 MAX_MANIFEST, MAX_WEIGHTS = 1 << 24, 1 << 33  # bytes of the files that are read
 MAX_CODES = 1 << 24
 FREE = ("field", "max_pixels", "max_samples")
-BATCH = 256  # values at a time; fewer are padded, so that two shapes are compiled
+BATCH = 256  # values at a time; smaller batches are padded, so that only two shapes compile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,12 +55,12 @@ class Learned:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Bases of the digits of an id, where the quantiser has them."""
+        """Bases of the digits of an id, if the quantiser has digits."""
         return getattr(self.model.quantizer, "levels", ())
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """(time, row, column) of the codes; time when the pieces run over time."""
+        """(time, row, column) of the codes; only time if the pieces run over time."""
         rows, columns = self.model.code_grid
         over_time = self.spec.grid is not None and self.spec.grid[0] > 1
         return (rows, 1, columns) if over_time else (1, rows, columns)
@@ -132,7 +132,7 @@ class Learned:
 
     @functools.cached_property
     def _arrays(self) -> tuple[Any, Any]:
-        """Parameters and state of the module; what only training needs of the state is zero."""
+        """Parameters and state of the module; state that only training needs is zero."""
         import jax
         from jax.tree_util import tree_map_with_path
 
@@ -182,17 +182,17 @@ class Learned:
 
     @classmethod
     def read(cls, folder: Any) -> Learned:
-        """The artefact of a folder. Raises ValueError when it is damaged, or no artefact."""
+        """Reads the artefact in a folder. Raises ValueError if it is damaged or not an artefact."""
         path = epath.Path(folder)
         try:
             manifest = json.loads(confined.read(path / MANIFEST, MAX_MANIFEST, path))
-            found, written = cls._parsed(path, manifest), manifest["fingerprints"]
+            learned, written = cls._parsed(path, manifest), manifest["fingerprints"]
             codes = str(written["codes"])[:12]
-            have = found.fingerprints
-        except Exception as error:  # of libraries too, for content that nobody has written
-            said = f"no {error}" if isinstance(error, KeyError) else error
+            have = learned.fingerprints
+        except Exception as error:  # libraries may raise anything on broken content
+            reason = f"no {error}" if isinstance(error, KeyError) else error
             raise ValueError(
-                f"Learned: {path} is no tokenizer that can be read ({said}); train it again with"
+                f"Learned: {path} is no tokenizer that can be read ({reason}); train it again with"
                 " mmjax train-tokenizer."
             ) from error
         if have != written:
@@ -200,7 +200,7 @@ class Learned:
                 f"Learned: {path} is damaged: its content has fingerprint {have['codes'][:12]}, but"
                 f" tokenizer.json says {codes}; copy it again, or train it again."
             )
-        return found
+        return learned
 
     @classmethod
     def _parsed(cls, path: Any, manifest: dict[str, Any]) -> Learned:
@@ -223,18 +223,18 @@ class Learned:
         content = confined.read(path / WEIGHTS, MAX_WEIGHTS, path)
         if int.from_bytes(content[:8], "little") > MAX_MANIFEST:
             raise ValueError(f"the header of {WEIGHTS} is too long")
-        found = cls(
+        learned = cls(
             preprocessing=manifest["preprocessing"],
             spec=TokenSpec(**spec),
             model=model,
             tensors=safetensors.load(content),
             parent=dict(manifest["parent"]),
         )
-        found._check()
-        return found
+        learned._check()
+        return learned
 
     def _check(self) -> None:
-        """Raises ValueError unless the tensors are those of the model."""
+        """Raises ValueError unless the tensors match the model."""
         layers = self.model.encoder_layers + self.model.decoder_layers
         if layers > len(self.tensors) or self.vocab_size > MAX_CODES:
             raise ValueError(
@@ -253,7 +253,7 @@ class Learned:
                 self._tensor(names.path_name(place), leaf.shape)
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
-        """None for state that only training needs. Raises ValueError unless it has that shape."""
+        """A tensor, or None if only training needs it. Raises ValueError for a wrong shape."""
         array = self.tensors.get(name)
         if array is None and name.startswith("codebook/") and name != "codebook/codes":
             return None
@@ -264,5 +264,5 @@ class Learned:
 
 
 def without_field(preprocessing: dict[str, Any]) -> dict[str, Any]:
-    """Preprocessing without what no id depends on: the name of the field, and limits."""
+    """Preprocessing without fields that ids do not depend on: the field's name, and limits."""
     return {k: v for k, v in preprocessing.items() if k not in FREE}

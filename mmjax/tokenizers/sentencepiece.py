@@ -30,29 +30,29 @@ MODEL_FILE = "sentencepiece.model"
 MAX_MANIFEST, MAX_MODEL = 1 << 20, 1 << 28  # bytes of the files that are read
 UNKNOWN, BEGIN, END, FIRST_SENTINEL = 0, 1, 2, 3
 NUM_BYTES = 256
-CHUNK = 1000  # characters: sentencepiece leaves out what is longer than 4,192 bytes
+CHUNK = 1000  # characters: sentencepiece skips texts of more than 4,192 bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SentencePiece(Tokenizer):
-    """Unigram pieces of NFKC-normalised text; what has no piece is spelled in UTF-8 bytes.
+    """Unigram pieces of NFKC-normalised text; characters without a piece become UTF-8 bytes.
 
-    Ids: 0 unknown (never made from text), 1 begin, 2 end, then the sentinels `<s_0>`.., which
-    text cannot spell, 256 bytes, and the learned pieces. `decode(encode(text))` is the text after
-    sentencepiece's NFKC; only U+2581, with which it writes spaces, becomes a space.
+    Ids: 0 unknown (never produced from text), 1 begin, 2 end, then the sentinels `<s_0>`.., which
+    text cannot produce, 256 bytes, and the learned pieces. `decode(encode(text))` is the text after
+    sentencepiece's NFKC, except that U+2581, its symbol for spaces, becomes a space.
 
     Fields:
-      vocab_size: largest number of ids; a corpus that is too small fills fewer.
+      vocab_size: largest number of ids; a small corpus yields fewer.
       num_sentinels: `<s_0>`.. that mark masked spans.
-      max_texts: how many different texts are read for training, from the first on.
+      max_texts: train on the first so many different texts.
     """
 
     vocab_size: ranges.Count = 32_000
     num_sentinels: ranges.Natural = 100
     max_texts: ranges.Count = 1_000_000
 
-    # The trained model travels with the object (also in a pickle) but is no field: the config
-    # that is written down says how to train, the folder holds what was trained.
+    # The trained model is kept on the object (and in its pickles) but is not a field: the saved
+    # config says how to train, and the folder holds the result.
     _model = b""
 
     def __post_init__(self):
@@ -72,12 +72,12 @@ class SentencePiece(Tokenizer):
 
     @property
     def model(self) -> bytes:
-        """The file that sentencepiece reads; empty before `fit`."""
+        """The model file as bytes; empty before `fit`."""
         return self._model
 
     @property
     def first_sentinel(self) -> int:
-        """Id of `<s_0>`; -1 = there is none."""
+        """Id of `<s_0>`; -1 = no sentinels."""
         return FIRST_SENTINEL if self.num_sentinels else -1
 
     @property
@@ -88,12 +88,12 @@ class SentencePiece(Tokenizer):
     def encode(self, value: str | bytes) -> np.ndarray:
         """Ids int32 without an end id.
 
-        Raises ValueError for what is no text (bytes must be UTF-8), and before `fit`.
+        Raises ValueError for anything but text (bytes must be UTF-8), and before `fit`.
         """
         return np.asarray(self._processor.encode(_text(value)), np.int32)
 
     def decode(self, ids: np.ndarray) -> str:
-        """Text of the ids up to the first end id; begin, sentinels and unused ids say nothing.
+        """Text of the ids up to the first end id; begin, sentinels and unused ids are skipped.
 
         Raises ValueError for ids outside 0..vocab_size-1, and before `fit`.
         """
@@ -109,14 +109,14 @@ class SentencePiece(Tokenizer):
         return self._processor.decode(ids[ids < self._processor.get_piece_size()].tolist())
 
     def fit(self, values: Callable[[], Iterable[Any]], folder: Path) -> SentencePiece:
-        """Loads `folder`, or trains on the different texts among `values()` and writes it.
+        """Loads `folder`, or trains on the distinct texts of `values()` and writes it.
 
         Args:
-          values: called when there is nothing to load; str, UTF-8 bytes, or None (left out).
+          values: called if there is nothing to load; yields str, UTF-8 bytes, or None (skipped).
           folder: gets `sentencepiece.model` and, last, `tokenizer.json`; may be in a bucket.
 
-        Raises ValueError when the folder holds another tokenizer or damaged files, when there is
-        no text, or when vocab_size cannot hold the characters of the corpus.
+        Raises ValueError if the folder holds another tokenizer or damaged files, if there is no
+        text, or if vocab_size cannot hold the characters of the corpus.
         """
         from etils import epath
 
@@ -175,7 +175,7 @@ class SentencePiece(Tokenizer):
         return ready
 
     def _check(self, file: Any) -> None:
-        """Raises ValueError unless the model is one that `fit` makes: its ids mean what we say."""
+        """Raises ValueError unless the model's ids have the meaning that `fit` gives them."""
         sentinels = [f"<s_{i}>" for i in range(self.num_sentinels)]
         pieces = [f"<0x{i:02X}>" for i in range(NUM_BYTES)]
         wanted = ["<unk>", "<s>", "</s>", *sentinels, *pieces]
@@ -213,9 +213,9 @@ class SentencePiece(Tokenizer):
                 unk_id=UNKNOWN,
                 bos_id=BEGIN,
                 eos_id=END,
-                # Control symbols, not user-defined ones: text that spells "<s_0>" stays text.
+                # Control symbols, not user-defined ones: the text "<s_0>" stays text.
                 control_symbols=[f"<s_{i}>" for i in range(self.num_sentinels)],
-                num_threads=4,  # fixed: sums, and so the pieces, depend on it
+                num_threads=4,  # fixed, since sums and so the pieces depend on it
                 minloglevel=3,
             )
         except RuntimeError as error:
@@ -264,7 +264,7 @@ def _text(value: str | bytes) -> str:
 
 
 def _different(values: Iterable[Any], limit: int) -> list[str]:
-    """The first `limit` different texts, long ones in chunks."""
+    """The first `limit` distinct texts; long ones are split into chunks."""
     texts: dict[str, None] = {}
     for value in values:
         if value is not None:

@@ -1,4 +1,4 @@
-"""The Tokenizer seam: raw values to ids of one stream and back, perhaps learned from data."""
+"""The Tokenizer seam: raw values to ids of one stream and back, optionally learned from data."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Self = TypeVar("Self", bound="Tokenizer")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """Base of all tokenizers. Constructing one does no work; what is learned is no field.
+    """Base of all tokenizers. Construction does no work; learned state is not a field.
 
     Fields:
-      vocab_size: number of ids; a trained one may use fewer.
-      num_sentinels: ids set aside for masked spans; they follow one another.
+      vocab_size: number of ids; after training it may be smaller.
+      num_sentinels: consecutive ids reserved for masked spans.
     """
 
     vocab_size: ranges.Count
@@ -38,20 +38,20 @@ class Tokenizer:
 
     @property
     def first_sentinel(self) -> int:
-        """Id of the first sentinel; -1 = there is none."""
+        """Id of the first sentinel; -1 = no sentinels."""
         return -1
 
     @property
     def end_id(self) -> int:
-        """Id that ends a sequence; -1 = there is none."""
+        """Id that ends a sequence; -1 = no end id."""
         return -1
 
     def encode(self, value: Any) -> np.ndarray:
-        """Raw value to int32 ids, without an end id."""
+        """The int32 ids of a raw value, without an end id."""
         raise NotImplementedError(f"{type(self).__name__} must define encode(value).")
 
     def decode(self, ids: np.ndarray) -> Any:
-        """Ids, up to the first end id, to a raw value."""
+        """The raw value of the ids up to the first end id."""
         raise NotImplementedError(f"{type(self).__name__} must define decode(ids).")
 
     def fit(self: Self, values: Callable[[], Iterable[Any]], folder: Path) -> Self:
