@@ -200,7 +200,6 @@ class Experiment:
     guards: Guards = Guards()
     logging: Logging = Logging()
     total_steps: ranges.Natural = 1000
-    eval_every: ranges.Natural = 0
 
     def __post_init__(self):
         ranges.check(self)
