@@ -179,7 +179,7 @@ def model_of(plan, params_of=None):
     """(model, canonical arrays) of a plan without heads, filled by name from other arrays."""
     parts = step_lib.split(lambda: plan.make(small.VOCABULARY, {}, 3))
     where = names.canonical_parts(plan, small.VOCABULARY, (), list(names.flatten(parts.params)))
-    _, params, state = step_lib.nnx.split(parts.make(), step_lib.nnx.Param, step_lib.State)
+    _, params, state = step_lib.nnx.split(parts.make(), step_lib.nnx.Param, step_lib.ModelState)
     params, state = jax.device_get((step_lib.nnx.as_pure(params), step_lib.nnx.as_pure(state)))
     if params_of is not None:
         params, missing = names.from_canonical(params_of, params, where)

@@ -47,7 +47,7 @@ def test_no_full_copy_of_a_parameter_exists_in_the_compiled_initialisation():
     )
 
     def init():
-        _, params, _ = step_lib.nnx.split(parts.make(), step_lib.nnx.Param, step_lib.State)
+        _, params, _ = step_lib.nnx.split(parts.make(), step_lib.nnx.Param, step_lib.ModelState)
         return step_lib.nnx.as_pure(params)
 
     text = jax.jit(init, out_shardings=shardings.params).lower().compile().as_text()
