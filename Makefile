@@ -20,7 +20,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := pyproject.toml constraints.txt
 # Pins are made for these extras; beam is left out because it holds protobuf of everyone back.
-PINNED := test hf media eval obs cloud quant kernels demo docs dev tpu cuda
+PINNED := test hf media obs cloud kernels docs dev tpu cuda
 
 ifeq ($(INSTALLER),uv)
 INSTALL = $(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python

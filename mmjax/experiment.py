@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Annotated, Any
 
 from mmjax.config import ranges
@@ -114,6 +115,48 @@ class Evaluator:
         return {}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Init:
+    """Parameters of another run to start from, by canonical name.
+
+    A `*` of a pattern stands for any text, slashes included, as in `Task.trainable`.
+
+    Fields:
+      path: PATH of a run or checkpoint.
+      select: patterns of the source's parameters that are taken.
+      rename: pairs (pattern, replacement) of the source's names. The first pattern that matches
+        counts; each `*` of its replacement is what the `*` at that place has matched.
+      allow_new: patterns of parameters that may stay fresh; all others must be found.
+      dense_to_experts: patterns of expert parameters that take a dense one of their name, a copy
+        for each expert (sparse upcycling, Komatsuzaki et al. 2022, arXiv 2212.05055).
+    """
+
+    path: str
+    select: tuple[str, ...] = ("**",)
+    rename: tuple[tuple[str, str], ...] = ()
+    allow_new: tuple[str, ...] = ()
+    dense_to_experts: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not self.path:
+            raise ValueError("Init: path='' names no run; give the PATH of a run or checkpoint.")
+        for field in ("select", "allow_new", "dense_to_experts"):
+            if isinstance(getattr(self, field), str):
+                given = getattr(self, field)
+                raise ValueError(f"Init: {field}={given!r} must be a tuple; write ({given!r},).")
+        for pair in self.rename:
+            if isinstance(pair, str) or len(pair) != 2:
+                raise ValueError(
+                    f"Init: rename has {pair!r}, but holds pairs; write ((pattern, replacement),)."
+                )
+            stars = [len(re.findall(r"\*+", text)) for text in pair]
+            if stars[1] > stars[0] or set("?[") & set(pair[0]):
+                raise ValueError(
+                    f"Init: rename has {pair!r}; wildcards are `*` alone, and a replacement has no"
+                    " more of them than its pattern."
+                )
+
+
 def _check_name(field: str, name: str) -> None:
     """Raises ValueError for a name that would lead out of a folder, or match other names."""
     wrong = set(name) & set("/\\@*?[]") or not name.isprintable() or len(name.encode()) > 100
@@ -135,7 +178,8 @@ class Experiment:
 
     Fields:
       modalities, tasks, evaluators: by name; a modality's name is the name of its stream.
-      init: PATH of a run or checkpoint whose parameters to start from; empty = fresh.
+      init: PATH of a run or checkpoint whose parameters to start from, or an `Init`, which takes a
+        part of them or renames them; empty = fresh.
       total_steps: optimizer steps over all tasks.
     """
 
@@ -151,12 +195,11 @@ class Experiment:
     rules: MeshRules = MeshRules()
     checkpoint: Checkpointing = Checkpointing()
     evaluators: dict[str, Evaluator] = dataclasses.field(default_factory=dict)
-    init: str = ""
+    init: Any = ""  # str | Init; of such a union tyro makes a positional argument
     data: DataConfig = DataConfig()
     guards: Guards = Guards()
     logging: Logging = Logging()
     total_steps: ranges.Natural = 1000
-    eval_every: ranges.Natural = 0
 
     def __post_init__(self):
         ranges.check(self)
@@ -165,6 +208,8 @@ class Experiment:
                 _check_name(field, name)
         for field in ("train_split", "eval_split"):
             _check_name(f"data.{field}", getattr(self.data, field))
+        if not isinstance(self.init, (str, Init)):
+            raise ValueError(f"Experiment: init={self.init!r} must be a PATH (str) or an Init.")
         if not self.tasks:
             raise ValueError("Experiment: tasks={} trains nothing; name at least one task.")
         for name, task in self.tasks.items():
@@ -250,6 +295,13 @@ class Experiment:
                         f"Task {name!r}: extra {key!r} differs from the one of task {other[0]!r};"
                         " tasks that share a name share one definition."
                     )
+
+    @property
+    def warm_start(self) -> Init | None:
+        """`init` in full: by a path alone, what the source lacks may stay fresh."""
+        if isinstance(self.init, str):
+            return Init(path=self.init, allow_new=("**",)) if self.init else None
+        return self.init
 
     def check_mesh(self, num_devices: int) -> None:
         """Raises ValueError where batches do not divide over the mesh."""

@@ -20,7 +20,7 @@ from mmjax import console, errors
 from mmjax.data import loader, mixture
 from mmjax.experiment import Experiment
 from mmjax.parallel import distributed
-from mmjax.run import checkpoint, lifecycle, metrics, program
+from mmjax.run import checkpoint, lifecycle, metrics, program, warm_start
 from mmjax.run import workdir as workdir_lib
 from mmjax.run.view import View
 from mmjax.step import TrainState
@@ -74,10 +74,11 @@ def train(
         manifest = chosen.manifest if chosen else None
         experiment = workdir_lib.ready_modalities(experiment, folder, main, manifest)
         built = program.build(experiment, devices, folder)
+        source = None if chosen else warm_start.find(built)
         loop = _Loop(built, folder, main, stop)
         try:
             loop.compile(before_compile)
-            loop.restore(chosen)
+            loop.restore(chosen, source)
             loop.seconds["start"] = time.perf_counter() - began
             loop.run()
             return TrainResult(loop.state, built, loop.finish())
@@ -120,16 +121,14 @@ class _Loop:
 
     # ---- restore
 
-    def restore(self, chosen: checkpoint.Chosen | None) -> None:
-        """The state of a checkpoint, or a fresh one (from `init` when the config names a run)."""
+    def restore(self, chosen: checkpoint.Chosen | None, source: Any) -> None:
+        """The state of a checkpoint, or a fresh one, with the parameters that `init` names."""
         if chosen is None:
             self.writer.rewind(0)
             self.state = self.program.init_state()
-            if self.experiment.init:
-                params = workdir_lib.initial_params(
-                    self.experiment.init, self.program, self.state.params
-                )
-                self.state = self.state._replace(params=params)
+            if source is not None:
+                self.state = source.load(self.state)
+                workdir_lib.write_init(self.folder, source.report(), self.main)
                 self._evaluate_all(0)  # what later scores of these evaluators are compared to
             return
         step = chosen.step

@@ -453,6 +453,21 @@ def test_seam_classes_refuse_a_second_class_of_one_name(file):
         config.seam_classes(str(file))
 
 
+# ----------------------------------------------------------------------- fields of before
+
+
+def test_a_field_that_is_gone_is_left_out_where_it_said_nothing():
+    experiment = mini.get_config()
+    old = config.to_json(experiment) | {"eval_every": 0}
+    assert config.from_json(old, config.seam_classes()) == experiment
+    assert not config.diff(old, experiment)
+    said = r"Experiment has no field 'eval_every' any more \(here 50\); set `every` of each"
+    with pytest.raises(config.ConfigError, match=said):
+        config.from_json(old | {"eval_every": 50}, config.seam_classes())
+    with pytest.raises(config.ConfigError, match="no field 'eval_ever'"):
+        config.from_json(old | {"eval_ever": 0}, config.seam_classes())
+
+
 # ------------------------------------------------------------------------------- names
 
 LEADING_OUT = (

@@ -13,6 +13,7 @@ import pytest
 import mmjax
 from mmjax import cli, config, errors
 from mmjax.cli import listing
+from mmjax.run import matching
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -47,6 +48,13 @@ def test_the_recipe_of_the_docs_is_a_config(tmp_path):
     (item,) = listing.recipes(tmp_path)
     assert item["paper"].startswith("Faghri")
     assert item["status"] == "simplified"
+
+
+def test_the_examples_of_init_are_what_they_say(tmp_path):
+    module = config.load_module(as_module(DOCS / "init.md", tmp_path))
+    renamed = matching.renamed("enc/blocks/3/mlp/up", module.encoder.rename)
+    assert renamed == "main/blocks/3/mlp/up"
+    assert matching.matches("dec/blocks/3/mlp/up", module.upcycled.dense_to_experts)
 
 
 def test_every_page_is_in_the_navigation():

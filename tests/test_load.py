@@ -23,7 +23,7 @@ from mmjax.evaluate import Retrieval
 from mmjax.models import names
 from mmjax.models.plan import Block, Run
 from mmjax.run import manifest as manifest_lib
-from mmjax.run import program, records
+from mmjax.run import program, records, warm_start
 from mmjax.run import workdir as workdir_lib
 
 ONE = jax.devices()[:1]
@@ -221,8 +221,7 @@ def test_parameters_and_tokenizers_come_from_another_run(trained, tmp_path):
     )
     ready = workdir_lib.ready_modalities(text_only, epath.Path(tmp_path), main=True)
     built = program.build(ready, ONE)
-    fresh = jax.device_get(built.init_state().params)
-    params = workdir_lib.initial_params(text_only.init, built, fresh)
+    params = warm_start.find(built).load(built.init_state()).params
     source = mmjax.load(f"{trained[0]}@8", devices=ONE)
     old = source.program.to_canonical(jax.device_get(source.params))
     new = built.to_canonical(jax.device_get(params))
@@ -237,7 +236,11 @@ def test_a_run_starts_from_another_one(trained, tmp_path):
     scores = {"retrieval": Retrieval(modalities=("image", "text"), num_galleries=1)}
     experiment = mini.get_config(init=str(trained[0]), evaluators=scores)
     result = mmjax.train(experiment, tmp_path, devices=ONE)
-    assert json.loads((tmp_path / "run.json").read_text())["lineage"] == str(trained[0])
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["lineage"] == run["starts"][0]["init"]["path"] == str(trained[0])
+    assert run["starts"][0]["init"]["step"] == 12
+    assert run["starts"][0]["init"]["loaded"]["enc/blocks/*/attention/query"] == 1
+    assert run["starts"][0]["init"]["fresh"] == run["starts"][0]["init"]["unused"] == {}
     first, before = mini.rows(tmp_path)[1], mini.rows(trained[0])
     assert first["train/text/loss"] < before[1]["train/text/loss"] - 0.3
     assert first["train/text/loss"] == pytest.approx(before[12]["train/text/loss"], abs=0.5)

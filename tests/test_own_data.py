@@ -28,7 +28,7 @@ def shrunk(root, **fields):
         n: dataclasses.replace(t, group_rows=t.batch_size // 8) for n, t in base.tasks.items()
     }
     return dataclasses.replace(base, model=model, modalities=modalities, tasks=tasks,
-                               total_steps=4, eval_every=4)  # fmt: skip
+                               total_steps=4)  # fmt: skip
 
 
 @pytest.mark.parametrize(

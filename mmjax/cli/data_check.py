@@ -104,7 +104,7 @@ def _check(
             examples[row] = there[row]
         except BadRecord:
             examples[row] = {}  # the reader counts it as bad
-    learned = workdir_lib.learned(experiment.init) if experiment.init else {}
+    learned = workdir_lib.learned(experiment.warm_start) if experiment.warm_start else {}
     modalities = {
         name: _ready(
             name,

@@ -18,7 +18,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from mmjax.config.serial import hints, is_config, item_hint, to_json
+from mmjax.config.serial import hints, is_config, is_removed, item_hint, to_json
 
 __all__ = ["diff", "identity", "paths"]
 
@@ -88,6 +88,8 @@ def _diff(old: Any, new: Any, path: str) -> Iterator[str]:
             yield f"{path or 'config'}: {_brief(old)} -> {_brief(new)}"
             return
         for key in [*old, *(k for k in new if k not in old)]:
+            if key not in new and is_removed(old.get("class"), key):
+                continue
             if key not in old or key not in new:
                 yield f"{stem}{key}: {_brief(old.get(key, ...))} -> {_brief(new.get(key, ...))}"
             else:

@@ -18,6 +18,7 @@ import re
 import sys
 import traceback
 import types
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,10 @@ def seam_modules() -> Iterator[types.ModuleType]:
             names += [f"mmjax.{seam}.{m.name}" for m in pkgutil.iter_modules(package.__path__)]
     for name in sorted(set(names) - OLD_NAMES):
         try:
-            yield importlib.import_module(name)
+            with warnings.catch_warnings():  # old names of modules are for configs of before
+                warnings.filterwarnings("ignore", r"mmjax\.\S+ is now", DeprecationWarning)
+                module = importlib.import_module(name)
+            yield module
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("mmjax"):
                 raise

@@ -22,9 +22,12 @@ from typing import Any
 
 from mmjax.config.error import ConfigError, nearest
 
-__all__ = ["dump", "fingerprint", "from_json", "hints", "item_hint", "to_json"]
+__all__ = ["dump", "fingerprint", "from_json", "hints", "is_removed", "item_hint", "to_json"]
 
 FORMAT = 1  # of config.json
+# Fields that are gone: class -> field -> (its default, what to use). A config.json of before loads
+# where it holds the default, which said nothing.
+REMOVED = {"Experiment": {"eval_every": (0, "set `every` of each evaluator")}}
 
 
 def dump(config: Any) -> str:
@@ -146,7 +149,9 @@ def _decode_class(tree: Mapping[str, Any], classes: Mapping[str, type], path: st
         return _member(cls, tree["value"], path)
     names = [f.name for f in dataclasses.fields(cls) if f.init]
     for key in tree:
-        if key != "class" and key not in names:
+        if is_removed(name, key):
+            _check_removed(name, key, tree[key], path)
+        elif key != "class" and key not in names:
             raise ConfigError(f"{path}: {name} has no field {key!r}{nearest(key, names)}")
     known = hints(cls)
     values = {
@@ -158,6 +163,20 @@ def _decode_class(tree: Mapping[str, Any], classes: Mapping[str, type], path: st
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def is_removed(name: Any, field: str) -> bool:
+    """Whether a class, by its name, had this field once."""
+    return field in REMOVED.get(name, {})
+
+
+def _check_removed(name: str, field: str, value: Any, path: str) -> None:
+    """Raises ConfigError for a field of before that did not hold its default."""
+    default, remedy = REMOVED[name][field]
+    if value != default:
+        raise ConfigError(
+            f"{path}: {name} has no field {field!r} any more (here {value!r}); {remedy}."
+        )
 
 
 def _member(cls: type[enum.Enum], name: str, path: str) -> enum.Enum:

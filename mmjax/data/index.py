@@ -60,7 +60,11 @@ def _glob(pattern: str) -> Iterator[str]:
 
 
 def braces(pattern: str) -> list[str]:
-    """The expansions of `{a,b}` and `{000..123}` (padded to the width of the first number)."""
+    """The patterns that `{a,b}` and `{000..123}` (as wide as its first number) stand for.
+
+    Not by the package `braceexpand`, which makes all numbers of a range before the first pattern,
+    so that `{0..99999999999}` takes the memory.
+    """
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices: list[Sequence[str]] = []
     total = 1

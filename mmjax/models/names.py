@@ -96,6 +96,20 @@ def to_canonical(params: PyTree, parts: dict[str, Part]) -> dict[str, np.ndarray
     }
 
 
+def canonical_shapes(params: PyTree, parts: dict[str, Part]) -> dict[str, tuple[int, ...]]:
+    """Shapes of parameters (abstract ones will do) by canonical name."""
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
+    found = {}
+    for name, part in parts.items():
+        shape = shapes[part.path]
+        if isinstance(part.index, int):
+            shape = shape[1:]
+        elif isinstance(part.index, slice):
+            shape = (part.index.stop - part.index.start, *shape[1:])
+        found[name] = shape
+    return found
+
+
 def from_canonical(
     arrays: dict[str, np.ndarray], like: PyTree, parts: dict[str, Part]
 ) -> tuple[PyTree, list[str]]:

@@ -9,7 +9,7 @@ from etils import epy
 from mmjax.config import ranges
 from mmjax.models import embed as embed_lib
 from mmjax.objectives import objective
-from mmjax.typing import Array, Batch, Loss, Targets, Tokens
+from mmjax.typing import Array, Batch, Loss, Targets
 
 with epy.lazy_imports():
     import jax
@@ -153,8 +153,3 @@ def per_sample(token_loss_WU: Array, targets: Targets, batch: Batch) -> Loss:
     total = zeros.at[rows, targets.sample_WU].add(token_loss_WU * targets.weight_WU)
     value = jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), 0.0)
     return Loss(value.reshape(batch_size, slots), weight.reshape(batch_size, slots))
-
-
-def visible_tokens(tokens: Tokens) -> Array:
-    """Number of tokens of each row that are not padding."""
-    return jnp.sum((tokens.stream_BL > 0).astype(jnp.float32), axis=-1)

@@ -117,6 +117,17 @@ class Program(step_lib.Parts):
         return jax.jit(run)
 
 
+def named_parts(
+    experiment: Experiment,
+) -> tuple[step_lib.Parts, dict[str, names_lib.Part]]:
+    """The model of an experiment with ready modalities, taken apart, and its canonical names."""
+    vocabulary, heads = experiment.vocabulary(), experiment.heads()
+    make = functools.partial(experiment.model.make, vocabulary, heads, experiment.seed)
+    parts = step_lib.split(make)
+    paths = list(names_lib.flatten(parts.params))
+    return parts, experiment.model.canonical_parts(vocabulary, tuple(heads), paths)
+
+
 def build(experiment: Experiment, devices=None, folder=None) -> Program:
     """Builds an experiment whose modalities are ready; initialises the jax backend.
 
@@ -125,20 +136,16 @@ def build(experiment: Experiment, devices=None, folder=None) -> Program:
     """
     mesh = experiment.mesh.make(devices)
     experiment.check_mesh(mesh.size)
-    vocabulary, heads = experiment.vocabulary(), experiment.heads()
-    make = functools.partial(experiment.model.make, vocabulary, heads, experiment.seed)
-    parts = step_lib.split(make)
+    parts, canonical = named_parts(experiment)
     extras: dict[str, Extra] = {}
     for task in experiment.tasks.values():
         extras |= task.objective.extra()
     tx = experiment.optimizer.make(parts.matrices, experiment.total_steps)
-    paths = list(names_lib.flatten(parts.params))
-    canonical = experiment.model.canonical_parts(vocabulary, tuple(heads), paths)
     return Program(
         **vars(parts),
         experiment=experiment,
         mesh=mesh,
-        vocabulary=vocabulary,
+        vocabulary=experiment.vocabulary(),
         tx=tx,
         extras=extras,
         shardings=step_lib.state_shardings(parts, tx, extras, mesh, experiment.rules),

@@ -9,22 +9,21 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
 import mmjax
 from mmjax import config, console, errors, files
 from mmjax.data.reader import values_of
-from mmjax.experiment import Experiment
+from mmjax.experiment import Experiment, Init
 from mmjax.models import names as names_lib
 from mmjax.parallel import distributed
-from mmjax.run import checkpoint, lifecycle, records
+from mmjax.run import checkpoint, lifecycle, matching, records
 from mmjax.run.program import Program
-from mmjax.typing import PyTree
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
 MAX_TOKENIZER = 1 << 33  # bytes of a tokenizer file
@@ -73,7 +72,8 @@ def open_run(
       ConfigError: the workdir belongs to another experiment; names the fields that differ.
     """
     identity = {k: config.fingerprint(config.identity(experiment, k)) for k in REFUSED}
-    run: dict[str, Any] = {"lineage": experiment.init, "starts": []}
+    lineage = experiment.warm_start.path if experiment.warm_start else ""
+    run: dict[str, Any] = {"lineage": lineage, "starts": []}
     if chosen is None:
         # Nothing was saved, so any experiment may start here; tokenizers of another are moved away.
         if (folder / "tokenizers").exists():
@@ -155,8 +155,8 @@ def ready_modalities(
                 " copy that folder from where the run was trained."
             )
     if main:
-        if experiment.init and not manifest:
-            _copy_learned(experiment, folder / "tokenizers")
+        if experiment.warm_start and not manifest:
+            _copy_learned(experiment, experiment.warm_start, folder / "tokenizers")
         for name in experiment.modalities:
             _fit(experiment, name, folder)
     distributed.barrier("modalities")
@@ -172,21 +172,29 @@ def ready_modalities(
     return dataclasses.replace(experiment, modalities=ready)
 
 
-def learned(init: str) -> dict[str, epath.Path]:
-    """Tokenizer folders, by stream, of the run that provides the initial parameters.
+def learned(init: Init) -> dict[str, epath.Path]:
+    """Folders of tokenizers of the run that parameters start from, by the stream that they are for
+    here: that of the embeddings which `init` takes, as ids must mean what they meant there.
 
     Raises:
       NoCheckpoint: the run does not exist.
     """
-    source, _ = checkpoint.choose_step(init)
+    source, _ = checkpoint.choose_step(init.path)
     folder = source / "tokenizers"
-    return {p.name.partition("@")[0]: p for p in folder.iterdir()} if folder.exists() else {}
+    found = {}
+    for path in folder.iterdir() if folder.exists() else ():
+        name = f"embed/{path.name.partition('@')[0]}/table"
+        new = re.fullmatch("embed/([^/]+)/table", matching.renamed(name, init.rename))
+        if matching.matches(name, init.select) and new:
+            found[new[1]] = path
+    return found
 
 
-def _copy_learned(experiment: Experiment, target: epath.Path) -> None:
+def _copy_learned(experiment: Experiment, init: Init, target: epath.Path) -> None:
     """Copies `tokenizers/<stream>@<fingerprint>` of the run that `init` names."""
-    for name, folder in learned(experiment.init).items():
-        if name not in experiment.modalities or (target / folder.name).exists():
+    for name, folder in learned(init).items():
+        copy = target / f"{name}@{folder.name.partition('@')[2]}"
+        if name not in experiment.modalities or copy.exists():
             continue
         partial = target / f"{name}.partial"
         if partial.exists():
@@ -194,7 +202,7 @@ def _copy_learned(experiment: Experiment, target: epath.Path) -> None:
         partial.mkdir(parents=True)
         for entry in files.entries(folder):
             (partial / entry.name).write_bytes(files.read_bytes(entry.path, MAX_TOKENIZER))
-        partial.rename(target / folder.name)
+        partial.rename(copy)
 
 
 def _fit(experiment: Experiment, name: str, folder: Any):
@@ -226,29 +234,10 @@ def _fit(experiment: Experiment, name: str, folder: Any):
     return modality.fit(lambda: iter(()), parent / f"{name}@{print_of}")
 
 
-def initial_params(path: str, built: Any, like: PyTree) -> PyTree:
-    """Parameters from another run, by canonical name; missing ones stay freshly initialised."""
-    from mmjax.run import load
-
-    source = load.load(path)
-    arrays = {k: np.asarray(v) for k, v in source.program.to_canonical(source.params).items()}
-    host = jax.device_get(like)
-    params, _ = names_lib.from_canonical(arrays, host, built.canonical)
-    return jax.device_put(params, built.shardings.params)
-
-
 def manifest(built: Program, step: int, journal: list, cursors: dict[str, Any]) -> dict[str, Any]:
     """The manifest of a checkpoint, except the hashes of its files."""
     experiment = built.experiment
-    shapes = names_lib.flatten(built.params)
-    parameters = {}
-    for name, part in built.canonical.items():
-        shape = shapes[part.path].shape
-        if isinstance(part.index, int):
-            shape = shape[1:]
-        elif isinstance(part.index, slice):
-            shape = (part.index.stop - part.index.start, *shape[1:])
-        parameters[name] = list(shape)
+    shapes = names_lib.canonical_shapes(built.params, built.canonical)
     specs = built.vocabulary.specs
     return {
         "step": step,
@@ -260,7 +249,7 @@ def manifest(built: Program, step: int, journal: list, cursors: dict[str, Any]) 
         "tokenizers": {s.name: s.fingerprint for s in specs if s.fingerprint},
         "identity": {k: config.fingerprint(config.identity(experiment, k)) for k in REFUSED},
         "mesh": {k: v for k, v in built.mesh.shape.items() if v > 1},
-        "parameters": parameters,
+        "parameters": {name: list(shape) for name, shape in shapes.items()},
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -275,6 +264,16 @@ def write_scores(folder: epath.Path, name: str, step: int, scores: dict, main: b
 def write_seconds(folder: epath.Path, seconds: dict[str, float], main: bool) -> None:
     """Adds the time budget of this start to run.json."""
     if main:
-        run = records.read_run(folder)
-        run["starts"][-1]["seconds"] = {k: round(v, 2) for k, v in seconds.items()}
-        records.write_run(folder, run)
+        _add_to_start(folder, "seconds", {k: round(v, 2) for k, v in seconds.items()})
+
+
+def write_init(folder: epath.Path, report: dict[str, Any], main: bool) -> None:
+    """Adds which parameters came from another run to run.json."""
+    if main:
+        _add_to_start(folder, "init", report)
+
+
+def _add_to_start(folder: epath.Path, key: str, value: Any) -> None:
+    run = records.read_run(folder)
+    run["starts"][-1][key] = value
+    records.write_run(folder, run)

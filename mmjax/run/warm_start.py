@@ -1,0 +1,151 @@
+"""Parameters that a run takes from another one (`Experiment.init`), on any mesh.
+
+    source = warm_start.find(program)  # what goes where, before anything is compiled
+    state = source.load(program.init_state())
+
+The other run's parameters are restored onto the mesh of this one, and one jitted function moves
+them to their places: no process holds or sends more than its shards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from mmjax import console
+from mmjax import step as step_lib
+from mmjax.experiment import Init
+from mmjax.models import names as names_lib
+from mmjax.parallel import distributed
+from mmjax.run import checkpoint, load, matching
+from mmjax.run import program as program_lib
+from mmjax.run import workdir as workdir_lib
+from mmjax.typing import Array, PyTree
+
+__all__ = ["WarmStart", "find"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class WarmStart:
+    """A checkpoint to start from, and what of it goes where.
+
+    Fields:
+      program: of the run that starts. workdir, step: the checkpoint. parts, canonical: its model.
+    """
+
+    init: Init
+    program: program_lib.Program
+    workdir: epath.Path
+    step: int
+    parts: step_lib.Parts
+    canonical: dict[str, names_lib.Part]
+    match: matching.Match
+
+    def load(self, state: step_lib.TrainState) -> step_lib.TrainState:
+        """The fresh state with parameters of the source; gives up the state that it is given.
+
+        The optimizer and the extra state of objectives begin anew from these parameters, so that
+        a teacher is a copy of what was loaded. Router state stays fresh: the loads that it evens
+        out were those of other tasks.
+        """
+        found = checkpoint.restore(self.workdir, self.step, {"params": self._abstract()})
+        built = self.program
+
+        def begin(fresh: step_lib.TrainState, source: PyTree) -> step_lib.TrainState:
+            params = self._placed(fresh.params, source)
+            extra = {name: e.init(params) for name, e in built.extras.items()}
+            with step_lib.standard_promotion():
+                return fresh._replace(params=params, opt_state=built.tx.init(params), extra=extra)
+
+        # The old state is donated and all of it kept as arguments: the new one has its memory.
+        begin = jax.jit(begin, out_shardings=built.shardings, donate_argnums=0, keep_unused=True)
+        state = begin(state, found["params"])
+        for line in self._lines():
+            console.say(line, distributed.is_main())
+        return state
+
+    def _abstract(self) -> PyTree:
+        """Shapes and types of the source, sharded over this mesh by the rules of this run."""
+        mesh, rules = self.program.mesh, self.program.experiment.rules
+
+        def shaped(path, leaf):
+            name = names_lib.path_name(path)
+            try:
+                spec = rules.spec(name, self.parts.axes[name], leaf.shape, mesh)
+            except ValueError:  # it does not divide over this mesh: each device reads all of it
+                spec = jax.sharding.PartitionSpec()
+            sharding = jax.sharding.NamedSharding(mesh, spec)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree_util.tree_map_with_path(shaped, self.parts.params)
+
+    def _placed(self, params: PyTree, source: PyTree) -> PyTree:
+        """Parameters with those of the source at their places."""
+        leaves: dict[str, Array] = dict(names_lib.flatten(params))
+        arrays: dict[str, Array] = dict(names_lib.to_canonical(source, self.canonical))
+        for name, old in self.match.taken.items():
+            part, value = self.program.canonical[name], arrays[old]
+            leaf = leaves[part.path]
+            value = value.astype(leaf.dtype)
+            if name in self.match.copied:
+                dim, num_experts = self.match.copied[name]
+                value = jnp.repeat(jnp.expand_dims(value, dim), num_experts, axis=dim)
+            leaves[part.path] = value if part.index is None else leaf.at[part.index].set(value)
+        return jax.tree.structure(params).unflatten(leaves.values())
+
+    def report(self) -> dict[str, Any]:
+        """For run.json: what was loaded, is fresh, and was not used, by pattern with counts."""
+        match = self.match
+        return {
+            "path": self.init.path,
+            "step": self.step,
+            "loaded": matching.by_pattern(match.taken),
+            "copied_to_experts": matching.by_pattern(match.copied),
+            "fresh": matching.by_pattern(match.fresh),
+            "unused": matching.by_pattern(match.unused),
+        }
+
+    def _lines(self) -> list[str]:
+        match, path = self.match, f"{self.workdir}@{self.step}"
+        named = {
+            f"init: {len(match.taken)} parameters are those of {path}": match.taken,
+            f"init: {len(match.copied)} of them are copied to each expert": match.copied,
+            f"init: {len(match.fresh)} are fresh": match.fresh,
+            f"init: {len(match.unused)} of the source are not used": match.unused,
+        }
+        return [f"{k}: {matching.listed(matching.by_pattern(v))}" for k, v in named.items() if v]
+
+
+def find(program: program_lib.Program) -> WarmStart | None:
+    """What the experiment of a program starts from; None = fresh parameters.
+
+    Raises:
+      NoCheckpoint: `init` names no run. ValueError: its parameters do not fit.
+    """
+    init = program.experiment.warm_start
+    if init is None:
+        return None
+    workdir, step, manifest, _ = checkpoint.choose(init.path)
+    experiment = load.read_experiment(workdir)
+    experiment = workdir_lib.ready_modalities(experiment, workdir, False, manifest)
+    parts, canonical = program_lib.named_parts(experiment)
+    target = names_lib.canonical_shapes(program.params, program.canonical)
+    expert_dims = {}
+    for name, part in program.canonical.items():
+        axes = program.axes[part.path]
+        if "expert" in axes:
+            expert_dims[name] = axes.index("expert") + len(target[name]) - len(axes)
+    source = names_lib.canonical_shapes(parts.params, canonical)
+    return WarmStart(
+        init=init,
+        program=program,
+        workdir=workdir,
+        step=step,
+        parts=parts,
+        canonical=canonical,
+        match=matching.match(init, source, target, expert_dims),
+    )
