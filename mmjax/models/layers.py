@@ -94,7 +94,8 @@ class LoRA(_Around):
 
     Fields:
       block: what is changed. rank, alpha.
-      target_modules: patterns of paths inside the block, such as `attention/query`.
+      target_modules: patterns of paths inside the block, such as `attention/query`; of what they
+        match, matrices are changed, but not those of experts.
     """
 
     rank: ranges.Count = 8

@@ -36,26 +36,20 @@ class LoRAModule(BlockModule):
     def __init__(self, config: layers.LoRA, stack: Stack, rngs: nnx.Rngs):
         self.config = config
         self.block = contracts.made(config.block, stack, rngs)
-        pairs = {}
+        pairs, matrices = {}, []
         for path, leaf in nnx.to_flat_state(nnx.state(self.block, nnx.Param)):
-            name, meta = "/".join(map(str, path)), leaf.get_metadata()
-            if not config.is_target(name):
-                continue
-            reduce = meta.get("reduce", ())
-            if not reduce or tuple(reduce) != tuple(range(len(reduce))) or "expert" in meta["axes"]:
-                raise ValueError(
-                    f"LoRA: target_modules={config.target_modules} names {name!r} of axes"
-                    f" {meta['axes']}, which is no matrix with its inputs first; name projections,"
-                    " such as 'attention/query' or 'mlp/up'."
-                )
-            pairs[name.replace("/", ".")] = Pair(
-                leaf.shape, meta["axes"], reduce, config.rank, rngs
-            )  # fmt: skip
+            name, axes = "/".join(map(str, path)), leaf.get_metadata()["axes"]
+            reduce = leaf.get_metadata().get("reduce", ())
+            if not reduce or reduce != tuple(range(len(reduce))) or "expert" in axes:
+                continue  # a vector, or one matrix for each expert
+            matrices.append(name)
+            if config.is_target(name):
+                pair = Pair(leaf.shape, axes, reduce, config.rank, rngs)
+                pairs[name.replace("/", ".")] = pair
         if not pairs:
-            names = ["/".join(map(str, p)) for p, _ in nnx.to_flat_state(nnx.state(self.block))]
             raise ValueError(
-                f"LoRA: target_modules={config.target_modules} matches no parameter of"
-                f" {type(config.block).__name__}; there are {', '.join(sorted(names))}."
+                f"LoRA: target_modules={config.target_modules} matches no matrix of"
+                f" {type(config.block).__name__}; there are {', '.join(sorted(matrices))}."
             )
         self.lora = nnx.Dict(pairs)
 

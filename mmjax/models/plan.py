@@ -7,7 +7,7 @@ parameters of a run are stacked and scanned, so compile time grows with runs, no
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from mmjax.config import ranges
 from mmjax.models.block import BlockConfig, Stack
@@ -296,6 +296,33 @@ def block_places(model: Transformer) -> dict[tuple[int, int, int], tuple[str, in
                 next_number[block.lane] = number + 1
                 places[r, p, n] = (block.lane, number)
     return places
+
+
+def layer_lines(runs: tuple[Run, ...]) -> list[str]:
+    """The layer plan for people: a line a run, with the fields that are not at their defaults.
+
+    >>> layer_lines((Run(pattern=(Block(), Block(moe=MoE(num_experts=4))), repeats=3),))
+    ['3 x main: Block, Block(moe=MoE(num_experts=4))']
+    """
+    lines = []
+    for run in runs:
+        lanes: dict[str, list[str]] = {}
+        for block in run.pattern:
+            lanes.setdefault(block.lane, []).append(_short(block))
+        blocks = "; ".join(f"{lane}: {', '.join(names)}" for lane, names in lanes.items())
+        lines.append(f"{run.repeats} x {blocks}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    if not dataclasses.is_dataclass(value):
+        return repr(value)
+    fields = [
+        f"{field.name}={_short(getattr(value, field.name))}"
+        for field in dataclasses.fields(value)
+        if field.name != "lane" and getattr(value, field.name) != field.default
+    ]
+    return f"{type(value).__name__}({', '.join(fields)})" if fields else type(value).__name__
 
 
 def flops_per_token(model: Transformer, lane: str, length: int, read_length: int = 0) -> float:

@@ -199,6 +199,13 @@ class ByStream(Router):
 
     Fields:
       experts: the expert of each stream, in the order of the vocabulary; streams may share one.
+
+    >>> import jax.numpy as jnp
+    >>> router = ByStream(experts=(1, 0))
+    >>> stream_WT = jnp.array([[1, 2, 0]])  # 0 is padding
+    >>> routing = router.route(None, None, {}, stream_WT, stream_WT > 0, None)
+    >>> routing.expert_WTX[0, :, 0].tolist(), routing.weight_WTX[0, :, 0].tolist()
+    ([1, 0, 0], [1.0, 1.0, 0.0])
     """
 
     experts: tuple[ranges.Natural, ...]

@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 _log = logging.getLogger("mmjax")
+SHOWN = ("layer_plan", "streams", "tokenizers", "mesh", "cursors", "journal")  # by info
 
 
 class Saver:
@@ -279,7 +280,7 @@ def info(path: str, verify: bool = False) -> dict[str, Any]:
         "step": step,
         "parameters": sum(parts.values()),
         "parameters_by_part": parts,
-        **{key: manifest[key] for key in ("streams", "tokenizers", "mesh", "cursors", "journal")},
+        **{key: manifest[key] for key in SHOWN},
     }
     if verify:
         bad = {s: damaged(workdir, s) for s in there}

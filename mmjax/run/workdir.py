@@ -21,6 +21,7 @@ from mmjax import config, console, errors, files
 from mmjax.data.reader import values_of
 from mmjax.experiment import Experiment, Init
 from mmjax.models import names as names_lib
+from mmjax.models import plan
 from mmjax.parallel import distributed
 from mmjax.run import checkpoint, lifecycle, matching, records
 from mmjax.run.program import Program
@@ -245,7 +246,7 @@ def manifest(built: Program, step: int, journal: list, cursors: dict[str, Any]) 
         "cursors": cursors,
         "streams": [s.name for s in specs],
         "vocabulary": {s.name: list(built.vocabulary.range(s.name)) for s in specs},
-        "layer_plan": [repr(run) for run in experiment.model.layer_plan()],
+        "layer_plan": plan.layer_lines(experiment.model.layer_plan()),
         "tokenizers": {s.name: s.fingerprint for s in specs if s.fingerprint},
         "identity": {k: config.fingerprint(config.identity(experiment, k)) for k in REFUSED},
         "mesh": {k: v for k, v in built.mesh.shape.items() if v > 1},

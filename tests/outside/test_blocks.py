@@ -123,6 +123,7 @@ def test_it_trains_and_has_names_axes_and_flops(name):
         assert ours > base / 2  # three ordinary blocks and three of it
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("devices", [2, 8])
 @pytest.mark.parametrize("name", NAMES)
 def test_sharded_is_the_same(name, devices):
@@ -130,6 +131,7 @@ def test_sharded_is_the_same(name, devices):
     np.testing.assert_allclose(losses, trained(name)[2], rtol=2e-4)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", NAMES)
 def test_decoding_with_a_cache_is_a_pass_over_all_tokens(name):
     model = config(name)
@@ -192,6 +194,7 @@ def renumbered(name: str, lane: str) -> str:
     return f"{start}{2 * int(number)}/{rest}"
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_are_frozen_by_name_inside_a_scanned_run(name):
     model = config(name)
