@@ -226,11 +226,8 @@ class Experiment:
                     f"{who}: modality {modality!r} is not in modalities"
                     f"{nearest(modality, self.modalities)}"
                 )
-        shapes = {"": (task.batch_size, task.group_rows)}
-        for variant, v in task.variants.items():
-            sizes = (v.batch_size or task.batch_size, v.group_rows or task.group_rows)
-            shapes[f" variant {variant!r}"] = sizes
-        for where, (batch_size, group_rows) in shapes.items():
+        for variant, (_, batch_size, group_rows) in task.shapes().items():
+            where = f" variant {variant!r}" if task.variants else ""
             if batch_size % group_rows:
                 fits = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
                 raise ValueError(
@@ -308,14 +305,8 @@ class Experiment:
         sizes = self.mesh.resolve(num_devices)
         shards = math.prod(sizes[axis] for axis in BATCH_AXES)
         for name, task in self.tasks.items():
-            variants = {"": (task.batch_size, task.group_rows)} | {
-                f" variant {key!r}": (
-                    v.batch_size or task.batch_size,
-                    v.group_rows or task.group_rows,
-                )
-                for key, v in task.variants.items()
-            }
-            for where, (batch_size, group_rows) in variants.items():
+            for variant, (_, batch_size, group_rows) in task.shapes().items():
+                where = f" variant {variant!r}" if task.variants else ""
                 groups = batch_size // group_rows
                 if groups % shards:
                     rows = [n for n in range(1, batch_size + 1) if batch_size % (n * shards) == 0]

@@ -129,6 +129,10 @@ class Task:
             own.group_rows or self.group_rows,
         )
 
+    def shapes(self) -> dict[str, Shape]:
+        """`shape` of every variant, by name."""
+        return {name: self.shape(name) for name in self.variant_weights()}
+
     def streams(self) -> Streams:
         """Streams that the layout reads and predicts."""
         return Streams(self.inputs, self.targets)

@@ -75,14 +75,13 @@ class Program(step_lib.Parts):
         """The jitted step of a task's variant; trace it under `jax.set_mesh(program.mesh)`."""
         config = self.experiment
         t = config.tasks[task]
-        other = t.variants.get(variant)
         return step_lib.make_train_step(
             self,
             self.tx,
             t.objective,
             self.shardings,
             seed=config.seed,
-            group_rows=(other.group_rows if other else None) or t.group_rows,
+            group_rows=t.shape(variant).group_rows,
             dtype=self.dtype,
             grad_clip_norm=config.optimizer.grad_clip_norm,
             learning_rate_scale=t.learning_rate_scale,
@@ -104,13 +103,15 @@ class Program(step_lib.Parts):
         return names_lib.to_canonical(params, self.canonical)
 
     def eval_losses(self, task: str) -> Callable[..., tuple[Metrics, Metrics]]:
-        """Jitted (params, model_state, extra, batch) -> (losses, metrics) of a task."""
+        """Jitted (params, model_state, extra, batch) -> (losses, metrics) of a task; the batch has
+        the shape of its first variant."""
         t = self.experiment.tasks[task]
+        group_rows = next(iter(t.shapes().values())).group_rows
 
         def run(params, model_state, extra, batch):
             losses, metrics, _ = step_lib.eval_step(
                 self, t.objective, params, model_state, extra, batch,
-                group_rows=t.group_rows, dtype=self.dtype,
+                group_rows=group_rows, dtype=self.dtype,
             )  # fmt: skip
             return losses, metrics
 

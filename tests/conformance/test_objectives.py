@@ -65,7 +65,7 @@ NAMES = [
     "mesh",
     [
         "2_data",
-        "8_tensor",
+        pytest.param("8_tensor", marks=pytest.mark.ci),
         pytest.param("8_replica", marks=pytest.mark.slow),
         pytest.param("8_fsdp", marks=pytest.mark.slow),
         pytest.param("8_expert", marks=pytest.mark.slow),

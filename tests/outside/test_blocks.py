@@ -104,6 +104,7 @@ def canonical(model, parts):
     return names.canonical_parts(model, small.VOCABULARY, heads, paths)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", NAMES)
 def test_it_trains_and_has_names_axes_and_flops(name):
     parts, state, losses = trained(name)
@@ -124,7 +125,7 @@ def test_it_trains_and_has_names_axes_and_flops(name):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
 @pytest.mark.parametrize("name", NAMES)
 def test_sharded_is_the_same(name, devices):
     _, _, losses = trained(name, devices)
@@ -156,6 +157,7 @@ def test_decoding_with_a_cache_is_a_pass_over_all_tokens(name):
     np.testing.assert_allclose(tokens[real], whole[real], atol=3e-5)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", list(IDENTITIES))
 def test_what_is_inserted_is_an_exact_identity(name):
     """Forward, to the bit, with the parameters of the model without it."""
@@ -216,6 +218,7 @@ def test_layers_are_frozen_by_name_inside_a_scanned_run(name):
     assert all(n.startswith(f"{lane}/blocks/3/") for n in moved)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["low_rank", "shipped lora"])
 def test_merged_changes_are_the_same_model(name):
     model = config(name)
