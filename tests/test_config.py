@@ -354,6 +354,24 @@ def test_diff_shows_classes_presence_and_order():
     assert line.endswith("-> Sigmoid(bias=-10.0)")
 
 
+def test_a_new_field_is_no_part_of_the_identity_while_it_is_at_its_default():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Layer:
+        width: int = 8
+        later: int = dataclasses.field(default=0, metadata={"is_new": True})
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Whole:
+        layer: Any = dataclasses.field(default=Layer(), metadata={"identity": "model"})
+
+    known = {"@class": "Layer", "layer.width": 8}
+    assert config.identity(Whole(), "model") == {
+        k.replace("@", "layer@"): v for k, v in known.items()
+    }
+    assert config.identity(Whole(layer=Layer(later=1)), "model")["layer.later"] == 1
+    assert "layer.later" in config.paths(Whole())
+
+
 def test_identity_is_inherited_until_a_field_says_another():
     root = tiny()
     assert config.identity(root, "model") == {"widths": [8, 16]}

@@ -9,7 +9,8 @@ A field declares what it affects with `dataclasses.field(metadata={"identity": "
     none      nothing that is computed              a resume ignores a change
 
 The declaration holds for everything below the field until a deeper field overrides it; at the root
-it is "none".
+it is "none". A field that came after runs had been saved says so by `metadata={"is_new": True}`:
+while it is at its default it is no part of the identity, so that those runs resume.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class _Leaf(NamedTuple):
     value: Any
     hint: Any
     identity: str
+    is_unused: bool = False  # a new field at its default
 
 
 def paths(config: Any) -> list[str]:
@@ -44,7 +46,11 @@ def identity(config: Any, kind: str) -> dict[str, Any]:
     """
     if kind not in IDENTITIES:
         raise ValueError(f"identity: kind={kind!r} must be one of {', '.join(IDENTITIES)}.")
-    leaves = [leaf for leaf in _walk(config, Any, "", "none") if leaf.identity == kind]
+    leaves = [
+        leaf
+        for leaf in _walk(config, Any, "", "none")
+        if leaf.identity == kind and not leaf.is_unused
+    ]
     return {leaf.path: to_json(leaf.value, leaf.hint, leaf.path) for leaf in leaves}
 
 
@@ -69,7 +75,9 @@ def _walk(value: Any, hint: Any, path: str, kind: str) -> Iterator[_Leaf]:
                         f" {', '.join(IDENTITIES)}."
                     )
                 inner = getattr(value, field.name)
-                yield from _walk(inner, known.get(field.name, Any), f"{stem}{field.name}", own)
+                is_unused = bool(field.metadata.get("is_new")) and inner == field.default
+                for leaf in _walk(inner, known.get(field.name, Any), f"{stem}{field.name}", own):
+                    yield leaf._replace(is_unused=leaf.is_unused or is_unused)
     elif isinstance(value, Mapping) and value:
         yield _Leaf(f"{path}@order", tuple(value), Any, kind)
         for key, inner in value.items():

@@ -36,7 +36,7 @@ class MoE:
     every: ranges.Count = 2
     router: Router = TokenChoice()
     block_rows: ranges.Count = 128
-    shared_width: ranges.Natural = 0
+    shared_width: ranges.Natural = dataclasses.field(default=0, metadata={"is_new": True})
 
     def __post_init__(self):
         ranges.check(self)
