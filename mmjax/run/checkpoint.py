@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 _log = logging.getLogger("mmjax")
-SHOWN = ("layer_plan", "streams", "tokenizers", "mesh", "cursors", "journal")  # by info
+SHOWN = ("streams", "tokenizers", "mesh", "cursors", "journal")  # by info
 
 
 class Saver:
@@ -280,6 +280,7 @@ def info(path: str, verify: bool = False) -> dict[str, Any]:
         "step": step,
         "parameters": sum(parts.values()),
         "parameters_by_part": parts,
+        "layer_plan": {str(n): line for n, line in enumerate(manifest["layer_plan"], 1)},
         **{key: manifest[key] for key in SHOWN},
     }
     if verify:
