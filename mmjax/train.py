@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from mmjax import console, errors
+from mmjax import console, errors, files
 from mmjax.data import loader, mixture
 from mmjax.experiment import Experiment
 from mmjax.parallel import distributed
@@ -64,7 +64,7 @@ def train(
     began = time.perf_counter()
     distributed.initialize()
     main = distributed.is_main()
-    folder = epath.Path(workdir)
+    folder = files.given(workdir)
     checkpoint.refuse_new(folder)
     with workdir_lib.held(folder, main), lifecycle.stop_on_signals() as stop:
         chosen = workdir_lib.resume_from(folder, main)

@@ -47,7 +47,7 @@ def train_tokenizer(
             f" {', '.join(experiment.modalities)} is no tokenizer; use an Autoencoder and one"
             " modality, or mmjax train."
         )
-    folder = epath.Path(workdir)
+    folder = files.given(workdir)
     result = train.train(
         experiment, workdir, code=code, devices=devices, before_compile=before_compile
     )

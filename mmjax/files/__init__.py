@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import fnmatch
 import json
 import logging
 import math
@@ -22,8 +23,10 @@ from typing import Any, NamedTuple
 __all__ = [
     "DamagedFile",
     "Entry",
+    "children",
     "entries",
     "exists",
+    "given",
     "is_remote",
     "kind",
     "parse_json",
@@ -43,6 +46,17 @@ _log = logging.getLogger("mmjax")
 
 class DamagedFile(ValueError):
     """A file that mmjax wrote is damaged; the message says how."""
+
+
+def given(path: Any) -> Any:
+    """The path that a user named, local or in a bucket, with `~` for the home folder.
+
+    All else stands for itself: use `children`, not `glob`, which takes brackets for a pattern.
+    """
+    from etils import epath
+
+    text = os.fspath(path)
+    return epath.Path(os.path.expanduser(text) if text.startswith("~") else text)
 
 
 @contextlib.contextmanager
@@ -182,6 +196,12 @@ class Entry(NamedTuple):
     name: str  # relative, with slashes
     path: Any
     kind: str
+
+
+def children(folder: Any, pattern: str) -> list[Any]:
+    """Paths in a folder whose names match a pattern, sorted; [] when there is no such folder."""
+    there = folder.iterdir() if folder.exists() else ()
+    return sorted(path for path in there if fnmatch.fnmatch(path.name, pattern))
 
 
 def entries(folder: Any) -> Iterator[Entry]:

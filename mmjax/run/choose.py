@@ -36,7 +36,7 @@ def parse_path(path: str) -> tuple[epath.Path, str]:
 
     A folder that exists is a workdir, whatever its name.
     """
-    text = str(path)
+    text = str(files.given(path))
     if "@" not in text or epath.Path(text).exists():
         return epath.Path(text), ""
     head, at, metric = text.partition("@best:")  # first, since a metric may contain an @
@@ -170,7 +170,8 @@ def best_step(workdir: epath.Path, metric: str, there: list[int]) -> int:
     """
     values: dict[int, float] = {}
     names: set[str] = set()
-    for file in (workdir / "evals").glob("*/*.json") if (workdir / "evals").exists() else ():
+    suites = files.children(workdir / "evals", "*")
+    for file in (file for suite in suites for file in files.children(suite, "*.json")):
         try:
             scores = files.read_json(file)
         except files.DamagedFile as error:
@@ -190,8 +191,13 @@ def best_step(workdir: epath.Path, metric: str, there: list[int]) -> int:
 
 
 def refuse_new(workdir: epath.Path) -> None:
-    """Raises ValueError if a new workdir's name looks like a step of another workdir."""
+    """Raises ValueError if a workdir's name looks like a step of another one, or like a pattern."""
     text = str(workdir)
+    if set(text) & set("[]*?"):  # Orbax looks for its own files by `glob`, and does not find them
+        raise ValueError(
+            f"Workdir {text!r}: checkpoints cannot be saved below a folder whose name has one of"
+            " [ ] * ?; choose a name without."
+        )
     if not workdir.exists() and re.search(r"@(best:.*|[0-9]+)$", text):
         raise ValueError(
             f"Workdir {text!r}: reads as a checkpoint of {text.partition('@')[0]!r}; choose a name"

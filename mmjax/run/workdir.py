@@ -150,7 +150,7 @@ def ready_modalities(
         checkpoint; raised before anything is compiled.
     """
     for name in manifest["tokenizers"] if manifest else ():
-        if not list((folder / "tokenizers").glob(f"{name}@*")):
+        if not files.children(folder / "tokenizers", f"{name}@*"):
             raise checkpoint.NoCheckpoint(
                 f"{folder}: the tokenizer of stream {name!r} is not in {folder / 'tokenizers'};"
                 " copy that folder from where the run was trained."
@@ -210,7 +210,7 @@ def _fit(experiment: Experiment, name: str, folder: Any):
     """Fits into `tokenizers/<stream>`, then renames it to `<stream>@<fingerprint>`."""
     modality = experiment.modalities[name]
     parent = folder / "tokenizers"
-    there = sorted(parent.glob(f"{name}@*")) if parent.exists() else []
+    there = files.children(parent, f"{name}@*")
     if there:
         return modality.fit(lambda: iter(()), there[0])
 
