@@ -354,7 +354,7 @@ OWN = """
 
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class ByStream(Router):
+    class OwnExpert(Router):
         '''Each stream has an expert of its own.'''
 
         def route(self, x_WTD, logits_WTE, state, stream_WT, valid_WT, key):
@@ -376,7 +376,7 @@ OWN = """
 
 
     def get_config():
-        moe = MoE(num_experts=2, every=1, router=ByStream())
+        moe = MoE(num_experts=2, every=1, router=OwnExpert())
         return mmjax.Experiment(
             modalities={"smell": Smell(), "digit": Smell()},
             model=Transformer(shape="encoder", width=16, num_heads=2, encoder_layers=1, moe=moe,
