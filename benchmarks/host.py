@@ -1,9 +1,9 @@
-"""Host time of the loop outside its program, read from a trace of `mmjax train`.
+"""Host time of the loop outside its executables, read from a trace of `mmjax train`.
 
     python benchmarks/host.py [--steps 40] [--no-bars] [--out FILE]
 
 The demo of five tasks trains as users train it; a few steps in, a trace is taken of so many steps.
-The gap between two program is time in which the device waits for the host: for the dispatch,
+The gap between two executables is time in which the device waits for the host: for the dispatch,
 the next batch, metrics, logs. CPU time of the thread that runs the loop is told too; most of it is
 spent while an executable runs, as steps are dispatched and metrics read one step late. Exit code 3:
 the median gap is above LIMIT_MS; never so with `--no-bars`.
@@ -100,7 +100,7 @@ def child(steps: int) -> None:
 
 
 def measure(steps: int = 40) -> dict:
-    """Quartiles of the gaps in ms, share of time inside program, CPU ms of the loop's thread.
+    """Quartiles of the gaps in ms, share of time inside executables, CPU ms of the loop's thread.
 
     Raises:
       SystemExit: the trace has not one execution for each step.
@@ -117,7 +117,7 @@ def describe(found: dict) -> str:
     """One line."""
     low, median, high = found["gap_ms_quartiles"]
     return (
-        f"host: {median:.2f} ms between two program of the loop ({low:.2f} to {high:.2f}; at"
+        f"host: {median:.2f} ms between two executables of the loop ({low:.2f} to {high:.2f}; at"
         f" most {LIMIT_MS}), {100 * found['inside']:.1f} % of the time inside; its thread works"
         f" {found['thread_ms']:.1f} ms a step"
     )

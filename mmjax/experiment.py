@@ -276,7 +276,7 @@ class Experiment:
             for block in run.pattern:
                 if not alone or not block.balances_within_groups:
                     continue
-                router = getattr(getattr(block, "moe", None), "router", block)
+                router = block.router or block
                 raise ValueError(
                     f"{who}: router {type(router).__name__} balances inside groups of one modality,"
                     " which undoes specialisation; use TokenChoice, or allow_unmixed=True if meant."

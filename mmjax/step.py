@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fnmatch
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -214,32 +213,6 @@ def eval_step(
     model = bind(parts, params, model_state, group_rows, dtype)
     losses, metrics, _, features = objective(model, batch, jax.random.key(0), extra)
     return objective_lib.total(losses), metrics, features
-
-
-def trainable_mask(
-    parts: Parts, patterns: tuple[str, ...], names: dict[str, tuple[str, ...]]
-) -> PyTree:
-    """True for parameters whose canonical names match a pattern; `names` are by parameter path.
-
-    Of layers that are stacked in one parameter some may match and some not: an array [N] of bool.
-
-    Raises:
-      ValueError: part of a parameter that is no stack of layers matches.
-    """
-
-    def match(path, leaf):
-        own = names[path_name(path)]
-        hits = [any(fnmatch.fnmatch(name, pattern) for pattern in patterns) for name in own]
-        if any(hits) == all(hits):
-            return hits[0]
-        if len(hits) != leaf.shape[0]:
-            raise ValueError(
-                f"Task: trainable={patterns} matches {own[hits.index(True)]} but not"
-                f" {own[hits.index(False)]}, which are rows of one table; name both or neither."
-            )
-        return np.asarray(hits)
-
-    return jax.tree_util.tree_map_with_path(match, parts.params)
 
 
 def make_train_step(

@@ -1,4 +1,4 @@
-"""The benchmarks run, and what they compare is comparable. No test judges how fast it is."""
+"""The benchmarks run, and what they compare is comparable."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_gaps_between_executables_of_the_loop_are_read_from_a_trace(root, tmp_pa
     found = json.loads(out.read_text())
     assert len(found["gap_ms"]) == found["executions"] - 1
     assert min(found["gap_ms"]) > 0
-    assert 0 < found["inside"] < 1
+    assert 0.5 < found["inside"] < 1
 
 
 @pytest.mark.slow
@@ -43,12 +43,11 @@ def test_the_cost_of_verification_is_measured_in_a_run(root, tmp_path):
     out = tmp_path / "found.json"
     program = ["benchmarks/verify.py", "--config", "configs/quickstart.py:tiny"]
     done = subprocess.run(
-        [sys.executable, *program, "--steps", "101", "--limit", "inf", "--out", str(out)],
+        [sys.executable, *program, "--steps", "101", "--limit", "1000", "--out", str(out)],
         cwd=root, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     assert found["saves"] == 1
-    assert found["verify"] > 0
-    assert found["steps"] > 0
+    assert 0 < found["verify"] < found["steps"] * 1000
     assert found["ratio"] > 0

@@ -231,6 +231,12 @@ def test_sizes():
     assert not wrong, "\n".join(wrong)
 
 
+def test_how_training_works_is_a_thousand_lines():
+    names = ["train.py", "step.py", "objectives/objective.py", "models/transformer.py"]
+    lines = {name: (PACKAGE / name).read_text().count("\n") for name in names}
+    assert sum(lines.values()) <= 1000, lines
+
+
 def test_names_to_avoid():
     avoided = {"utils", "util", "helpers", "misc", "common_utils"}
     assert not [p for p in modules() if p.stem in avoided or p.parent.name in avoided]

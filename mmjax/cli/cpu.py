@@ -1,7 +1,7 @@
 """Speeds up commands that compute on CPU, when they start.
 
-It does not change results, and nothing else in mmjax is specific to CPU. glibc's allocator and XLA
-are configured before jax is loaded, and large models are compiled in another process: a compiler
+It does not change results, and nothing else in mmjax depends on it. glibc's allocator and XLA are
+configured before jax is loaded, and large models are compiled in another process: a compiler
 fragments the heap of its process, which XLA:CPU then searches for the buffers of each operation,
 and steps of the large demo took 1.5 times as long.
 """

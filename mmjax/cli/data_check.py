@@ -59,7 +59,7 @@ def data_check(
             for i, (source, names) in enumerate(_sources(experiment))
         ]
         if out is not None:
-            target = Path(out)
+            target = Path(out).expanduser()
             target.parent.mkdir(parents=True, exist_ok=True)
             with files.replacing(target) as partial:
                 partial.write_text(_page(experiment.name, checked), encoding="utf-8")

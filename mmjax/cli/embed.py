@@ -27,7 +27,7 @@ def parser() -> options.Parser:
 def run(args: list[str]) -> None:
     """Embeddings of any modality in the shared space."""
     given = parser().parse_args(args)
-    out = Path(given.out)
+    out = Path(given.out).expanduser()
     if out.suffix not in (".npy", ".parquet"):
         raise ConfigError(f"--out {given.out}: {out.suffix!r} must be .npy or .parquet.")
     rows = options.given(given.given)

@@ -103,7 +103,7 @@ def _checked(out: str, parts: str, verify: bool, overwrite: bool) -> Path:
         raise ConfigError(f"--parts {parts}: there is no such part; use {', '.join(PARTS)}.")
     if "://" in out:
         raise ConfigError(f"--out {out}: is not on this machine; export here, then copy.")
-    target = Path(out).absolute()
+    target = Path(out).expanduser().absolute()
     if target.is_symlink():
         raise ConfigError(f"--out {out}: is a link; name the folder that it leads to.")
     if target.exists() and not target.is_dir():

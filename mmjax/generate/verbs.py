@@ -103,7 +103,7 @@ def write(
     Raises:
       ConfigError, ValueError: as for `generate`; or OUT holds other files.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
     if num < 1:
         raise ConfigError(f"--num {num} makes no sample; use 1 or more.")
     if seed < 0:

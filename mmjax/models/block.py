@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from mmjax.models.routers import Router
 from mmjax.typing import Array
 
 if TYPE_CHECKING:
@@ -75,23 +76,28 @@ class BlockConfig:
         raise NotImplementedError(f"{type(self).__name__} must define flops_per_token().")
 
     @property
-    def draws(self) -> bool:
-        """Whether it draws random numbers while it trains, and so needs a key."""
-        return False
+    def router(self) -> Router | None:
+        """The router of its experts, which answers the next three for it; None = none."""
+        return None
 
     @property
-    def is_causal(self) -> bool:
-        """Whether a token never depends on one of a later order: it may decode token by token."""
-        return False
+    def draws(self) -> bool:
+        """Whether it draws random numbers while it trains, and so needs a key."""
+        return self.router is not None and self.router.draws
 
     @property
     def needs_whole_group(self) -> bool:
         """Whether what it makes of a token depends on all others of its group."""
-        return False
+        return self.router is not None and self.router.needs_whole_group
 
     @property
     def balances_within_groups(self) -> bool:
         """Whether it evens out a load inside each group, which undoes the work of alternation."""
+        return self.router is not None and not getattr(self.router, "allow_unmixed", True)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a token never depends on one of a later order: it may decode token by token."""
         return False
 
     def update_state(self, state: dict[str, Any], record: dict[str, Array]) -> dict[str, Any]:
@@ -102,3 +108,12 @@ class BlockConfig:
     def canonical(self, path: str) -> str:
         """Canonical name, inside the block, of the parameter at a path inside its module."""
         return path
+
+
+def add_records(*records: dict[str, Any]) -> dict[str, Any]:
+    """Sum of records: auxiliary losses and statistics add up over the calls of a step."""
+    out: dict[str, Any] = {}
+    for record in records:
+        for name, value in record.items():
+            out[name] = out[name] + value if name in out else value
+    return out

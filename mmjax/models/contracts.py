@@ -1,9 +1,11 @@
-"""Checks of what blocks return, made while the model is traced, so that no step pays for them."""
+"""What the stack asks of blocks: checks of what they return, while traced, and their state."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 from flax import nnx
 
 from mmjax.models.block import BlockConfig, Stack
@@ -46,7 +48,21 @@ def check_output(block: BlockConfig, x: Any, y: Any, record: Any) -> None:
         )
 
 
-def block_state(model_state: dict, run: int, place: int) -> dict:
+def update_state(runs: Sequence[Any], model_state: dict, record: dict) -> dict:
+    """State of the blocks after one optimizer step, from what their calls have recorded."""
+    new = jax.tree.map(lambda x: x, model_state)
+    for r, run in enumerate(runs):
+        for p, block in enumerate(run.pattern):
+            end = f"/{r}/{p}"
+            own = {n.removesuffix(end): v for n, v in record.items() if n.endswith(end)}
+            own = {name: value for name, value in own.items() if not name.startswith("aux_loss")}
+            state = _state(new, r, p)
+            if own and state:
+                state.update(jax.vmap(block.update_state)(state, own))
+    return new
+
+
+def _state(model_state: dict, run: int, place: int) -> dict:
     """The state of the blocks at one place of a run's pattern; empty when they have none."""
     node: Any = model_state
     for key in ("runs", run, "blocks", place):

@@ -60,12 +60,12 @@ class _Around(BlockConfig):
         object.__setattr__(self, "reads", self.block.reads)
 
     @property
-    def draws(self) -> bool:
-        return self.block.draws
+    def router(self):
+        return self.block.router
 
     @property
-    def is_causal(self) -> bool:
-        return self.block.is_causal
+    def draws(self) -> bool:
+        return self.block.draws
 
     @property
     def needs_whole_group(self) -> bool:
@@ -74,6 +74,10 @@ class _Around(BlockConfig):
     @property
     def balances_within_groups(self) -> bool:
         return self.block.balances_within_groups
+
+    @property
+    def is_causal(self) -> bool:
+        return self.block.is_causal
 
     def update_state(self, state, record):
         if "block" not in state:

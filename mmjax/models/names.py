@@ -9,6 +9,7 @@ by id range; text streams share a range, which has the name of the first of them
 
 from __future__ import annotations
 
+import fnmatch
 from typing import NamedTuple
 
 import jax
@@ -136,3 +137,29 @@ def from_canonical(
         leaves[part.path][index if leaves[part.path].ndim else ...] = arrays[name]
     tree = jax.tree.structure(like)
     return tree.unflatten([leaves[path] for path in flatten(like)]), missing
+
+
+def trainable_mask(
+    params: PyTree, patterns: tuple[str, ...], names: dict[str, tuple[str, ...]]
+) -> PyTree:
+    """True for parameters whose canonical names match a pattern; `names` are by parameter path.
+
+    Of layers that are stacked in one parameter some may match and some not: an array [N] of bool.
+
+    Raises:
+      ValueError: part of a parameter that is no stack of layers matches.
+    """
+
+    def match(path, leaf):
+        own = names[path_name(path)]
+        hits = [any(fnmatch.fnmatch(name, pattern) for pattern in patterns) for name in own]
+        if any(hits) == all(hits):
+            return hits[0]
+        if len(hits) != leaf.shape[0]:
+            raise ValueError(
+                f"Task: trainable={patterns} matches {own[hits.index(True)]} but not"
+                f" {own[hits.index(False)]}, which are rows of one table; name both or neither."
+            )
+        return np.asarray(hits)
+
+    return jax.tree_util.tree_map_with_path(match, params)

@@ -88,20 +88,12 @@ class Block(BlockConfig):
         return 2.0 * macs
 
     @property
+    def router(self) -> Router | None:
+        return self.moe.router if self.moe else None
+
+    @property
     def is_causal(self) -> bool:
         return self.causal and not self.needs_whole_group
-
-    @property
-    def needs_whole_group(self) -> bool:
-        return self.moe is not None and self.moe.router.needs_whole_group
-
-    @property
-    def draws(self) -> bool:
-        return self.moe is not None and self.moe.router.draws
-
-    @property
-    def balances_within_groups(self) -> bool:
-        return self.moe is not None and not getattr(self.moe.router, "allow_unmixed", True)
 
     def update_state(self, state, record):
         if self.moe is None or "load" not in record:
@@ -182,11 +174,10 @@ class Transformer(ModelConfig):
                 raise ValueError(f"Transformer: {run} holds no block; name one in its pattern.")
             for block in run.pattern:
                 if getattr(block, "causal", False) and block.needs_whole_group:
-                    router = getattr(getattr(block, "moe", None), "router", block)
+                    router = type(block.router or block).__name__
                     raise ValueError(
-                        f"Transformer: router {type(router).__name__} looks at the whole"
-                        f" group, which leaks the future in causal lane {block.lane!r}; use"
-                        " TokenChoice there."
+                        f"Transformer: router {router} looks at the whole group, which leaks the"
+                        f" future in causal lane {block.lane!r}; use TokenChoice there."
                     )
 
     @property
@@ -274,9 +265,9 @@ class Transformer(ModelConfig):
 
     def update_state(self, model_state, record):
         """Router states, from the loads in the record."""
-        from mmjax.models import transformer
+        from mmjax.models import contracts
 
-        return transformer.update_state(self, model_state, record)
+        return contracts.update_state(self.layer_plan(), model_state, record)
 
     def canonical_parts(self, vocabulary, heads, paths):
         """Names by lane and number of the block (see `mmjax.models.names`)."""

@@ -13,21 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.models import attention, blocks, contracts, embed, fused, plan
-from mmjax.models.block import Stack
+from mmjax.models.block import Stack, add_records
 from mmjax.models.module import Call, Encoded, ModelState, param
 from mmjax.parallel import rules
 from mmjax.typing import NUM_AXES, Array, Tokens, Vocabulary
 
 UNROLLED = 2  # repeats up to which a run is no loop: it would store and read all activations
-
-
-def add_records(*records: dict) -> dict:
-    """Sum of records: auxiliary losses and router statistics add up over calls."""
-    out: dict = {}
-    for record in records:
-        for name, value in record.items():
-            out[name] = out[name] + value if name in out else value
-    return out
 
 
 class RunModule(nnx.Module):
@@ -190,16 +181,18 @@ class Model(nnx.Module):
         return out
 
     def _check_lanes(self, views, given, activations) -> None:
-        names, reads = self.config.lane_names(), self.config.read_lanes()
+        names = self.config.lane_names()
         for lane in views:
             if lane not in names:
                 raise ValueError(
                     f"Model: lane={lane!r} does not exist; use one of {', '.join(names)}."
                 )
-            if (other := reads.get(lane)) and other not in given and other not in views:
+        for block in (block for run in self.config.layer_plan() for block in run.pattern):
+            other = block.reads
+            if block.lane in views and other and other not in given and other not in views:
                 raise ValueError(
-                    f"Model: lane={lane!r} reads lane {other!r}, which is not run; use decode()"
-                    " with a memory, or run_lanes() over both."
+                    f"Model: lane={block.lane!r} reads lane {other!r}, which is not run; use"
+                    " decode() with a memory, or run_lanes() over both."
                 )
         wrong = [name for name in activations if name not in ("embed", "output")]
         if wrong:
@@ -275,20 +268,6 @@ class Model(nnx.Module):
         context = embed.HeadContext(self._table(), self.vocabulary, stream)
         index = list(self.head_configs).index(name)
         return self.head_configs[name].apply(self.heads[index].arrays(), x, context)
-
-
-def update_state(config: plan.Transformer, model_state: dict, record: dict) -> dict:
-    """State of the blocks after one optimizer step, from what their calls have recorded."""
-    new = jax.tree.map(lambda x: x, model_state)
-    for r, run in enumerate(config.layer_plan()):
-        for p, block in enumerate(run.pattern):
-            end = f"/{r}/{p}"
-            own = {n.removesuffix(end): v for n, v in record.items() if n.endswith(end)}
-            own = {name: value for name, value in own.items() if not name.startswith("aux_loss")}
-            state = contracts.block_state(new, r, p)
-            if own and state:
-                state.update(jax.vmap(block.update_state)(state, own))
-    return new
 
 
 assert NUM_AXES == 3  # positions are (time, row, column)

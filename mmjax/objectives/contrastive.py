@@ -9,6 +9,7 @@ from etils import epy
 
 from mmjax.config import ranges
 from mmjax.models import embed as embed_lib
+from mmjax.models.block import add_records
 from mmjax.objectives import objective
 from mmjax.typing import Array, Batch, Loss, Tokens
 
@@ -57,8 +58,7 @@ class Contrastive(objective.Objective):
             encoded = model.encode(tokens, lane=self.lanes.get(view, ""), key=key)
             pooled_BSD = pool(encoded.x_BLD, tokens, batch.identity_BS.shape[1])
             features[view] = objective.unit(model.head(f"project/{view}", pooled_BSD))
-            for name, value in encoded.record.items():
-                record[name] = record[name] + value if name in record else value
+            record = add_records(record, encoded.record)
         return features, record
 
 

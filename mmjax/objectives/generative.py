@@ -8,6 +8,7 @@ from etils import epy
 
 from mmjax.config import ranges
 from mmjax.models import embed as embed_lib
+from mmjax.models.block import add_records
 from mmjax.objectives import objective
 from mmjax.typing import Array, Batch, Loss, Targets
 
@@ -65,9 +66,7 @@ class MaskedTokens(objective.Objective):
         record = encoded.record
         if "target" in batch.views:
             decoded = model.decode(batch.views["target"], encoded, key=key)
-            record = dict(record)
-            for name, value in decoded.record.items():
-                record[name] = record[name] + value if name in record else value
+            record = add_records(record, decoded.record)
             encoded = decoded
         losses, metrics = {}, {}
         for stream, targets in batch.targets.items():

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from etils import epy
 
+from mmjax.models.block import add_records
 from mmjax.models.embed import Head
 from mmjax.typing import Array, Batch, Loss, Metrics, PyTree, TokenSpec
 
@@ -66,10 +67,7 @@ class Objective:
         """`embed`, then `losses`: (losses, metrics, record, features)."""
         features, first = self.embed(model, batch, key)
         losses, metrics, second = self.losses(model, features, batch, key, extra)
-        record = dict(first)
-        for name, value in second.items():
-            record[name] = record[name] + value if name in record else value
-        return losses, metrics, record, features
+        return losses, metrics, add_records(first, second), features
 
 
 def total(losses: dict[str, Loss]) -> dict[str, Array]:

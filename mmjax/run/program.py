@@ -85,7 +85,7 @@ class Program(step_lib.Parts):
             dtype=self.dtype,
             grad_clip_norm=config.optimizer.grad_clip_norm,
             learning_rate_scale=t.learning_rate_scale,
-            trainable=step_lib.trainable_mask(self, t.trainable, self.names_by_path()),
+            trainable=names_lib.trainable_mask(self.params, t.trainable, self.names_by_path()),
             rule=config.gradient_rule,
             extras=self.extras,
             update_state=config.model.update_state,

@@ -207,7 +207,7 @@ def test_layers_are_frozen_by_name_inside_a_scanned_run(name):
     by_path: dict[str, tuple[str, ...]] = {}
     for key, part in where.items():
         by_path[part.path] = (*by_path.get(part.path, ()), key)
-    mask = step_lib.trainable_mask(parts, patterns, by_path)
+    mask = names.trainable_mask(parts.params, patterns, by_path)
     step = small.train_step(model, parts, tx, objective, shardings, trainable=mask)
     before = names.to_canonical(jax.device_get(state.params), where)
     for _ in range(2):
@@ -379,6 +379,22 @@ def test_lanes_look_at_one_another_layer_by_layer():
     assert np.any(bound.run_lanes(other)["a"].x_BLD != both["a"].x_BLD)
     with pytest.raises(ValueError, match="lane='a' reads lane 'b', which is not run"):
         bound.encode(views["a"], lane="a")
+
+
+def test_every_lane_that_is_read_must_be_run():
+    see = models.GatedCrossAttention
+    runs = (
+        Run(pattern=(Block(lane="a"), Block(lane="b"), Block(lane="c"))),
+        Run(pattern=(see(lane="c", reads="a"), see(lane="c", reads="b"))),
+    )
+    model = small.config("towers", moe=None, runs=runs)
+    parts, _, _, state = small.setup(model, [NextToken()])
+    bound = step_lib.bind(parts, state.params, {}, small.GROUP, "float32")
+    tokens = small.text_batch().views["input"]
+    assert set(bound.run_lanes(dict.fromkeys("abc", tokens))) == set("abc")
+    for alone, missing in (("bc", "a"), ("ac", "b")):
+        with pytest.raises(ValueError, match=f"reads lane '{missing}', which is not run"):
+            bound.run_lanes(dict.fromkeys(alone, tokens))
 
 
 def test_a_pattern_that_mixes_lanes_runs_each_block_in_its_own():
