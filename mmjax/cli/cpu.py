@@ -99,6 +99,7 @@ def compile_first(built: Any) -> None:
     if mark.exists():
         return
     if _ended_well(built.experiment, {**_without_settings(), "JAX_COMPILATION_CACHE_DIR": folder}):
+        console.say("another process has compiled the steps; this one reads them from the cache:")
         with contextlib.suppress(OSError):  # without the mark a later start only repeats this
             mark.touch()
 
