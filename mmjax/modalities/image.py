@@ -358,7 +358,7 @@ def _array(value: Any) -> np.ndarray:
         raise ValueError(
             f"Image: an array of shape {np.shape(value)} is no image; give (H, W) or (H, W, C)."
         )
-    if image.dtype not in (np.uint8, np.bool_) and not np.issubdtype(image.dtype, np.floating):
+    if image.dtype != np.uint8 and image.dtype.kind not in "bf":
         raise ValueError(f"Image: pixels of type {image.dtype}; give uint8, or float in 0..1.")
     return image
 
