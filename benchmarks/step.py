@@ -146,12 +146,12 @@ def child(contender: str, task: str, folder: Path) -> None:
             shapes = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch
             )
-            run = built.train_step(task).lower(built.abstract_state(), {}, shapes).compile()
+            run = built.train_step(task).lower(built.abstract_state(), shapes).compile()
         state, flops = built.init_state(), model_flops(built, batch)
         params = state.params
 
         def step(state):
-            state, metrics = run(state, {}, batch)
+            state, metrics = run(state, batch)
             return state, metrics
     else:
         jitted, state, flops = bound(built, batch)

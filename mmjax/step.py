@@ -4,7 +4,7 @@
     shardings = state_shardings(parts, tx, {}, mesh, rules)
     state = init_state(parts, tx, {}, shardings)
     step = make_train_step(parts, tx, objective, shardings, group_rows=8, ...)
-    state, metrics = step(state, {}, batch)
+    state, metrics = step(state, batch)
 
 Nothing here knows a config file, a modality or a source.
 """
@@ -26,6 +26,7 @@ from mmjax.models.module import ModelState
 from mmjax.models.names import path_name
 from mmjax.objectives import objective as objective_lib
 from mmjax.optim import gradients, optimizer
+from mmjax.parallel import mesh as mesh_lib
 from mmjax.parallel import rules as rules_lib
 from mmjax.typing import Array, Batch, Metrics, PyTree
 
@@ -172,11 +173,11 @@ def standard_promotion():
         yield
 
 
-def compute_dtype(dtype: str) -> str:
-    """Resolves "auto": bfloat16 where the hardware has it."""
+def compute_dtype(dtype: str, mesh: jax.sharding.Mesh) -> str:
+    """Resolves "auto": bfloat16 where the devices of a mesh have it."""
     if dtype != "auto":
         return dtype
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return "float32" if mesh_lib.platform(mesh) == "cpu" else "bfloat16"
 
 
 def normalise_weights(batch: Batch, balance: str = "stream") -> Batch:
@@ -230,8 +231,8 @@ def make_train_step(
     rule: gradients.GradientRule | None = None,
     extras: dict[str, objective_lib.Extra] | None = None,
     update_state: Callable[[PyTree, dict], PyTree] = lambda state, record: state,
-) -> Callable[[TrainState, PyTree, Batch], tuple[TrainState, Metrics]]:
-    """One optimizer step as a `jax.jit` function `step(state, constants, batch)`.
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """One optimizer step as a `jax.jit` function `step(state, batch)`.
 
     The state is donated and comes back with the same tree, dtypes and shardings. When a loss or
     gradient is not finite nothing but the step count changes, and `skipped` is 1.
@@ -259,8 +260,7 @@ def make_train_step(
             grads = rule.combine(totals, lambda weights: pullback(weights)[0])
         return totals, _whole(grads, frozen, mask), aux
 
-    def step(state: TrainState, constants: PyTree, batch: Batch):
-        del constants  # frozen tokenizers and teachers
+    def step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         batch = normalise_weights(batch, getattr(objective, "balance", "stream"))
         totals, grads, (metrics, record, features) = gradient(state, batch, key)
@@ -291,7 +291,7 @@ def make_train_step(
     none = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return jax.jit(
         step,
-        in_shardings=(shardings, none, rules_lib.batch_sharding(mesh)),
+        in_shardings=(shardings, rules_lib.batch_sharding(mesh)),
         out_shardings=(shardings, none),
         donate_argnums=0,
     )

@@ -165,7 +165,7 @@ class _Loop:
             place, batch, counts = made  # here the batch before is freed, which takes a while
             executable = self.executables[place.task, place.variant]
             with jax.transfer_guard("disallow"):
-                self.state, out = executable(self.state, {}, batch)
+                self.state, out = executable(self.state, batch)
             if previous is not None:
                 self._read(*previous)
             previous = (step, place.task, out, counts)

@@ -206,7 +206,6 @@ class Tokens(NamedTuple):
     order_BL: Array  # int32 rank of visibility
     position_BLA: Array  # float32
     values: dict[str, Values] = {}  # noqa: RUF012 (never written to)
-    level_BL: Array | None = None  # float32 noise level of continuous targets
 
 
 class Targets(NamedTuple):

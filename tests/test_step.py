@@ -72,7 +72,7 @@ def test_ten_alternating_steps_use_one_executable_a_task():
     with jax.set_mesh(mesh):
         for i in range(10):
             name = ("masked", "pair")[i % 2]
-            state, metrics = steps[name](state, {}, put(objectives[name][1](i), mesh))
+            state, metrics = steps[name](state, put(objectives[name][1](i), mesh))
             assert float(metrics["skipped"]) == 0
     assert [step._cache_size() for step in steps.values()] == [1, 1]
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state) == before
@@ -92,7 +92,7 @@ def test_the_loss_falls(optimizer):
     step = small.train_step(model, parts, tx, MaskedTokens(), shardings)
     losses = []
     for _ in range(30):
-        state, metrics = step(state, {}, small.masked_batch())
+        state, metrics = step(state, small.masked_batch())
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.7 * losses[0]
 
@@ -104,7 +104,7 @@ def test_a_batch_with_nan_changes_nothing_but_the_count():
     batch = small.masked_batch()
     batch.views["input"].values["image"].value_BJP[0, 0, 0] = np.nan
     before = jax.device_get(state)
-    after, metrics = step(state, {}, batch)
+    after, metrics = step(state, batch)
     assert float(metrics["skipped"]) == 1.0
     assert int(after.step) == 1
     same = jax.device_get(after._replace(step=before.step))
@@ -121,7 +121,7 @@ def test_frozen_leaves_keep_weight_and_moments():
         model, parts, tx, MaskedTokens(), shardings, trainable=mask, update_state=lambda s, r: s
     )
     before = jax.device_get(state)
-    state, _ = step(state, {}, small.masked_batch())
+    state, _ = step(state, small.masked_batch())
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params)["runs"],
                  before.params["runs"])  # fmt: skip
     assert np.abs(jax.device_get(state.params)["heads"][1]["kernel"]
@@ -141,7 +141,7 @@ def test_router_state_moves_once_a_step_and_without_gradient():
     model = small.config()
     parts, tx, shardings, state = small.setup(model, [InfoNCE()])
     step = small.train_step(model, parts, tx, InfoNCE(), shardings)
-    state, metrics = step(state, {}, small.pair_batch())
+    state, metrics = step(state, small.pair_batch())
     bias = np.asarray(state.model_state["runs"][0]["blocks"][1]["mlp"]["bias"])
     assert set(np.round(np.abs(bias).ravel(), 6)) <= {0.0, np.float32(0.01).round(6)}
     decoder = np.asarray(state.model_state["runs"][1]["blocks"][1]["mlp"]["bias"])
@@ -166,8 +166,8 @@ def test_a_rule_over_two_losses_equal_to_the_sum_is_the_plain_step():
     plain = small.train_step(model, parts, tx, MaskedTokens(), shardings)
     ruled = small.train_step(model, parts, tx, MaskedTokens(), shardings, rule=PlainSum())
     copy = jax.tree.map(jnp.copy, state)
-    one, _ = plain(state, {}, small.masked_batch())
-    two, _ = ruled(copy, {}, small.masked_batch())
+    one, _ = plain(state, small.masked_batch())
+    two, _ = ruled(copy, small.masked_batch())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.params, two.params)
 
 
@@ -190,7 +190,7 @@ def test_extras_are_carried_and_updated_by_their_clock():
     step = small.train_step(model, parts, tx, objective, shardings, extras=extras)
     first = np.asarray(state.extra["ema"]["table"])
     with jax.set_mesh(shardings.step.mesh):
-        state, _ = step(state, {}, put(small.pair_batch(), shardings.step.mesh))
+        state, _ = step(state, put(small.pair_batch(), shardings.step.mesh))
     want = 0.5 * first + 0.5 * np.asarray(state.params["table"])
     np.testing.assert_allclose(np.asarray(state.extra["ema"]["table"]), want, atol=1e-7)
 

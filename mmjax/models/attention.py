@@ -73,15 +73,17 @@ def attend(
     *,
     causal: bool,
     isolate: bool,
-    query_block: int,
+    implementation: str = "auto",
+    query_block: int = 512,
 ) -> Array:
     """Softmax attention; a query that sees nothing gives zero. Returns [B, Q, H, G].
 
-    The mask is made from integers for `query_block` queries at a time, so memory grows with
-    Q * block and not with Q * Q.
+    Args:
+      implementation: `chunked` makes the mask from integers for `query_block` queries at a time, so
+        memory grows with Q * block and not with Q * L; `full` makes it once. `auto` is `chunked`.
     """
     num_queries = q_BQHG.shape[1]
-    if num_queries <= query_block:
+    if implementation == "full" or num_queries <= query_block:
         mask = visible(query, key, causal=causal, isolate=isolate)
         return _attend_block(q_BQHG, k_BLKG, v_BLKG, mask)
     padding = -num_queries % query_block

@@ -27,7 +27,8 @@ class Stack:
       width: features D of a token. num_heads, kv_heads, head_width: H, K and G of attention.
       ffn_width: inner width F of a dense feed-forward. norm, norm_eps, qk_norm.
       rotary: whether attention rotates queries and keys by position. max_wavelength: of rotation.
-      query_block: queries whose attention mask is in memory at a time.
+      attention: implementation of attention, and query_block: queries whose mask is in memory at a
+        time (see `attention.attend`).
       depth: blocks of the stack, for the scale of what is added to the residual.
       num_streams: streams M of the vocabulary.
     """
@@ -42,6 +43,7 @@ class Stack:
     qk_norm: bool
     rotary: bool
     max_wavelength: float
+    attention: str
     query_block: int
     depth: int
     num_streams: int

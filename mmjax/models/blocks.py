@@ -34,7 +34,7 @@ class Attention(nnx.Module):
     def __init__(self, stack: Stack, rngs: nnx.Rngs):
         width, heads, kv, g = stack.width, stack.num_heads, stack.kv_heads, stack.head_width
         self.rotary, self.max_wavelength = stack.rotary, stack.max_wavelength
-        self.query_block = stack.query_block
+        self.implementation, self.query_block = stack.attention, stack.query_block
         self.query = param(rngs, (width, heads, g), ("embed", "heads", "head_dim"), width, (0,))
         self.key = param(rngs, (width, kv, g), ("embed", "kv", "head_dim"), width, (0,))
         self.value = param(rngs, (width, kv, g), ("embed", "kv", "head_dim"), width, (0,))
@@ -72,7 +72,8 @@ class Attention(nnx.Module):
         k, v = self.keys(memory_BLD, key)
         out = attention.attend(
             self.queries(x_BQD, query), k, v, attention.visibility(query),
-            attention.visibility(key), causal=causal, isolate=isolate, query_block=self.query_block,
+            attention.visibility(key), causal=causal, isolate=isolate,
+            implementation=self.implementation, query_block=self.query_block,
         )  # fmt: skip
         return self._out(out)
 
@@ -145,7 +146,9 @@ class Experts(nnx.Module):
         valid_WT = stream_WT > 0
         routing = self.config.router.route(x_WTD, logits_WTE, state, stream_WT, valid_WT, key)
         up, gate, down = (w[...].astype(x_BLD.dtype) for w in (self.up, self.gate, self.down))
-        out = moe.expert_ffn(x_WTD, routing, up, gate, down, self.config.block_rows)
+        out = moe.expert_ffn(
+            x_WTD, routing, up, gate, down, self.config.implementation, self.config.block_rows
+        )
         load_ME = moe.load_by_stream(routing, stream_WT, self.streams, self.config.num_experts)
         stats = {"load": jax.lax.stop_gradient(load_ME)}
         if not isinstance(routing.aux_loss, float):

@@ -11,12 +11,13 @@ import math
 import jax
 import jax.numpy as jnp
 
+from mmjax.parallel import mesh
 from mmjax.typing import Array
 
 
 def row_sum(x: Array) -> Array:
     """Sum over the last dim, kept; as a product on CPU, where sums of rows do not use vectors."""
-    if jax.default_backend() != "cpu":
+    if mesh.platform() != "cpu":
         return jnp.sum(x, axis=-1, keepdims=True)
     return jnp.matmul(x, jnp.ones((x.shape[-1], 1), x.dtype))
 
@@ -26,7 +27,7 @@ def project(x: Array, w: Array, inputs: int = 1) -> Array:
 
     On CPU as a product of two matrices: XLA would copy x, turned around, for the derivative of w.
     """
-    if jax.default_backend() != "cpu":
+    if mesh.platform() != "cpu":
         return jnp.tensordot(x, w, axes=inputs)
     lead, size = x.shape[: x.ndim - inputs], math.prod(w.shape[:inputs])
     return jnp.matmul(x.reshape(-1, size), w.reshape(size, -1)).reshape(*lead, *w.shape[inputs:])

@@ -1,8 +1,9 @@
-"""Expert feed-forwards: dropless dispatch by sorting into padded blocks, and the other two forms.
+"""Expert feed-forwards: dropless dispatch of sorted tokens, and the other two forms.
 
-`jax.lax.ragged_dot` is a dense product over all experts on CPU and, in current releases, on GPUs;
-sorted tokens in blocks of one expert each have static shapes, drop nothing and cost what is used.
-The two permutations have hand-written derivatives, so neither direction scatters.
+`jax.lax.ragged_dot` is a grouped kernel on TPU, and a dense product over all experts on CPU and, in
+current releases, on GPUs; there sorted tokens in blocks of one expert each have static shapes, drop
+nothing and cost what is used. The two permutations have hand-written derivatives, so neither
+direction scatters.
 """
 
 from __future__ import annotations
@@ -15,16 +16,21 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from mmjax.models.routers import Routing
-from mmjax.parallel.mesh import BATCH_AXES
+from mmjax.parallel import mesh as mesh_lib
 from mmjax.typing import Array
 
 UNROLL = 4  # blocks in one turn of a loop, whose products then share the cores (history.md)
 
 
 def expert_ffn(
-    x_WTD: Array, routing: Routing, up_EDF: Array, gate_EDF: Array, down_EFD: Array, block_rows: int
-) -> Array:
-    """Weighted sum of the chosen experts of every token, [W, T, D]."""
+    x_WTD: Array, routing: Routing, up_EDF: Array, gate_EDF: Array, down_EFD: Array,
+    implementation: str = "auto", block_rows: int = 128,
+) -> Array:  # fmt: skip
+    """Weighted sum of the chosen experts of every token, [W, T, D].
+
+    Args:
+      implementation, block_rows: of experts that tokens choose, as in `MoE`.
+    """
     if routing.dispatch_WTEC is not None:
         dispatch = routing.dispatch_WTEC.astype(x_WTD.dtype)
         combine = routing.combine_WTEC.astype(x_WTD.dtype)
@@ -33,7 +39,12 @@ def expert_ffn(
         return jnp.einsum("WECD,WTEC->WTD", out, combine)
     if routing.token_WEC is not None:
         return _expert_choice(x_WTD, routing, up_EDF, gate_EDF, down_EFD)
-    return _token_choice(x_WTD, routing, up_EDF, gate_EDF, down_EFD, block_rows)
+    if implementation == "auto":
+        implementation = "ragged" if mesh_lib.platform() == "tpu" else "blocks"
+    experts = functools.partial(
+        _sorted_experts, implementation=implementation, block_rows=block_rows
+    )
+    return _token_choice(x_WTD, routing, up_EDF, gate_EDF, down_EFD, experts)
 
 
 def load_by_stream(routing: Routing, stream_WT: Array, num_streams: int, num_experts: int) -> Array:
@@ -73,19 +84,17 @@ def _expert_choice(x_WTD, routing, up_EDF, gate_EDF, down_EFD):
     return jnp.zeros_like(x_WTD).at[rows, flat].add(out.reshape(groups, -1, out.shape[-1]))
 
 
-def _token_choice(x_WTD, routing, up_EDF, gate_EDF, down_EFD, block_rows):
+def _token_choice(x_WTD, routing, up_EDF, gate_EDF, down_EFD, experts):
     """Every batch shard sorts its own tokens; experts are gathered to it, tensor parts summed."""
     mesh = jax.sharding.get_abstract_mesh()
     weight_WTX = routing.weight_WTX.astype(x_WTD.dtype)
     if mesh.empty or math.prod(mesh.axis_sizes) == 1:
-        return _sorted_experts(
-            x_WTD, routing.expert_WTX, weight_WTX, up_EDF, gate_EDF, down_EFD, block_rows
-        )
+        return experts(x_WTD, routing.expert_WTX, weight_WTX, up_EDF, gate_EDF, down_EFD)
 
     def local(*args):
-        return jax.lax.psum(_sorted_experts(*args, block_rows=block_rows), "tensor")
+        return jax.lax.psum(experts(*args), "tensor")
 
-    batch, wide = PartitionSpec(BATCH_AXES), PartitionSpec(None, None, "tensor")
+    batch, wide = PartitionSpec(mesh_lib.BATCH_AXES), PartitionSpec(None, None, "tensor")
     return jax.shard_map(
         local,
         in_specs=(batch, batch, batch, wide, wide, PartitionSpec(None, "tensor", None)),
@@ -94,17 +103,34 @@ def _token_choice(x_WTD, routing, up_EDF, gate_EDF, down_EFD, block_rows):
     )(x_WTD, routing.expert_WTX, weight_WTX, up_EDF, gate_EDF, down_EFD)
 
 
-def _sorted_experts(x_WTD, expert_WTX, weight_WTX, up_EDF, gate_EDF, down_EFD, block_rows):
+def _sorted_experts(
+    x_WTD, expert_WTX, weight_WTX, up_EDF, gate_EDF, down_EFD, implementation, block_rows
+):
     num_experts, choices = up_EDF.shape[0], expert_WTX.shape[-1]
     x_TD = x_WTD.reshape(-1, x_WTD.shape[-1])
     weight_TX = weight_WTX.reshape(-1, choices)
     expert_TX = jnp.where(weight_TX > 0, expert_WTX.reshape(-1, choices), num_experts)
-    slot_TX, token_S, expert_N, used = block_plan(expert_TX, num_experts, block_rows)
+    rows = 1 if implementation == "ragged" else block_rows  # blocks of one row sort unpadded
+    slot_TX, token_S, expert_N, used = block_plan(expert_TX, num_experts, rows)
     x_SD = _gather_tokens(x_TD, slot_TX, token_S)
-    x_NbD = x_SD.reshape(len(expert_N), -1, x_SD.shape[-1])
-    y_NbD = _block_ffn(x_NbD, expert_N, used, up_EDF, gate_EDF, down_EFD)
-    y_TD = _combine(y_NbD.reshape(x_SD.shape), weight_TX, slot_TX, token_S)
-    return y_TD.reshape(x_WTD.shape)
+    if implementation == "ragged":
+        y_SD = _ragged_ffn(x_SD, expert_TX, used, up_EDF, gate_EDF, down_EFD)
+    else:
+        x_NbD = x_SD.reshape(len(expert_N), -1, x_SD.shape[-1])
+        y_NbD = _block_ffn(x_NbD, expert_N, used, up_EDF, gate_EDF, down_EFD)
+        y_SD = y_NbD.reshape(x_SD.shape)
+    return _combine(y_SD, weight_TX, slot_TX, token_S).reshape(x_WTD.shape)
+
+
+def _ragged_ffn(x_SD, expert_TX, used, up_EDF, gate_EDF, down_EFD):
+    """Experts of the first `used` rows, which are sorted by expert; zero in the others."""
+    num_experts = len(up_EDF)
+    count_E = jnp.sum(expert_TX.reshape(-1, 1) == jnp.arange(num_experts)[None], axis=0)
+    product = functools.partial(jax.lax.ragged_dot, group_sizes=count_E)
+    # Kernels may leave anything behind the last group.
+    is_used_S1 = (jnp.arange(len(x_SD)) < used)[:, None]
+    inner_SF = jax.nn.silu(product(x_SD, gate_EDF)) * product(x_SD, up_EDF)
+    return jnp.where(is_used_S1, product(jnp.where(is_used_S1, inner_SF, 0), down_EFD), 0)
 
 
 def block_plan(
@@ -250,7 +276,7 @@ def _for_used(used, body, carry):
             carry = body(i * UNROLL + j, carry)
         return carry
 
-    count = used if jax.default_backend() == "cpu" else len(carry[0])
+    count = used if mesh_lib.platform() == "cpu" else len(carry[0])
     return jax.lax.fori_loop(0, -(-count // UNROLL), turn, carry)
 
 

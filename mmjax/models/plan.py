@@ -26,7 +26,10 @@ class MoE:
         chosen experts cost what the dense layer costs.
       every: each `every`-th block of a lane has experts (the last of each `every`).
       router: how tokens find experts.
-      block_rows: rows of a padded block in the sorted, dropless dispatch.
+      implementation: of chosen experts. `blocks` sorts tokens into padded blocks of `block_rows`
+        rows, `ragged` calls `jax.lax.ragged_dot` on sorted tokens, which is a grouped kernel on TPU
+        and a dense product over all experts elsewhere; `auto` is `ragged` on TPU, else `blocks`.
+      block_rows: rows of a padded block.
       shared_width: inner width of a feed-forward beside the experts that every token passes
         (DeepSeekMoE, Dai et al. 2024); 0 = none.
     """
@@ -37,6 +40,9 @@ class MoE:
     router: Router = TokenChoice()
     block_rows: ranges.Count = 128
     shared_width: ranges.Natural = dataclasses.field(default=0, metadata={"is_new": True})
+    implementation: Literal["auto", "blocks", "ragged"] = dataclasses.field(
+        default="auto", metadata={"is_new": True, "identity": "none"}
+    )
 
     def __post_init__(self):
         ranges.check(self)
@@ -128,7 +134,9 @@ class Transformer(ModelConfig):
       heads: by name; what objectives need and the config does not name is added with defaults.
       runs: an explicit layer plan instead of the one made from the fields above.
       remat_policy: `none`, `dots` (keep matrix products) or `full`.
-      query_block: attention masks are built for so many queries at a time.
+      attention: `chunked` builds masks and scores for `query_block` queries at a time, so that
+        memory does not grow with length x length; `full` for all at once; `auto` takes what suits
+        the devices of the mesh (today `chunked` everywhere).
     """
 
     shape: Literal["encoder", "encoder_decoder", "decoder", "towers"] = "encoder_decoder"
@@ -150,6 +158,9 @@ class Transformer(ModelConfig):
     runs: tuple[Run, ...] = ()
     remat_policy: Literal["none", "dots", "full"] = "none"
     query_block: ranges.Count = 512
+    attention: Literal["auto", "chunked", "full"] = dataclasses.field(
+        default="auto", metadata={"is_new": True, "identity": "none"}
+    )
 
     def __post_init__(self):
         ranges.check(self)
@@ -212,6 +223,7 @@ class Transformer(ModelConfig):
             qk_norm=self.qk_norm,
             rotary=self.position == "rotary",
             max_wavelength=self.max_wavelength,
+            attention=self.attention,
             query_block=self.query_block,
             depth=sum(len(run.pattern) * run.repeats for run in self.layer_plan()),
             num_streams=num_streams,

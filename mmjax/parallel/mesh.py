@@ -83,6 +83,17 @@ class MeshConfig:
         )
 
 
+def platform(mesh: jax.sharding.Mesh | None = None) -> str:
+    """`cpu`, `tpu` or `gpu`: the devices of a mesh, by default of the one in use.
+
+    What is compiled for a described pod runs on that, not on the machine that compiles.
+    """
+    used = jax.sharding.get_abstract_mesh() if mesh is None else mesh.abstract_mesh
+    device = used.abstract_device
+    name = jax.default_backend() if device is None else device.platform
+    return name if name in ("cpu", "tpu") else "gpu"
+
+
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
     """Number of parts that the batch is cut into."""
     return math.prod(mesh.shape[name] for name in BATCH_AXES)

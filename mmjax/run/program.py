@@ -2,7 +2,7 @@
 
 built = program.build(experiment)
 steps = program.compile_all(built)  # {(task, variant): executable}
-state, metrics = steps["masked", "default"](built.init_state(), {}, batch)
+state, metrics = steps["masked", "default"](built.init_state(), batch)
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def build(experiment: Experiment, devices=None, folder=None) -> Program:
         tx=tx,
         extras=extras,
         shardings=step_lib.state_shardings(parts, tx, extras, mesh, experiment.rules),
-        dtype=step_lib.compute_dtype(experiment.model.dtype),
+        dtype=step_lib.compute_dtype(experiment.model.dtype, mesh),
         canonical=canonical,
         folder=folder,
     )
@@ -183,5 +183,5 @@ def _compile(program: Program, task: str, variant: str) -> tuple[Any, float]:
     )
     with jax.set_mesh(program.mesh):
         step = program.train_step(task, variant)
-        executable = step.lower(program.abstract_state(), {}, shapes).compile()
+        executable = step.lower(program.abstract_state(), shapes).compile()
     return executable, time.perf_counter() - began

@@ -60,9 +60,9 @@ def train(kind: str, devices: int, steps: int = 3, mesh_config=MeshConfig()):
     # another in it hold them, and eight of them on two cores have hung. So each keeps to its own.
     own = {"xla_cpu_multi_thread_eigen": False}
     with jax.set_mesh(mesh):
-        run = step.lower(state, {}, given).compile(compiler_options=own)
+        run = step.lower(state, given).compile(compiler_options=own)
         for _ in range(steps):
-            state, out = run(state, {}, given)
+            state, out = run(state, given)
             jax.block_until_ready(state)  # one program in flight
             losses.append(float(out["loss"]))
     return losses, jax.device_get((state.params, state.model_state))

@@ -23,9 +23,9 @@ def reference(x, expert, weight, up, gate, down):
     return out
 
 
-@pytest.mark.parametrize("block_rows", [4, 16, 128])
+@pytest.mark.parametrize("form", [("blocks", 4), ("blocks", 16), ("blocks", 128), ("ragged", 1)])
 @pytest.mark.parametrize("skew", [False, True])
-def test_sorted_blocks_equal_the_dense_reference(block_rows, skew):
+def test_sorted_experts_equal_the_dense_reference(form, skew):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 10, 8)).astype(np.float32)
     up, gate, down = experts(rng)
@@ -34,7 +34,7 @@ def test_sorted_blocks_equal_the_dense_reference(block_rows, skew):
     routing = TokenChoice().route(
         x, logits, {"bias": jnp.zeros(4)}, valid.astype(np.int32), valid, None
     )
-    run = jax.jit(lambda *a: moe.expert_ffn(*a, block_rows))
+    run = jax.jit(lambda *a: moe.expert_ffn(*a, *form))
     out = run(x, routing, up, gate, down)
     want = reference(
         x, np.asarray(routing.expert_WTX), np.asarray(routing.weight_WTX), up, gate, down
@@ -43,8 +43,9 @@ def test_sorted_blocks_equal_the_dense_reference(block_rows, skew):
     assert (np.asarray(out)[~valid] == 0).all()
 
 
+@pytest.mark.parametrize("implementation", ["blocks", "ragged"])
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.0])
-def test_gradients_equal_those_of_plain_indexing(share):
+def test_gradients_equal_those_of_plain_indexing(share, implementation):
     rng = np.random.default_rng(1)
     x = rng.normal(size=(2, 7, 8)).astype(np.float32)
     weights = experts(rng)
@@ -65,7 +66,7 @@ def test_gradients_equal_those_of_plain_indexing(share):
         )
         return jnp.sum(jnp.sin(form(x, routing, *weights)))
 
-    ours = lambda *a: moe.expert_ffn(*a, 4)
+    ours = lambda *a: moe.expert_ffn(*a, implementation, 4)
     got = jax.jit(jax.grad(lambda *a: loss(ours, *a), (0, 1, 2)))(x, logits, weights)
     want = jax.grad(lambda *a: loss(plain, *a), (0, 1, 2))(x, logits, weights)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6), got, want)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from mmjax.models import attention, fused, names, plan
 from mmjax.objectives import MaskedTokens, NextToken
 from mmjax.optim import AdamW
 from mmjax.parallel import MeshConfig
+from mmjax.parallel import mesh as mesh_lib
 
 DENSE = {"moe": None, "encoder_layers": 1, "decoder_layers": 1}
 
@@ -177,7 +179,7 @@ def test_a_row_that_sees_nothing_gives_zero():
     q, k, v = (rng.normal(size=(2, 4, 2, 8)).astype(np.float32) for _ in range(3))
     place = attention.Visibility(*(np.ones((2, 4), np.int32) for _ in range(3)))
     nothing = place._replace(segment_BL=np.array([[1, 1, 1, 1], [0, 2, 1, 1]], np.int32))
-    attend = functools.partial(attention.attend, causal=False, isolate=False, query_block=8)
+    attend = functools.partial(attention.attend, causal=False, isolate=False)
     out = np.asarray(attend(q, k, v, nothing, place))
     assert (out[1, :2] == 0).all()
     assert (np.abs(out[0]).max(axis=(1, 2)) > 0).all()
@@ -235,10 +237,34 @@ def world():
     return config, arrays, (tokens, target), gradients(config, arrays, generate, tokens, target)
 
 
-def test_attention_by_query_block_is_the_same(world):
+@pytest.mark.parametrize("implementation", ["chunked", "full"])
+def test_implementations_of_attention_are_the_same(world, implementation):
     config, arrays, tokens, expected = world
-    blocks = dataclasses.replace(config, query_block=3)  # of 8 queries: the last block is padded
-    assert_close(gradients(blocks, arrays, generate, *tokens), expected, rtol=2e-4, atol=2e-4)
+    # Of 8 queries: the last block is padded.
+    other = dataclasses.replace(config, attention=implementation, query_block=3)
+    assert_close(gradients(other, arrays, generate, *tokens), expected, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("implementation", ["blocks", "ragged"])
+def test_implementations_of_experts_are_the_same(world, implementation):
+    config, arrays, tokens, expected = world
+    other = dataclasses.replace(config.moe, implementation=implementation)
+    other = dataclasses.replace(config, moe=other)
+    assert_close(gradients(other, arrays, generate, *tokens), expected, rtol=2e-4, atol=2e-4)
+
+
+def test_auto_follows_the_devices_of_the_mesh(monkeypatch):
+    mesh = MeshConfig().make(jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")  # what compiles is not asked
+        assert mesh_lib.platform() == "cpu"
+    assert mesh_lib.platform() == "tpu"
+    assert step_lib.compute_dtype("auto", mesh) == "float32"
+    for said, platform in (("tpu", "tpu"), ("cuda", "gpu"), ("rocm", "gpu")):
+        device = types.SimpleNamespace(platform=said)
+        pod = types.SimpleNamespace(abstract_mesh=types.SimpleNamespace(abstract_device=device))
+        assert mesh_lib.platform(pod) == platform
+        assert step_lib.compute_dtype("auto", pod) == "bfloat16"
 
 
 @pytest.mark.parametrize("policy", ["dots", "full"])
@@ -320,7 +346,7 @@ def test_other_shapes_train(shape, objective):
     losses = []
     with jax.set_mesh(mesh):
         for _ in range(8):
-            state, metrics = step(state, {}, batch)
+            state, metrics = step(state, batch)
             losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.8 * losses[0]
 

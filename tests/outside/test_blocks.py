@@ -93,7 +93,7 @@ def trained(name: str, devices: int = 1, steps: int = 4):
     batch = jax.device_put(batch, small.batch_sharding(mesh))
     with jax.set_mesh(mesh):
         for _ in range(steps):
-            state, metrics = step(state, {}, batch)
+            state, metrics = step(state, batch)
             losses.append(float(metrics["loss"]))
     return parts, state, losses
 
@@ -211,7 +211,7 @@ def test_layers_are_frozen_by_name_inside_a_scanned_run(name):
     step = small.train_step(model, parts, tx, objective, shardings, trainable=mask)
     before = names.to_canonical(jax.device_get(state.params), where)
     for _ in range(2):
-        state, _ = step(state, {}, batch)
+        state, _ = step(state, batch)
     after = names.to_canonical(jax.device_get(state.params), where)
     moved = {n for n in where if np.any(np.asarray(before[n]) != np.asarray(after[n]))}
     assert moved
