@@ -9,17 +9,22 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import mini
 import numpy as np
 import pytest
 import small
+from etils import epath
 
-from mmjax import models
+from mmjax import ConfigError, models
 from mmjax import step as step_lib
+from mmjax.experiment import Checkpointing
+from mmjax.export import describe
 from mmjax.models import Block, Run, cache, contracts, names, plan
 from mmjax.models import lora as lora_lib
 from mmjax.objectives import MaskedTokens, NextToken
 from mmjax.optim import AdamW
 from mmjax.parallel import MeshConfig
+from mmjax.run import checkpoint, manifest
 
 sys.path.insert(0, str(Path(__file__).parent / "blocks"))
 import depthwise
@@ -130,6 +135,49 @@ def test_it_trains_and_has_names_axes_and_flops(name):
 def test_sharded_is_the_same(name, devices):
     _, _, losses = trained(name, devices)
     np.testing.assert_allclose(losses, trained(name)[2], rtol=2e-4)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_saved_and_restored_on_another_mesh(name, tmp_path):
+    model = config(name)
+    objective, _ = work(model)
+    _, saved, _ = trained(name)
+    saver = checkpoint.Saver(epath.Path(tmp_path), Checkpointing())
+    empty = {key: kind() for key, kind in manifest.KEYS.items()}
+    saver.save(saved, {**empty, "step": 4})
+    saver.close()
+    mesh = MeshConfig(fsdp=2, tensor=2, data=2).make()
+    _, _, shardings, fresh = small.setup(model, [objective], mesh, AdamW(), seed=1)
+    like = {
+        item: jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            getattr(fresh, item), getattr(shardings, item),
+        )
+        for item in checkpoint.ITEMS
+    }  # fmt: skip
+    items = checkpoint.restore(epath.Path(tmp_path), 4, like)
+    for item, tree in items.items():
+        jax.tree.map(np.testing.assert_array_equal, tree, jax.device_get(getattr(saved, item)))
+        placed = jax.tree.map(
+            lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), tree, getattr(shardings, item)
+        )
+        assert jax.tree.all(placed)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_exported_or_refused_by_name(name):
+    base = mini.get_config()
+    model = dataclasses.replace(base.model, shape="encoder", runs=config(name).runs)
+    tasks = {"image_text": base.tasks["image_text"]}
+    experiment = dataclasses.replace(base, model=model, tasks=tasks)
+    block = BLOCKS[name]
+    if block.reads:  # the embedding ends in the other lane
+        assert set(describe.exported(experiment).values()) == {"enc"}
+        return
+    said = {"shipped by stream": "router ByStream", "shipped shared": "MoE.shared_width=16"}
+    with pytest.raises(ConfigError, match=said.get(name, f"block {type(block).__name__} has no")):
+        describe.exported(experiment)
 
 
 @pytest.mark.ci
