@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
+import functools
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import small
 
 import mmjax
-from mmjax import cli, config, errors
+from mmjax import cli, config, errors, models
+from mmjax import step as step_lib
 from mmjax.cli import listing
+from mmjax.models import names, plan
 from mmjax.run import matching
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +45,23 @@ def test_the_code_of_an_add_page_runs(name, tmp_path):
     assert any(isinstance(n, ast.Assert) for n in ast.walk(ast.parse(path.read_text()))) or (
         "assert_allclose" in path.read_text()
     )
+
+
+def test_the_plans_of_the_page_of_blocks_are_models(tmp_path):
+    module = config.load_module(as_module(DOCS / "blocks.md", tmp_path))
+    plans = {n: m for n, m in vars(module).items() if isinstance(m, models.Transformer)}
+    assert len(plans) == 7
+    for model in plans.values():
+        assert plan.flops_per_token(model, model.lane_names()[0], 8) > 0
+    parts = {
+        "flamingo": module.inserted_alone,
+        "tuned": module.lora_alone,
+    }
+    for name, patterns in parts.items():
+        made = step_lib.split(functools.partial(plans[name].make, small.VOCABULARY, {}, 0))
+        where = plans[name].canonical_parts(small.VOCABULARY, (), list(names.flatten(made.params)))
+        for pattern in patterns:
+            assert any(fnmatch.fnmatch(key, pattern) for key in where), pattern
 
 
 def test_the_recipe_of_the_docs_is_a_config(tmp_path):
