@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from mmjax.config import ranges
@@ -12,17 +13,13 @@ from mmjax.config.error import nearest
 from mmjax.data.mixture import Mixture
 from mmjax.data.task import Task
 from mmjax.modalities.modality import Modality
-from mmjax.models.autoencoder import Autoencoder
 from mmjax.models.config import ModelConfig
 from mmjax.models.plan import Transformer
-from mmjax.objectives.contrastive import Contrastive
-from mmjax.objectives.generative import MaskedTokens
-from mmjax.objectives.reconstruction import Reconstruction
 from mmjax.optim.gradients import GradientRule
 from mmjax.optim.optimizer import Muon, Optimizer
 from mmjax.parallel.mesh import BATCH_AXES, MeshConfig
 from mmjax.parallel.rules import MeshRules
-from mmjax.typing import Vocabulary
+from mmjax.typing import TokenSpec, Vocabulary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,6 +154,22 @@ class Init:
                 )
 
 
+class _Specs(Mapping):
+    """Specs by modality, made when asked for: some read the files of a tokenizer."""
+
+    def __init__(self, modalities: Mapping[str, Modality]):
+        self._modalities = modalities
+
+    def __getitem__(self, name: str) -> TokenSpec:
+        return self._modalities[name].spec(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modalities)
+
+    def __len__(self) -> int:
+        return len(self._modalities)
+
+
 def _check_name(field: str, name: str) -> None:
     """Raises ValueError for a name that would lead out of a folder, or match other names."""
     wrong = set(name) & set("/\\@*?[]") or not name.isprintable() or len(name.encode()) > 100
@@ -234,44 +247,15 @@ class Experiment:
                     f"{who}{where}: batch_size={batch_size} is not whole groups of"
                     f" group_rows={group_rows}; use group_rows of {', '.join(map(str, fits[:12]))}."
                 )
-            if isinstance(task.objective, Contrastive) and batch_size < 2:
-                raise ValueError(
-                    f"{who}{where}: batch_size={batch_size} leaves a contrastive objective without"
-                    " negatives; use 2 or more."
-                )
-        if isinstance(task.objective, Contrastive) and len(task.inputs) < 2:
-            raise ValueError(
-                f"{who}: inputs={task.inputs} has fewer than two views to contrast; name two."
-            )
-        if isinstance(task.objective, MaskedTokens) and not task.targets:
-            raise ValueError(f"{who}: targets=() leaves nothing to predict; name a modality.")
-        self._check_reconstruction(who, task)
-        lanes = self.model.lane_names()
-        for view, lane in getattr(task.objective, "lanes", {}).items():
-            if lane not in lanes:
-                raise ValueError(
-                    f"{who}: lane {lane!r} of view {view!r} is not in the model"
-                    f"{nearest(lane, lanes)}"
-                )
+        try:
+            task.objective.check(task, _Specs(self.modalities), self.model.lane_names())
+        except ValueError as error:
+            raise ValueError(f"{who}: {error}") from error
         self._check_router(who, task)
-
-    def _check_reconstruction(self, who: str, task: Task) -> None:
-        has_codes = isinstance(self.model, Autoencoder)
-        kind, model = type(task.objective).__name__, type(self.model).__name__
-        if isinstance(task.objective, Reconstruction):
-            if not has_codes:
-                raise ValueError(f"{who}: objective {kind} needs an Autoencoder, not a {model}.")
-            if len(task.inputs) != 1 or task.targets:
-                raise ValueError(
-                    f"{who}: inputs={task.inputs}, targets={task.targets}, but a tokenizer is for"
-                    " one modality; name it in inputs, and no targets."
-                )
-        elif has_codes and isinstance(task.objective, (Contrastive, MaskedTokens)):
-            raise ValueError(f"{who}: objective {kind} trains no {model}; use Reconstruction.")
 
     def _check_router(self, who: str, task: Task) -> None:
         mixed = len(set(task.inputs) | set(task.targets)) > 1
-        alone = isinstance(task.objective, Contrastive) or not mixed
+        alone = not (task.objective.mixes_streams and mixed)
         for run in self.model.layer_plan():
             for block in run.pattern:
                 if not alone or not block.balances_within_groups:

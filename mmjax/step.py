@@ -51,6 +51,7 @@ class Parts:
     Fields:
       graph: what `nnx.merge` needs beside arrays. params, model_state: shapes and dtypes.
       axes: logical axes by path of a parameter. matrices: how the optimizer sees each parameter.
+      bounds: (low, high) by path, of parameters that an update clips.
       make: makes the module with fresh parameters.
     """
 
@@ -59,19 +60,22 @@ class Parts:
     model_state: PyTree
     axes: dict[str, tuple[str, ...]]
     matrices: PyTree
+    bounds: dict[str, tuple[float, float]]
     make: Callable[[], nnx.Module]
 
 
 def split(make: Callable[[], nnx.Module]) -> Parts:
     """Takes a model apart without making it."""
     graph, params, state = nnx.split(nnx.eval_shape(make), nnx.Param, ModelState)
-    axes, matrices = {}, {}
+    axes, matrices, bounds = {}, {}, {}
     is_variable = lambda x: isinstance(x, nnx.Variable)
     for tree in (params, state):
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_variable)[0]:
             meta, ndim = leaf.get_metadata(), len(leaf.shape)
             axes[path_name(path)] = meta["axes"]
             reduce = meta.get("reduce", ())
+            if "bounds" in meta:
+                bounds[path_name(path)] = meta["bounds"]
             matrices[path_name(path)] = optimizer.matrix_of(meta["axes"], reduce, ndim)
     pure = nnx.as_pure(params)
     tree = jax.tree_util.tree_map_with_path(lambda p, _: matrices[path_name(p)], pure)
@@ -81,6 +85,7 @@ def split(make: Callable[[], nnx.Module]) -> Parts:
         model_state=nnx.as_pure(state),
         axes=axes,
         matrices=tree,
+        bounds=bounds,
         make=make,
     )
 
@@ -210,7 +215,7 @@ def eval_step(
     dtype: str = "float32",
 ) -> tuple[dict[str, Array], Metrics, dict[str, Array]]:
     """Losses (scalars by name), metrics and features of a batch; nothing is updated."""
-    batch = normalise_weights(batch, getattr(objective, "balance", "stream"))
+    batch = normalise_weights(batch, objective.target_balance)
     model = bind(parts, params, model_state, group_rows, dtype)
     losses, metrics, _, features = objective(model, batch, jax.random.key(0), extra)
     return objective_lib.total(losses), metrics, features
@@ -262,7 +267,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        batch = normalise_weights(batch, getattr(objective, "balance", "stream"))
+        batch = normalise_weights(batch, objective.target_balance)
         totals, grads, (metrics, record, features) = gradient(state, batch, key)
         loss = sum(totals.values(), jnp.zeros(()))
         norm = optax.tree.norm(grads)
@@ -274,7 +279,7 @@ def make_train_step(
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
         if learning_rate_scale != 1.0:
             updates = jax.tree.map(lambda u: u * learning_rate_scale, updates)
-        params = optax.apply_updates(state.params, updates)
+        params = _within(parts.bounds, optax.apply_updates(state.params, updates))
         params, opt_state = _keep_frozen(state, params, opt_state, mask)
         extra = dict(state.extra)
         for name, e in (extras or {}).items():
@@ -315,6 +320,15 @@ def _whole(grads: PyTree, frozen: PyTree, mask: PyTree) -> PyTree:
     """Gradients of all parameters, zero in frozen ones and in frozen layers of a stack."""
     grads = _join(grads, jax.tree.map(jnp.zeros_like, frozen))
     return jax.tree.map(lambda flag, g: _pick(flag, g, jnp.zeros_like(g)), mask, grads)
+
+
+def _within(bounds: dict[str, tuple[float, float]], params: PyTree) -> PyTree:
+    """Parameters, those that have bounds clipped into them."""
+
+    def clipped(path, x):
+        return jnp.clip(x, *bounds[path_name(path)]) if path_name(path) in bounds else x
+
+    return jax.tree_util.tree_map_with_path(clipped, params) if bounds else params
 
 
 def _keep_frozen(state: TrainState, params: PyTree, opt_state: PyTree, mask: PyTree):

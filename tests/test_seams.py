@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +30,9 @@ from mmjax.optim import AdamW
 from mmjax.run.checkpoint import Checkpointing
 from mmjax.run.view import View
 from mmjax.typing import Loss, Piece, TokenSpec
+
+sys.path.insert(0, str(Path(__file__).parent / "outside" / "objectives"))
+from symile import Symile
 
 SOURCE = Numbers(train_size=400)
 
@@ -238,38 +243,6 @@ class Xor(Source):
         return records
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Symile(Contrastive):
-    """Contrast of the multilinear product of all views (Saporta et al. 2024).
-
-    Negatives of an anchor are tuples of the others, each shuffled by itself. A sample that lacks a
-    part is no anchor (its weight is 0), and a tuple with an absent part is no negative.
-    """
-
-    def losses(self, model, features, batch, key, extra):
-        views = sorted(features)
-        scale, _ = model.head(contrastive.scale_name(views), features[views[0]])
-        present = {v: contrastive.present(model, batch, (v,)) for v in views}
-        flat = {v: contrastive.flat(features[v]) for v in views}
-        whole_N = contrastive.present(model, batch, views)
-        out = {}
-        for number, anchor in enumerate(views):
-            negative, exists = 1.0, 1.0
-            keys = jax.random.split(jax.random.fold_in(key, number), len(views))
-            for other, k in zip(views, keys, strict=True):
-                if other != anchor:
-                    order = jax.random.permutation(k, len(whole_N))
-                    negative, exists = negative * flat[other][order], exists * present[other][order]
-            true_N = scale * jnp.sum(flat[views[0]] * flat[views[1]] * flat[views[2]], axis=-1)
-            logits_NN = jnp.where(exists[None, :] > 0, scale * flat[anchor] @ negative.T, -1e30)
-            logits_NN = jnp.where(jnp.eye(len(whole_N), dtype=bool), true_N[:, None], logits_NN)
-            value_N = jax.nn.logsumexp(logits_NN, axis=1) - true_N
-            weight_N = whole_N / jnp.maximum(jnp.sum(whole_N), 1.0) / len(views)
-            shape = batch.weight_BS.shape
-            out[anchor] = Loss(value_N.reshape(shape), weight_N.reshape(shape))
-        return out, {"whole": jnp.sum(whole_N)}, {}
-
-
 def solve_xor(objective: Contrastive, tmp_path, score) -> float:
     """Share of (a, b) whose best c is a xor b."""
     task = Task(source=Xor(), inputs=("a", "b", "c"), layout=Aligned(), objective=objective,
@@ -328,6 +301,9 @@ OWN = """
     from mmjax.models.routers import Router, Routing
     from mmjax.objectives import InfoNCE
     from mmjax.typing import Loss, Piece, TokenSpec
+
+sys.path.insert(0, str(Path(__file__).parent / "outside" / "objectives"))
+from symile import Symile
 
 
     @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -56,14 +56,14 @@ class Retrieval(Evaluator):
         for suffix, split in self.splits.items():
             limit = self.num_galleries * self.gallery or None
             examples = view.examples(split.format(split=view.split), limit)
-            features = {m: view.embed(m, examples) for m in self.modalities}
+            compare = _Compare(view, examples)
             present = {m: np.array([view.has(m, e) for e in examples]) for m in self.modalities}
             for a, b in itertools.permutations(self.modalities, 2):
-                hits = self._direction(examples, features, present, a, b)
+                hits = self._direction(examples, compare, present, a, b)
                 self._report(metrics, f"{a}_to_{b}", suffix, examples, hits)
         return metrics
 
-    def _direction(self, examples, features, present, a, b) -> dict[int, np.ndarray]:
+    def _direction(self, examples, compare, present, a, b) -> dict[int, np.ndarray]:
         identity = np.array([e.get("identity", i) for i, e in enumerate(examples)])
         hits = {k: np.full(len(examples), np.nan) for k in self.ks}
         size = min(self.gallery, len(examples))
@@ -72,7 +72,7 @@ class Retrieval(Evaluator):
             candidates, queries = rows[present[b][rows]], rows[present[a][rows]]
             if not len(candidates):
                 continue
-            scores = features[a][queries] @ features[b][candidates].T
+            scores = compare(a, b, queries, candidates)
             same = identity[queries][:, None] == identity[candidates][None, :]
             for k in self.ks:
                 hits[k][queries] = np.where(same.any(1), recall(scores, same, k), np.nan)
@@ -86,6 +86,22 @@ class Retrieval(Evaluator):
             for name in slices:
                 chosen = np.array([name in e.get("slices", ()) for e in examples])
                 metrics[f"{direction}_R@{k}{end}_{name}"] = float(np.nanmean(hit[chosen]))
+
+
+class _Compare:
+    """Similarities of the examples of a view, embedded once for each modality and task."""
+
+    def __init__(self, view, examples):
+        self._view, self._examples = view, examples
+        self._features: dict[tuple[str, str], np.ndarray] = {}
+
+    def __call__(self, a: str, b: str, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        tasks = self._view.comparing(a, b)
+        for name, task in tasks.items():
+            if (name, task) not in self._features:
+                self._features[name, task] = self._view.embed(name, self._examples, task=task)
+        one, two = (self._features[name, tasks[name]] for name in (a, b))
+        return self._view.similarity(tasks[a], one[queries], two[candidates])
 
 
 def recall(scores_QC: np.ndarray, same_QC: np.ndarray, k: int) -> np.ndarray:
@@ -134,15 +150,25 @@ class ZeroShot(Evaluator):
         classes = sorted(prompts)
         flat = [view.example(self.text, text) for c in classes for text in prompts[c]]
         owner = np.array([i for i, c in enumerate(classes) for _ in prompts[c]])
-        embedded = view.embed(self.text, flat)
-        means = np.stack([embedded[owner == i].mean(0) for i in range(len(classes))])
-        means /= np.linalg.norm(means, axis=1, keepdims=True) + 1e-12
         examples = view.examples(view.split, self.limit or None)
         metrics = {}
         for name in self.modalities:
             chosen = [e for e in examples if view.has(name, e)]
-            scores = view.embed(name, chosen) @ means.T
+            tasks = view.comparing(name, self.text)
+            embedded = view.embed(self.text, flat, task=tasks[self.text])
+            own = view.embed(name, chosen, task=tasks[name])
+            scores = _class_scores(view, tasks[name], own, embedded, owner)
             target = np.array([classes.index(e["identity"]) for e in chosen])
             same = np.arange(len(classes))[None, :] == target[:, None]
             metrics[f"{name}_top1"] = float(np.mean(recall(scores, same, 1)))
         return metrics
+
+
+def _class_scores(view, task: str, own_NX, prompts_PX, owner_P) -> np.ndarray:
+    """Similarity [N, C] to the prototype of each class's prompts, or the mean over its prompts."""
+    classes = range(int(owner_P.max()) + 1)
+    means = [view.prototype(task, prompts_PX[owner_P == c]) for c in classes]
+    if all(mean is not None for mean in means):
+        return view.similarity(task, own_NX, np.stack(means))
+    scores_NP = view.similarity(task, own_NX, prompts_PX)
+    return np.stack([scores_NP[:, owner_P == c].mean(1) for c in classes], axis=1)

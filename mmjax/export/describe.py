@@ -18,7 +18,6 @@ from mmjax.modalities.text import Text
 from mmjax.models import embed as embed_lib
 from mmjax.models import plan
 from mmjax.models.routers import TokenChoice
-from mmjax.objectives.contrastive import Contrastive
 from mmjax.tokenizers.sentencepiece import SentencePiece
 from mmjax.typing import Vocabulary
 
@@ -45,13 +44,8 @@ KNOWN: dict[type[Modality], tuple[str, ...]] = {
 
 
 def contrastive_tasks(experiment: Experiment) -> dict[str, Task]:
-    """The contrastive task that trains the projection of each modality: the last one with it."""
-    return {
-        name: task
-        for task in experiment.tasks.values()
-        if isinstance(task.objective, Contrastive)
-        for name in task.inputs
-    }
+    """The task whose objective represents each modality: the last one with it."""
+    return {name: task for task in experiment.tasks.values() for name in task.objective.views(task)}
 
 
 def exported(experiment: Experiment) -> dict[str, str]:
@@ -71,7 +65,14 @@ def exported(experiment: Experiment) -> dict[str, str]:
             " embed with; train one (InfoNCE or Sigmoid over two modalities)."
         )
     first = model.lane_names()[0]
-    lanes = {name: tasks[name].objective.lanes.get(name, "") or first for name in tasks}
+    for name, task in tasks.items():
+        if not task.objective.is_pooled:
+            raise ConfigError(
+                f"export: objective {type(task.objective).__name__} of modality {name!r} has a"
+                " representation of its own, which has no PyTorch twin; there are those of InfoNCE"
+                " and Sigmoid."
+            )
+    lanes = {name: task.objective.lane(name) or first for name, task in tasks.items()}
     for name in lanes:
         _check_modality(name, experiment.modalities[name])
         head = model.heads.get(f"project/{name}")

@@ -13,7 +13,6 @@ from mmjax.config.error import nearest
 from mmjax.experiment import Experiment
 from mmjax.generate import decoders, rerank, views
 from mmjax.generate.plan import Decoding
-from mmjax.objectives.generative import MaskedTokens
 from mmjax.parallel import mesh as mesh_lib
 from mmjax.run import view as view_lib
 from mmjax.run.program import Program
@@ -132,7 +131,7 @@ def _is_prefix(experiment: Experiment) -> bool:
 
 
 def _generative(experiment: Experiment):
-    return [t for t in experiment.tasks.values() if isinstance(t.objective, MaskedTokens)]
+    return [t for t in experiment.tasks.values() if t.objective.generates]
 
 
 def _rows(count: int) -> int:

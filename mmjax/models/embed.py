@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -35,6 +36,10 @@ class Head:
     def init(self, key: Array, width: int, vocabulary: Vocabulary) -> Init:
         """Parameters for features of this width."""
         raise NotImplementedError(f"{type(self).__name__} must define init().")
+
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """(low, high) of leaves whose values an update must not leave; it clips them."""
+        return {}
 
     def apply(self, params: dict[str, Array], x, context: HeadContext):
         """Output for features x; `params` are cast to the type of x by the head itself."""
@@ -71,7 +76,8 @@ class Projection(Head):
 class Scale(Head):
     """Learned similarity scale exp(log_scale), at most `max_scale`, and a bias; x is ignored.
 
-    `max_scale` inf = no limit.
+    The limit holds for the parameter, after each update (as in CLIP), so that a scale at its limit
+    has a gradient and can come back. `max_scale` inf = no limit.
     """
 
     temperature: ranges.Positive = 0.07
@@ -85,9 +91,11 @@ class Scale(Head):
         log_scale = jnp.full((), -jnp.log(self.temperature), jnp.float32)
         return {"log_scale": (log_scale, ()), "bias": (jnp.full((), self.bias, jnp.float32), ())}
 
+    def bounds(self):
+        return {"log_scale": (-math.inf, math.log(self.max_scale))}
+
     def apply(self, params, x, context):
-        scale = jnp.minimum(jnp.exp(params["log_scale"]), self.max_scale)
-        return scale, params["bias"]
+        return jnp.exp(params["log_scale"]), params["bias"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -38,10 +38,11 @@ class RunModule(nnx.Module):
 class Named(nnx.Module):
     """Parameters by leaf name."""
 
-    def __init__(self, init: embed.Init):
+    def __init__(self, init: embed.Init, bounds: Mapping[str, tuple[float, float]] | None = None):
         self.leaves = tuple(init)
         for name, (value, axes) in init.items():
-            setattr(self, name, nnx.Param(value.astype(jnp.float32), axes=axes, reduce=()))
+            more = {"bounds": bounds[name]} if bounds and name in bounds else {}
+            setattr(self, name, nnx.Param(value.astype(jnp.float32), axes=axes, reduce=(), **more))
 
     def arrays(self) -> dict[str, Array]:
         """Leaf name -> array."""
@@ -87,7 +88,7 @@ class Model(nnx.Module):
         shape, axes = (width, width), ("embed", "unsharded")
         self.memory = nnx.List([param(rngs, shape, axes, width, (0,)) for _ in reads])
         self.heads = nnx.List(
-            [Named(h.init(rngs.params(), width, vocabulary)) for h in heads.values()]
+            [Named(h.init(rngs.params(), width, vocabulary), h.bounds()) for h in heads.values()]
         )
 
     def _table(self) -> Array:

@@ -52,6 +52,19 @@ class MaskedTokens(objective.Objective):
     def __post_init__(self):
         ranges.check(self)
 
+    @property
+    def target_balance(self) -> str:
+        return self.balance
+
+    @property
+    def generates(self) -> bool:
+        return True
+
+    def check(self, task, specs, lanes):
+        objective.check_stack(self, lanes)
+        if not task.targets:
+            raise ValueError("targets=() leaves nothing to predict; name a modality.")
+
     def heads(self, inputs, targets):
         heads: dict[str, embed_lib.Head] = {}
         for spec in targets:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from etils import epy
 
 from mmjax.models.block import add_records
 from mmjax.models.embed import Head
-from mmjax.typing import Array, Batch, Loss, Metrics, PyTree, TokenSpec
+from mmjax.typing import Array, Batch, Loss, Metrics, PyTree, Tokens, TokenSpec
 
 with epy.lazy_imports():
     import jax
@@ -39,7 +39,35 @@ class Objective:
 
     `embed` computes features with leading dim B (none for generation); `losses` computes named
     losses per sample from them. Their weights hold all that is needed to sum them over any batch.
+
+    An objective that compares views says which (`views`), what it compares of one (`represent`)
+    and how (`similarity`): retrieval, zero-shot, `embed`, reranking and export ask for that.
     """
+
+    @property
+    def target_balance(self) -> str:
+        """`stream` = declared target streams have equal weight; `token` = tokens have."""
+        return "stream"
+
+    @property
+    def generates(self) -> bool:
+        """Whether its targets can be generated: it trains the model calls that decoding makes."""
+        return False
+
+    @property
+    def mixes_streams(self) -> bool:
+        """Whether several streams of a task pass the model in one call."""
+        return True
+
+    def check(self, task: Any, specs: Mapping[str, TokenSpec], lanes: Sequence[str]) -> None:
+        """Raises ValueError for a task that it cannot train: field=value, rule and remedy; the
+        experiment adds the name of the task.
+
+        Args:
+          task: `mmjax.data.task.Task`. specs: of all modalities, made when asked for.
+          lanes: of the model; () for one that is no stack of blocks.
+        """
+        del task, specs, lanes
 
     def heads(
         self, inputs: tuple[TokenSpec, ...], targets: tuple[TokenSpec, ...]
@@ -57,6 +85,56 @@ class Objective:
         del model, batch, key
         return {}, {}
 
+    def views(self, task: Any) -> tuple[str, ...]:
+        """Streams of a task that it represents in a space where it compares them."""
+        del task
+        return ()
+
+    def lane(self, view: str) -> str:
+        """Lane that encodes a view; "" = the first of the model."""
+        del view
+        return ""
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether `represent` is that of `Contrastive`: what exported models compute."""
+        return False
+
+    def represent(
+        self, model: Any, tokens: Tokens, view: str, num_slots: int, key: Array | None = None
+    ) -> tuple[Array, dict]:
+        """What `similarity` compares of the samples in a view, and the record of the model calls.
+
+        Args:
+          num_slots: sample slots S of a row.
+
+        Returns one vector a sample, [B, S, D] float32, or a set of them, [B, S, N, D], in which
+        a zero vector is none.
+        """
+        del model, tokens, view, num_slots, key
+        raise ValueError(
+            f"{type(self).__name__}: represents no views; define views(), represent() and"
+            " similarity(), or use a contrastive objective."
+        )
+
+    def similarity(self, a_NX: Array, b_MX: Array) -> Array:
+        """Similarity [N, M] of representations; called with NumPy arrays by evaluators."""
+        del a_NX, b_MX
+        raise ValueError(
+            f"{type(self).__name__}: similarity() is not defined beside represent(); define both."
+        )
+
+    def prototype(self, z_PX: Array) -> Array | None:
+        """One representation for several prompts of a class, NumPy; None = there is none, and
+        the similarities of the prompts are averaged."""
+        del z_PX
+        return None
+
+    def logit_scale(self, model: Any, views: Sequence[str]) -> Array:
+        """What a similarity of these views is multiplied by to add to log-probabilities."""
+        del model, views
+        return jnp.ones(())
+
     def losses(
         self, model: Any, features: dict[str, Array], batch: Batch, key: Array, extra: dict
     ) -> Result:
@@ -68,6 +146,15 @@ class Objective:
         features, first = self.embed(model, batch, key)
         losses, metrics, second = self.losses(model, features, batch, key, extra)
         return losses, metrics, add_records(first, second), features
+
+
+def check_stack(objective: Objective, lanes: Sequence[str]) -> None:
+    """Raises ValueError for a model without lanes, which is no stack of blocks."""
+    if not lanes:
+        raise ValueError(
+            f"objective {type(objective).__name__} trains a Transformer, and this model has no"
+            " lanes; change one of them (Reconstruction trains an Autoencoder)."
+        )
 
 
 def total(losses: dict[str, Loss]) -> dict[str, Array]:

@@ -47,6 +47,18 @@ class Reconstruction(objective.Objective):
 
     error: Literal["mse", "l1", "smooth_l1", "bce"] = "mse"
 
+    def check(self, task, specs, lanes):
+        if lanes:
+            raise ValueError(
+                "objective Reconstruction trains the autoencoder of a tokenizer, which has no"
+                f" lanes ({', '.join(lanes)}); use an Autoencoder."
+            )
+        if len(task.inputs) != 1 or task.targets:
+            raise ValueError(
+                f"inputs={task.inputs}, targets={task.targets}, but a tokenizer is for one"
+                " modality; name it in inputs, and no targets."
+            )
+
     def losses(self, model, features, batch, key, extra):
         (stream, view) = next(iter(batch.views.items()))
         encoded = model.encode(view, key=key)

@@ -18,7 +18,6 @@ from mmjax.data import layouts, loader
 from mmjax.data.source import BadRecord, Source
 from mmjax.data.task import Sample, Streams
 from mmjax.modalities.modality import Unreadable
-from mmjax.objectives import contrastive, objective
 from mmjax.parallel import mesh as mesh_lib
 from mmjax.run import metrics
 from mmjax.run.program import Program
@@ -77,46 +76,93 @@ class View:
         """Whether an example has a modality."""
         return self.value(modality, example) is not None
 
-    def embed(self, modality: str, examples: Sequence[dict[str, Any]], batch_size: int = 100):
-        """Unit embeddings [N, D] float32 of a modality in the shared space; zero if absent.
+    def comparing(self, *modalities: str) -> dict[str, str]:
+        """The task whose objective represents each modality: one task for all where there is one.
 
         Raises:
-          ValueError: the modality is unknown or no contrastive task trains its projection.
+          ValueError: a modality is unknown or represented by no task, or their objectives differ.
         """
         config = self.program.experiment
-        if modality not in config.modalities:
+        views = {name: task.objective.views(task) for name, task in config.tasks.items()}
+        for modality in modalities:
+            if modality not in config.modalities:
+                raise ValueError(
+                    f"Embedding: modality {modality!r} is not in the model; there are"
+                    f" {', '.join(config.modalities)}."
+                )
+            if not any(modality in names for names in views.values()):
+                known = dict.fromkeys(itertools.chain.from_iterable(views.values()))
+                raise ValueError(
+                    f"Embedding: modality {modality!r} is in no contrastive task, so it has no"
+                    f" projection; there are {', '.join(known) or 'none'}."
+                )
+        last = lambda *wanted: next(
+            (t for t, names in reversed(views.items()) if set(wanted) <= set(names)), ""
+        )
+        together = last(*modalities)
+        chosen = {m: together or last(m) for m in modalities}
+        kinds = {task: type(config.tasks[task].objective).__name__ for task in chosen.values()}
+        if len(set(kinds.values())) > 1:
+            said = ", ".join(f"{m!r} by {kinds[t]} (task {t!r})" for m, t in chosen.items())
             raise ValueError(
-                f"Embedding: modality {modality!r} is not in the model; there are"
-                f" {', '.join(config.modalities)}."
+                f"Embedding: {said} do not compare; train a task with all of them, or with one"
+                " kind of objective."
             )
-        encode = config.modalities[modality].encode
+        return chosen
+
+    def embed(
+        self, modality: str, examples: Sequence[dict[str, Any]], batch_size: int = 100, task=""
+    ):
+        """Representations [N, ...] float32 of a modality; zero if absent.
+
+        They are what the objective of `task` (default: the last that has the modality) compares:
+        unit vectors [N, D] of the contrastive objectives that ship.
+
+        Raises:
+          ValueError: the modality is unknown or no task represents it.
+        """
+        task = task or self.comparing(modality)[modality]
+        encode = self.program.experiment.modalities[modality].encode
         values = (self.value(modality, e) for e in examples)
         pieces = (None if v is None else encode(v) for v in values)
-        return self.embed_pieces(modality, pieces, batch_size)
+        return self.embed_pieces(modality, pieces, batch_size, task)
 
-    def embed_pieces(self, modality: str, pieces: Iterable[Piece | None], batch_size: int = 100):
+    def embed_pieces(
+        self, modality: str, pieces: Iterable[Piece | None], batch_size: int = 100, task=""
+    ):
         """`embed` for encoded values, consumed in batches."""
-        run = embedder(self.program, modality)
+        run = embedder(self.program, modality, task or self.comparing(modality)[modality])
         group = batch_size * mesh_lib.batch_shards(self.program.mesh)
         pieces, rows = iter(pieces), []
         while part := list(itertools.islice(pieces, group)):
             tokens = _tokens(self.program, modality, [*part, *[None] * (group - len(part))])
             tokens = jax.device_put(tokens, self.program.batch_sharding)
             with jax.set_mesh(self.program.mesh):
-                z_BSD = run(self.params, self.model_state, tokens)
-            rows.append(to_host(z_BSD)[: len(part), 0])
-        width = getattr(self.program.experiment.model, "width", 0)
-        return np.concatenate(rows) if rows else np.zeros((0, width), np.float32)
+                z_BSX = run(self.params, self.model_state, tokens)
+            rows.append(to_host(z_BSX)[: len(part), 0])
+        if rows:
+            return np.concatenate(rows)
+        tokens = _tokens(self.program, modality, [None] * group)
+        z_BSX = jax.eval_shape(run, self.params, self.model_state, tokens)
+        return np.zeros((0, *z_BSX.shape[2:]), np.float32)
 
-    def scale(self, head: str) -> float:
-        """The learned scale of similarities, by the name of its head, `scale/<views>`."""
-        program = self.program
+    def similarity(self, task: str, a_NX: np.ndarray, b_MX: np.ndarray) -> np.ndarray:
+        """Similarity [N, M] of representations, by the objective of a task."""
+        return np.asarray(self.program.experiment.tasks[task].objective.similarity(a_NX, b_MX))
+
+    def prototype(self, task: str, z_PX: np.ndarray) -> np.ndarray | None:
+        """One representation for several prompts of a class, where a task's objective has one."""
+        return self.program.experiment.tasks[task].objective.prototype(z_PX)
+
+    def logit_scale(self, task: str) -> float:
+        """What similarities of a task are multiplied by to add to log-probabilities."""
+        program, config = self.program, self.program.experiment.tasks[task]
 
         def run(params, model_state):
             model = step_lib.bind(program, params, model_state, 0, program.dtype)
-            return model.head(head, jnp.zeros(()))[0]
+            return config.objective.logit_scale(model, config.objective.views(config))
 
-        run = program.compiled.setdefault(("scale", head), jax.jit(run))
+        run = program.compiled.setdefault(("logit_scale", task), jax.jit(run))
         with jax.set_mesh(program.mesh):
             return float(to_host(run(self.params, self.model_state)))
 
@@ -155,28 +201,14 @@ def _tokens(program: Program, modality: str, pieces: Sequence[Piece | None]):
     return batch.views[modality]
 
 
-def embedder(program: Program, modality: str):
-    """Jitted (params, model_state, tokens) -> unit embeddings [B, S, D]; cached in the program."""
-    if ("embed", modality) in program.compiled:
-        return program.compiled["embed", modality]
-    lanes = {
-        stream: task.objective.lanes.get(stream, "")
-        for task in program.experiment.tasks.values()
-        if isinstance(task.objective, contrastive.Contrastive)
-        for stream in task.inputs
-    }
-    if modality not in lanes:
-        raise ValueError(
-            f"Embedding: modality {modality!r} is in no contrastive task, so it has no projection;"
-            f" there are {', '.join(lanes) or 'none'}."
-        )
+def embedder(program: Program, modality: str, task: str):
+    """Jitted (params, model_state, tokens) -> representations [B, S, ...] by the objective of a
+    task; cached in the program."""
+    objective = program.experiment.tasks[task].objective
 
     def run(params, model_state, tokens):
         rows = tokens.ids_BL.shape[0] // mesh_lib.batch_shards(program.mesh)
         model = step_lib.bind(program, params, model_state, rows, program.dtype)
-        x_BLD = model.encode(tokens, lane=lanes[modality]).x_BLD
-        z_BSD = model.head(f"project/{modality}", contrastive.pool(x_BLD, tokens, 1))
-        return objective.unit(z_BSD)
+        return objective.represent(model, tokens, modality, 1)[0].astype(jnp.float32)
 
-    program.compiled["embed", modality] = jax.jit(run)
-    return program.compiled["embed", modality]
+    return program.compiled.setdefault(("embed", task, modality), jax.jit(run))

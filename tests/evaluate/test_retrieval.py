@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mmjax.evaluate import Retrieval, ZeroShot, retrieval, verbs
+from mmjax.objectives import InfoNCE
 
 
 def brute_force(scores, same, k):
@@ -56,7 +57,16 @@ class Fake:
     def example(self, modality, value):
         return {"prompt": value}
 
-    def embed(self, modality, examples):
+    def comparing(self, *modalities):
+        return dict.fromkeys(modalities, "pair")
+
+    def similarity(self, task, a, b):
+        return InfoNCE().similarity(a, b)
+
+    def prototype(self, task, z):
+        return InfoNCE().prototype(z)
+
+    def embed(self, modality, examples, task):
         width = 4
         rows = [
             {"a": [1, 0, 0, 0], "b": [0, 1, 0, 0], "c": [0, 1, 1, 0]}[e["prompt"]]
