@@ -25,7 +25,8 @@ from flax import nnx
 from mmjax.models.module import ModelState
 from mmjax.models.names import path_name
 from mmjax.objectives import objective as objective_lib
-from mmjax.optim import gradients, optimizer
+from mmjax.optim import backward, gradients, optimizer
+from mmjax.optim.taps import Taps
 from mmjax.parallel import mesh as mesh_lib
 from mmjax.parallel import rules as rules_lib
 from mmjax.typing import Array, Batch, Metrics, PyTree
@@ -74,7 +75,7 @@ def split(make: Callable[[], nnx.Module]) -> Parts:
             meta, ndim = leaf.get_metadata(), len(leaf.shape)
             axes[path_name(path)] = meta["axes"]
             reduce = meta.get("reduce", ())
-            if "bounds" in meta:
+            if meta.get("bounds"):
                 bounds[path_name(path)] = meta["bounds"]
             matrices[path_name(path)] = optimizer.matrix_of(meta["axes"], reduce, ndim)
     pure = nnx.as_pure(params)
@@ -164,10 +165,13 @@ def bind(
     group_rows: int,
     dtype: str,
     training: bool = False,
+    taps: Taps | None = None,
 ):
     """The model with these arrays in it, ready for the model calls; `training` turns dropout on."""
     model: Any = nnx.merge(parts.graph, params, model_state)
     model.group_rows, model.compute_dtype, model.training = group_rows, dtype, training
+    if taps is not None:
+        model.taps = taps
     return model
 
 
@@ -233,7 +237,9 @@ def make_train_step(
     grad_clip_norm: float = 0.0,
     learning_rate_scale: float = 1.0,
     trainable: PyTree | None = None,
+    task: str = "",
     rule: gradients.GradientRule | None = None,
+    rule_state: str = "",
     extras: dict[str, objective_lib.Extra] | None = None,
     update_state: Callable[[PyTree, dict], PyTree] = lambda state, record: state,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -241,13 +247,20 @@ def make_train_step(
 
     The state is donated and comes back with the same tree, dtypes and shardings. When a loss or
     gradient is not finite nothing but the step count changes, and `skipped` is 1.
+
+    Args:
+      task: its name, which a rule is told. rule_state: the extra that holds the state of the rule;
+        "" = it has none.
     """
     mask = trainable if trainable is not None else jax.tree.map(lambda _: True, parts.params)
     mesh = shardings.step.mesh
 
     def gradient(state: TrainState, batch: Batch, key: Array):
-        def losses_of(params):
-            model = bind(parts, params, state.model_state, group_rows, dtype, training=True)
+        train, frozen = _partition(state.params, mask)
+
+        def losses_of(train, taps):
+            params = _join(train, frozen)
+            model = bind(parts, params, state.model_state, group_rows, dtype, True, taps)
             with jax.named_scope(type(objective).__name__):
                 losses, metrics, record, features = objective(model, batch, key, state.extra)
                 totals = objective_lib.total(losses)
@@ -256,19 +269,14 @@ def make_train_step(
                 totals["aux"] = sum(aux[1:], aux[0])
             return totals, (metrics, record, features)
 
-        train, frozen = _partition(state.params, mask)
-        whole = lambda leaves: _join(leaves, frozen)
-        totals, pullback, aux = jax.vjp(lambda t: losses_of(whole(t)), train, has_aux=True)
-        if rule is None:
-            grads = pullback(jax.tree.map(jnp.ones_like, totals))[0]
-        else:
-            grads = rule.combine(totals, lambda weights: pullback(weights)[0])
-        return totals, _whole(grads, frozen, mask), aux
+        whole = lambda grads: _whole(grads, frozen, mask)
+        kept, own = state.extra.get(rule_state, {}), jax.random.fold_in(key, 1)
+        return backward.gradient(losses_of, train, whole, rule, kept, task, own)
 
     def step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         batch = normalise_weights(batch, objective.target_balance)
-        totals, grads, (metrics, record, features) = gradient(state, batch, key)
+        totals, grads, (metrics, record, features), kept = gradient(state, batch, key)
         loss = sum(totals.values(), jnp.zeros(()))
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -281,7 +289,7 @@ def make_train_step(
             updates = jax.tree.map(lambda u: u * learning_rate_scale, updates)
         params = _within(parts.bounds, optax.apply_updates(state.params, updates))
         params, opt_state = _keep_frozen(state, params, opt_state, mask)
-        extra = dict(state.extra)
+        extra = {**state.extra, **({rule_state: kept} if rule_state else {})}
         for name, e in (extras or {}).items():
             if e.clock == "step" or name in objective.extra():
                 extra[name] = e.update(extra[name], params, features, batch)

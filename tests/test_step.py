@@ -154,12 +154,12 @@ def test_a_rule_over_two_losses_equal_to_the_sum_is_the_plain_step():
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class PlainSum(GradientRule):
-        def combine(self, losses, pullback):
+        def combine(self, losses, pullback, state, task, key):
             parts = [
                 pullback({k: jnp.ones(()) if k == name else jnp.zeros(()) for k in losses})
                 for name in losses
             ]
-            return jax.tree.map(lambda *g: sum(g[1:], g[0]), *parts)
+            return jax.tree.map(lambda *g: sum(g[1:], g[0]), *parts), state
 
     model = small.config()
     parts, tx, shardings, state = small.setup(model, [MaskedTokens()], optimizer=AdamW())

@@ -93,6 +93,7 @@ class Task:
       weight, interval: share in the mixture (see Mixture).
       variants: by name; empty = one variant called "default".
       trainable: patterns over canonical parameter names.
+      gradient_rule: how its losses become one gradient; None = that of the run.
     """
 
     source: Source
@@ -107,6 +108,9 @@ class Task:
     variants: dict[str, Variant] = dataclasses.field(default_factory=dict)
     trainable: tuple[str, ...] = ("**",)
     learning_rate_scale: ranges.NonNegative = 1.0
+    gradient_rule: Any = dataclasses.field(  # mmjax.optim.GradientRule | None
+        default=None, metadata={"identity": "numerics", "is_new": True}
+    )
 
     def __post_init__(self):
         ranges.check(self)

@@ -15,12 +15,16 @@ class ModelState(nnx.Variable):
 
 
 class Encoded(NamedTuple):
-    """Output of a lane: features, the tokens they belong to, and what must not get lost."""
+    """Output of a lane: features, the tokens they belong to, and what must not get lost.
+
+    Fields:
+      record: auxiliary losses and statistics. captured: what else a model hands its objective.
+    """
 
     x_BLD: Array
     tokens: Tokens
-    record: dict
-    captured: dict
+    record: dict = {}  # noqa: RUF012 (never written to)
+    captured: dict = {}  # noqa: RUF012
 
 
 class Call(NamedTuple):

@@ -6,7 +6,7 @@ every parameter carries its logical `axes`, and `mmjax.parallel.rules` turns the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from flax import nnx
 from mmjax.models import attention, blocks, contracts, embed, fused, plan
 from mmjax.models.block import Stack, add_records
 from mmjax.models.module import Call, Encoded, ModelState, param
+from mmjax.optim.taps import Taps
 from mmjax.parallel import rules
 from mmjax.typing import NUM_AXES, Array, Tokens, Vocabulary
 
@@ -41,8 +42,9 @@ class Named(nnx.Module):
     def __init__(self, init: embed.Init, bounds: Mapping[str, tuple[float, float]] | None = None):
         self.leaves = tuple(init)
         for name, (value, axes) in init.items():
-            more = {"bounds": bounds[name]} if bounds and name in bounds else {}
-            setattr(self, name, nnx.Param(value.astype(jnp.float32), axes=axes, reduce=(), **more))
+            limits = (bounds or {}).get(name)
+            value = value.astype(jnp.float32)
+            setattr(self, name, nnx.Param(value, axes=axes, reduce=(), bounds=limits))
 
     def arrays(self) -> dict[str, Array]:
         """Leaf name -> array."""
@@ -52,9 +54,11 @@ class Named(nnx.Module):
 class Model(nnx.Module):
     """The model calls that objectives know: `encode`, `decode`, `head`.
 
-    `group_rows` (rows of a group), `compute_dtype` and `training` are set by the step around a
-    merge.
+    `group_rows` (rows of a group), `compute_dtype`, `training` and `taps` are set by the step
+    around a merge.
     """
+
+    taps = Taps(())
 
     def __init__(self, config: plan.Transformer, vocabulary: Vocabulary, heads: dict, seed: int):
         rngs = nnx.Rngs(params=seed)
@@ -129,29 +133,24 @@ class Model(nnx.Module):
             )
         return where
 
-    def encode(self, tokens: Tokens, lane: str = "", capture=(), taps=None, key=None) -> Encoded:
+    def encode(self, tokens: Tokens, lane: str = "", key=None) -> Encoded:
         """Runs the blocks of a lane (default: the first) over a view.
 
-        `capture` and the keys of `taps` are of `embed`, `output`: a captured activation is
-        returned, a tap (zeros) is added to it, so its gradient is that activation's gradient.
         `key` is for blocks that draw random numbers while they train.
         """
         lane = lane or self.config.lane_names()[0]
-        return self.run_lanes({lane: tokens}, capture=capture, taps=taps, key=key)[lane]
+        return self.run_lanes({lane: tokens}, key=key)[lane]
 
-    def decode(self, tokens: Tokens, memory: Encoded, lane: str = "", capture=(), taps=None,
-               key=None) -> Encoded:  # fmt: skip
+    def decode(self, tokens: Tokens, memory: Encoded, lane: str = "", key=None) -> Encoded:
         """Runs a lane that reads another (default: the one that reads) over a view."""
         lane, memory = self.read_by(lane, memory)
         given = {self.config.read_lanes()[lane]: memory}
-        return self.run_lanes({lane: tokens}, given, capture, taps, key)[lane]
+        return self.run_lanes({lane: tokens}, given, key)[lane]
 
     def run_lanes(
         self,
         views: Mapping[str, Tokens],
         given: Mapping[str, Encoded] | None = None,
-        capture: Sequence[str] = (),
-        taps: Mapping[str, Array] | None = None,
         key: Array | None = None,
     ) -> dict[str, Encoded]:
         """Runs the blocks of several lanes, in the order of the layer plan, each over its view.
@@ -159,14 +158,11 @@ class Model(nnx.Module):
         A block that reads a lane sees what is `given` of it, else the features that the lane has
         when the block runs, so that lanes may look at one another layer by layer.
         """
-        taps, given = taps or {}, given or {}
-        self._check_lanes(views, given, (*capture, *taps))
-        inputs, xs, records = {}, {}, {lane: {} for lane in views}
+        given = given or {}
+        self._check_lanes(views, given)
+        xs, records = {}, {lane: {} for lane in views}
         for lane, tokens in views.items():
-            x = self.embed(tokens)
-            inputs[lane] = xs[lane] = rules.constrain_batch(
-                x + taps["embed"] if "embed" in taps else x
-            )
+            xs[lane] = rules.constrain_batch(self.taps(lane, "embed", self.embed(tokens)))
         for r, run in enumerate(self.config.layer_plan()):
             if any(block.lane in views for block in run.pattern):
                 xs, stats = self._run(r, run, xs, views, given, key)
@@ -175,13 +171,10 @@ class Model(nnx.Module):
         names, out = self.config.lane_names(), {}
         for lane, tokens in views.items():
             x = self.final_norms[names.index(lane)](xs[lane])
-            x = x + taps["output"] if "output" in taps else x
-            captured = {"embed": inputs[lane], "output": x}
-            captured = {name: captured[name] for name in capture}
-            out[lane] = Encoded(x, tokens, records[lane], captured)
+            out[lane] = Encoded(self.taps(lane, "output", x), tokens, records[lane])
         return out
 
-    def _check_lanes(self, views, given, activations) -> None:
+    def _check_lanes(self, views, given) -> None:
         names = self.config.lane_names()
         for lane in views:
             if lane not in names:
@@ -195,9 +188,6 @@ class Model(nnx.Module):
                     f"Model: lane={block.lane!r} reads lane {other!r}, which is not run; use"
                     " decode() with a memory, or run_lanes() over both."
                 )
-        wrong = [name for name in activations if name not in ("embed", "output")]
-        if wrong:
-            raise ValueError(f"Model: {wrong[0]!r} is no tap; use 'embed' or 'output'.")
 
     def read_by(self, lane: str, memory: Encoded) -> tuple[str, Encoded]:
         """The lane that reads (default: the only one), and a memory as its blocks see it."""
@@ -231,9 +221,7 @@ class Model(nnx.Module):
             for (p, block), (graph, _, _), state in zip(active, parts, states, strict=True):
                 memory, own = None, None
                 if block.reads:
-                    memory = given.get(block.reads) or Encoded(
-                        xs[block.reads], views[block.reads], {}, {}
-                    )
+                    memory = given.get(block.reads) or Encoded(xs[block.reads], views[block.reads])
                 if block.draws and draws:
                     own = jax.random.fold_in(jax.random.fold_in(key, 1000 * r + p), number)
                 call = Call(views[block.lane], group_rows, memory, own)

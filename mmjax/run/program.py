@@ -21,6 +21,7 @@ import optax
 from mmjax import console
 from mmjax import step as step_lib
 from mmjax.data import loader
+from mmjax.data.task import Task
 from mmjax.experiment import Experiment
 from mmjax.models import names as names_lib
 from mmjax.objectives.objective import Extra
@@ -86,7 +87,9 @@ class Program(step_lib.Parts):
             grad_clip_norm=config.optimizer.grad_clip_norm,
             learning_rate_scale=t.learning_rate_scale,
             trainable=names_lib.trainable_mask(self.params, t.trainable, self.names_by_path()),
-            rule=config.gradient_rule,
+            task=task,
+            rule=t.gradient_rule or config.gradient_rule,
+            rule_state=next((n for n in _rule_names(task, t) if n in self.extras), ""),
             extras=self.extras,
             update_state=config.model.update_state,
         )
@@ -141,6 +144,7 @@ def build(experiment: Experiment, devices=None, folder=None) -> Program:
     extras: dict[str, Extra] = {}
     for task in experiment.tasks.values():
         extras |= task.objective.extra()
+    extras |= _rule_states(experiment, parts.params)
     tx = experiment.optimizer.make(parts.matrices, experiment.total_steps)
     return Program(
         **vars(parts),
@@ -154,6 +158,27 @@ def build(experiment: Experiment, devices=None, folder=None) -> Program:
         canonical=canonical,
         folder=folder,
     )
+
+
+def _rule_names(task: str, config: Task) -> tuple[str, ...]:
+    """The extra that holds the state of a task's gradient rule: its own, or that of the run."""
+    return (f"gradient_rule_{task}",) if config.gradient_rule else ("gradient_rule",)
+
+
+def _rule_states(experiment: Experiment, params: PyTree) -> dict[str, Extra]:
+    """What the gradient rules keep across steps; steps of their tasks change it themselves."""
+    rules: dict[str, tuple[Any, list[str]]] = {}
+    for name, task in experiment.tasks.items():
+        if rule := task.gradient_rule or experiment.gradient_rule:
+            rules.setdefault(_rule_names(name, task)[0], (rule, []))[1].append(name)
+    states = {
+        name: Extra(
+            init=functools.partial(rule.init_state, tasks=tuple(tasks)),
+            update=lambda tree, *_: tree,
+        )
+        for name, (rule, tasks) in rules.items()
+    }
+    return {n: e for n, e in states.items() if jax.tree.leaves(jax.eval_shape(e.init, params))}
 
 
 def compile_all(program: Program, say: bool = False) -> dict[tuple[str, str], Any]:

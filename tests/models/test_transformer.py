@@ -363,5 +363,3 @@ def test_calls_that_a_shape_cannot_answer_say_so():
         model.encode(tokens, lane="vision")
     with pytest.raises(ValueError, match="no head 'flow'"):
         model.head("flow", None)
-    with pytest.raises(ValueError, match="'block3' is no tap"):
-        model.encode(tokens, capture=("block3",))
