@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import mmjax
+from mmjax.evaluate.conflicts import Conflicts
 from mmjax.evaluate.generation import Generation
 from mmjax.evaluate.judges import MOVED, BoxIoU, Judge, MaskIoU, SameMetadata
 from mmjax.evaluate.losses import Losses
@@ -13,6 +14,7 @@ from mmjax.experiment import Evaluator
 
 __all__ = [
     "BoxIoU",
+    "Conflicts",
     "Evaluator",
     "Generation",
     "Judge",

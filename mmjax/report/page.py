@@ -15,6 +15,7 @@ SECTIONS = {  # title -> (message if it is empty, function that makes it)
     "From everything to everything": ("no evaluation between modalities", sections.matrix),
     "Scores": ("no evals/: `mmjax eval` writes them", sections.scores),
     "Curves": ("no metrics.jsonl: the run has logged no step", sections.curves),
+    "Conflicts": ("no cosines between objectives: add the evaluator Conflicts", sections.conflicts),
     "Experts": ("no load of experts in the metrics: the model is dense", sections.experts),
     "Time": ("no seconds in run.json: the run has not ended", sections.time_budget),
     "Data": ("no counts of batches in the metrics", sections.data),

@@ -182,6 +182,33 @@ def _retrieval(run: Run) -> str:
     return charts.heat(caption, "query", names, rows) if recalls else ""
 
 
+# ---------------------------------------------------------------------------- conflicts
+
+
+def conflicts(run: Run) -> str:
+    """Cosines between the gradients of objectives, as a matrix; colour: how far they oppose."""
+    cosines: dict[tuple[str, str], float] = {}
+    for metrics in run.tables.values():
+        for name, value in metrics.items():
+            if match := re.fullmatch(r"(.+)_against_(.+)_cosine", name):
+                cosines[match[1], match[2]] = cosines[match[2], match[1]] = value
+    names = list(dict.fromkeys(n for pair in cosines for n in pair))
+    rows = {
+        a: [
+            (f"{cosines[a, b]:+.2f}", min(max(-cosines[a, b], 0.0), 1.0))
+            if (a, b) in cosines
+            else None
+            for b in names
+        ]
+        for a in names
+    }
+    caption = (
+        "<b>Cosine between gradients.</b> Below 0 a step of one raises the loss of the other;"
+        " colour: how far they oppose."
+    )
+    return charts.heat(caption, "objective", names, rows) if rows else ""
+
+
 # ------------------------------------------------------------------------------ experts
 
 

@@ -25,6 +25,7 @@ from mmjax.data.task import Task
 from mmjax.experiment import Experiment
 from mmjax.models import names as names_lib
 from mmjax.objectives.objective import Extra
+from mmjax.optim import gradients
 from mmjax.parallel import rules as rules_lib
 from mmjax.typing import Metrics, PyTree, Vocabulary
 
@@ -117,6 +118,26 @@ class Program(step_lib.Parts):
                 group_rows=group_rows, dtype=self.dtype,
             )  # fmt: skip
             return losses, metrics
+
+        return jax.jit(run)
+
+    def eval_gradients(self, task: str, by_loss: bool) -> Callable[..., dict[str, PyTree]]:
+        """Jitted (params, model_state, extra, batch) -> gradient of each loss of a task, by its
+        name, or of their sum, named ""; the batch has the shape of its first variant."""
+        t = self.experiment.tasks[task]
+        group_rows = next(iter(t.shapes().values())).group_rows
+
+        def run(params, model_state, extra, batch):
+            def losses(params):
+                return step_lib.eval_step(
+                    self, t.objective, params, model_state, extra, batch,
+                    group_rows=group_rows, dtype=self.dtype,
+                )[0]  # fmt: skip
+
+            values, pullback = jax.vjp(losses, params)
+            if by_loss:
+                return gradients.each(values, lambda weights: pullback(weights)[0])
+            return {"": pullback(jax.tree.map(jax.numpy.ones_like, values))[0]}
 
         return jax.jit(run)
 

@@ -18,6 +18,7 @@ from mmjax.data import layouts, loader
 from mmjax.data.source import BadRecord, Source
 from mmjax.data.task import Sample, Streams
 from mmjax.modalities.modality import Unreadable
+from mmjax.optim import gradients
 from mmjax.parallel import mesh as mesh_lib
 from mmjax.run import metrics
 from mmjax.run.program import Program
@@ -178,6 +179,31 @@ class View:
             losses, more = jax.device_get(outputs)
             window.add({"loss": sum(losses.values())} | more)
         return window.take()
+
+    def gradients(self, task: str, num_batches: int, by_loss: bool = False) -> dict[str, PyTree]:
+        """Gradient of a task's mean loss over the first batches of the split, by name of the loss
+        (`by_loss`) or as one, named ""; on the devices, sharded like the parameters."""
+        program, total = self.program, None
+        run = program.compiled.setdefault(
+            ("gradients", task, by_loss), program.eval_gradients(task, by_loss)
+        )
+        count = 0
+        for batch in loader.eval_batches(program, task, self.split, num_batches):
+            with jax.set_mesh(program.mesh):
+                own = run(self.params, self.model_state, self.extra, batch)
+                total = own if total is None else jax.tree.map(jnp.add, total, own)
+            count += 1
+        if total is None:
+            raise ValueError(
+                f"Gradients: task {task!r} has no records in split {self.split!r}; name another."
+            )
+        return jax.tree.map(lambda x: x / count, total)
+
+    def inner(self, a: PyTree, b: PyTree) -> float:
+        """Inner product of two trees like the parameters."""
+        run = self.program.compiled.setdefault("inner", jax.jit(gradients.inner))
+        with jax.set_mesh(self.program.mesh):
+            return float(to_host(run(a, b)))
 
     def model(self, group_rows: int = 0):
         """The model with its parameters, which offers `encode`, `decode` and `head`."""
