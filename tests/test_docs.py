@@ -22,6 +22,10 @@ from mmjax.run import matching
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
+ADD = (
+    *("modality", "tokenizer", "source", "layout", "objective", "rule", "block", "router", "head"),
+    "evaluator",
+)
 
 
 def blocks(page: Path) -> list[str]:
@@ -35,15 +39,15 @@ def as_module(page: Path, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["modality", "objective", "block", "router", "head"])
+@pytest.mark.parametrize("name", ADD)
 def test_the_code_of_an_add_page_runs(name, tmp_path):
     path = as_module(DOCS / "add" / f"{name}.md", tmp_path)
     module = config.load_module(path)
     own = [c for c in vars(module).values() if getattr(c, "__module__", "") == module.__name__]
-    made = 2 if name == "block" else 1  # a block and its module
+    made = 2 if name in ("block", "source") else 1  # and its module, its records
     assert len([c for c in own if isinstance(c, type)]) == made
     assert any(isinstance(n, ast.Assert) for n in ast.walk(ast.parse(path.read_text()))) or (
-        "assert_allclose" in path.read_text()
+        "assert_allclose" in path.read_text() or "testing.check" in path.read_text()
     )
 
 
