@@ -93,10 +93,14 @@ def check(
 
 def _differences(folder: epath.Path, experiment: Experiment, kinds: Sequence[str]) -> list[str]:
     """Fields of these kinds that differ from `config.json`. Raises DamagedFile."""
-    paths = {p.partition("@")[0] for kind in kinds for p in config.identity(experiment, kind)}
+    paths = [path for kind in kinds for path in config.identity(experiment, kind)]
+
+    def is_of(head: str) -> bool:  # a field, what holds it, or an item of it that is gone
+        holds = any(f"{path.partition('@')[0]}.".startswith(f"{head}.") for path in paths)
+        return holds or any(head.startswith(f"{path}.") for path in paths if "@" not in path)
+
     lines = config.diff(records.read_config(folder)["config"], experiment)
-    heads = [(line.partition(":")[0], line) for line in lines]
-    return [line for head, line in heads if any(f"{p}.".startswith(f"{head}.") for p in paths)]
+    return [line for line in lines if is_of(line.partition(":")[0])]
 
 
 def _refusal(folder: epath.Path, experiment: Experiment, problem: str, remedy: str) -> str:

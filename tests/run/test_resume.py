@@ -167,6 +167,18 @@ def test_another_train_split_is_refused(split, tmp_path):
         check(tmp_path, old, new)
 
 
+def test_a_refusal_names_items_that_are_gone_and_no_field_that_may_change(tmp_path):
+    folder = Folder(path="there", fields={"image": "jpg"})
+    old = mini.with_source(folder)
+    new = mini.with_source(dataclasses.replace(folder, fields={}, path="here"), total_steps=99)
+    records.write_config(epath.Path(tmp_path), old)
+    with pytest.raises(ConfigError) as caught:
+        resume.check(epath.Path(tmp_path), new, manifest(old), {})
+    assert "tasks.text.source.fields.image: 'jpg' -> absent" in str(caught.value)
+    for word in ("total_steps", "source.path"):
+        assert word not in str(caught.value)
+
+
 # ------------------------------------------------------------------------- fingerprints
 
 
