@@ -77,7 +77,9 @@ class Logging:
 class DataConfig:
     """How data are read: named splits, worker processes, batches prepared ahead."""
 
-    train_split: str = "train"
+    train_split: str = dataclasses.field(
+        default="train", metadata={"identity": "data", "is_moved": True}
+    )
     eval_split: str = "val"
     num_workers: ranges.Natural = 0
     prefetch: ranges.Natural = 4
@@ -181,7 +183,7 @@ def _check_name(field: str, name: str) -> None:
 
 
 def _identity(kind: str, **kwargs):
-    """A field whose change a resume refuses (model, tokens, numerics), journals or ignores."""
+    """A field whose change a resume refuses (model, tokens, numerics, data), journals or says."""
     return dataclasses.field(metadata={"identity": kind}, **kwargs)
 
 
@@ -204,15 +206,16 @@ class Experiment:
     mixture: Mixture = _identity("data", default=Mixture())
     optimizer: Optimizer = _identity("numerics", default=Muon())
     gradient_rule: GradientRule | None = _identity("numerics", default=None)
-    mesh: MeshConfig = MeshConfig()
-    rules: MeshRules = MeshRules()
+    mesh: MeshConfig = _identity("said", default=MeshConfig())
+    rules: MeshRules = _identity("said", default=MeshRules())
     checkpoint: Checkpointing = Checkpointing()
     evaluators: dict[str, Evaluator] = dataclasses.field(default_factory=dict)
-    init: Any = ""  # str | Init; of such a union tyro makes a positional argument
+    # str | Init; of such a union tyro makes a positional argument
+    init: Any = _identity("said", default="")
     data: DataConfig = DataConfig()
-    guards: Guards = Guards()
+    guards: Guards = _identity("said", default=Guards())
     logging: Logging = Logging()
-    total_steps: ranges.Natural = 1000
+    total_steps: ranges.Natural = _identity("said", default=1000)
 
     def __post_init__(self):
         ranges.check(self)

@@ -20,7 +20,7 @@ from mmjax import console, errors, files
 from mmjax.data import loader, mixture
 from mmjax.experiment import Experiment
 from mmjax.parallel import distributed
-from mmjax.run import checkpoint, lifecycle, metrics, program, warm_start
+from mmjax.run import checkpoint, lifecycle, metrics, program, resume, warm_start
 from mmjax.run import workdir as workdir_lib
 from mmjax.run.view import View
 from mmjax.step import TrainState
@@ -62,20 +62,23 @@ def train(
       WorkdirBusy, BadDataError, NumericsError, StorageError, Preempted: see docs/errors.
     """
     began = time.perf_counter()
+    experiment.mixture.bind(experiment.tasks, experiment.seed).check(experiment.total_steps)
     distributed.initialize()
     main = distributed.is_main()
     folder = files.given(workdir)
     checkpoint.refuse_new(folder)
     with workdir_lib.held(folder, main), lifecycle.stop_on_signals() as stop:
         chosen = workdir_lib.resume_from(folder, main)
-        if main:
-            workdir_lib.open_run(folder, experiment, code, chosen)
-        experiment.check_mesh(len(devices if devices is not None else jax.devices()))
         manifest = chosen.manifest if chosen else None
+        course = resume.course(experiment, manifest)
+        data = resume.fingerprints(experiment) if main else {}
+        if main:
+            workdir_lib.open_run(folder, experiment, code, chosen, data)
+        experiment.check_mesh(len(devices if devices is not None else jax.devices()))
         experiment = workdir_lib.ready_modalities(experiment, folder, main, manifest)
         built = program.build(experiment, devices, folder)
         source = None if chosen else warm_start.find(built)
-        loop = _Loop(built, folder, main, stop)
+        loop = _Loop(built, folder, main, stop, course, data)
         try:
             loop.compile(before_compile)
             loop.restore(chosen, source)
@@ -90,12 +93,16 @@ class _Loop:
     """State of one `train` call; its methods are called in the order in which they stand."""
 
     def __init__(
-        self, built: program.Program, folder: epath.Path, main: bool, stop: lifecycle.Stop
+        self,
+        built: program.Program,
+        folder: epath.Path,
+        main: bool,
+        stop: lifecycle.Stop,
+        course: mixture.Course,
+        data: dict[str, str],
     ):
         self.program, self.experiment, self.folder = built, built.experiment, folder
-        self.main, self.stop = main, stop
-        self.journal = mixture.Journal()
-        self.schedule = self.experiment.mixture.bind(self.experiment.tasks, self.experiment.seed)
+        self.main, self.stop, self.course, self.data = main, stop, course, data
         self.executables: dict[tuple[str, str], Any] = {}
         self.stream: loader.Stream | None = None
         self.seconds: dict[str, float] = {}
@@ -140,23 +147,20 @@ class _Loop:
         self.saver.know(step)
         count = jax.device_put(np.int32(step), self.program.shardings.step)
         self.state = TrainState(step=count, **items)
-        self.journal = mixture.Journal.from_json(chosen.manifest["journal"])
-        console.say(f"resumed {self.folder} at step {step}", self.main)
+        note = resume.mesh_note(chosen.manifest, self.program.mesh)
+        console.say(f"resumed {self.folder} at step {step}{note}", self.main)
 
     # ---- steps
 
     def run(self) -> None:
         """Steps until `total_steps`; metrics of step n are read while n + 1 runs."""
         total, start = self.experiment.total_steps, int(self.state.step)
-        if 0 < total <= start:
-            more = f"at step {start} already, and total_steps={total}: nothing to train"
-            console.say(f"{self.folder}: {more}; a larger total_steps goes on", self.main)
         self.progress = console.Progress(total, start, self.main)
         self.mark = (time.perf_counter(), start)
         previous = None
         settings = self.experiment.checkpoint
         self.stream = loader.open_stream(
-            self.experiment, self.program, self.schedule, self.journal, start
+            self.experiment, self.program, self.course.bound, self.course.journal, start
         )
         for step in range(start, total):
             began = time.perf_counter()
@@ -168,8 +172,9 @@ class _Loop:
                 self.state, out = executable(self.state, batch)
             if previous is not None:
                 self._read(*previous)
-            previous = (step, place.task, out, counts)
             done = step + 1
+            self._revise(done, total)  # by losses of steps before this one, which still runs
+            previous = (step, place.task, out, counts)
             self.progress.advance(done)
             due = settings.every and done % settings.every == 0 and done < total
             stopping = self._stopping(done)
@@ -187,6 +192,14 @@ class _Loop:
             self._evaluate_due(done, total)
         if previous is not None:
             self._read(*previous)
+
+    def _revise(self, done: int, total: int) -> None:
+        """New weights from a step on, where the schedule changes them; batches follow."""
+        weights = self.course.revise(done)
+        if weights:
+            self.writer.write(done, {f"mixture/{task}": share for task, share in weights.items()})
+            if done < total and self.stream is not None:
+                self.stream = self.stream.again(done, self.course.journal)
 
     def _stopping(self, done: int) -> bool:
         """Whether to stop after this step. Processes get their signals at different steps, so
@@ -214,6 +227,7 @@ class _Loop:
         bad = {name: value for name, value in counts.items() if name.startswith("bad/")}
         self.window.count(bad, "data/")
         self.tokens += counts.get("tokens", 0.0)
+        self.course.observe(task, float(out["loss"]))
         if math.isfinite(out["loss"]):
             self.window.add({"train/loss": out["loss"]})
         every = self.experiment.logging.log_every
@@ -239,10 +253,8 @@ class _Loop:
 
     def _save(self, step: int) -> None:
         began = time.perf_counter()
-        cursors = self.schedule.cursors(step, self.journal)
-        self.saver.save(
-            self.state, workdir_lib.manifest(self.program, step, self.journal.to_json(), cursors)
-        )
+        manifest = workdir_lib.manifest(self.program, step, self.course, self.data)
+        self.saver.save(self.state, manifest)
         self.seconds["save"] = self.seconds.get("save", 0.0) + time.perf_counter() - began
 
     def _evaluate_due(self, step: int, total: int) -> None:

@@ -6,11 +6,15 @@ A field declares what it affects with `dataclasses.field(metadata={"identity": "
     tokens    meaning of ids and pieces             a resume refuses a change
     numerics  values of the updates                 a resume refuses a change
     data      which samples come in which order     a resume refuses a change
+    journal   shares of the tasks                   a resume journals a change, and says so
+    said      what may change, but not unnoticed    a resume says a change
     none      nothing that is computed              a resume ignores a change
 
 The declaration holds for everything below the field until a deeper field overrides it; at the root
 it is "none". A field that came after runs had been saved says so by `metadata={"is_new": True}`:
-while it is at its default it is no part of the identity, so that those runs resume.
+while it is at its default it is no part of the identity, so that those runs resume. A field whose
+declaration came after runs had been saved says so by `"is_moved": True`: for those runs
+(`identity(before=True)`) what was declared above it holds.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from mmjax.config.serial import hints, is_config, is_removed, item_hint, to_json
 
 __all__ = ["diff", "identity", "paths"]
 
-IDENTITIES = ("model", "tokens", "data", "numerics", "none")
+IDENTITIES = ("model", "tokens", "data", "numerics", "journal", "said", "none")
 
 
 class _Leaf(NamedTuple):
@@ -31,25 +35,29 @@ class _Leaf(NamedTuple):
     value: Any
     hint: Any
     identity: str
+    before: str  # what `identity` was for runs before a declaration had moved
     is_unused: bool = False  # a new field at its default
 
 
 def paths(config: Any) -> list[str]:
     """Dotted paths of all fields that hold a value, as spelled on the command line."""
-    return [leaf.path for leaf in _walk(config, Any, "", "none") if "@" not in leaf.path]
+    return [leaf.path for leaf in _walk(config, Any, "") if "@" not in leaf.path]
 
 
-def identity(config: Any, kind: str) -> dict[str, Any]:
+def identity(config: Any, kind: str, *, before: bool = False) -> dict[str, Any]:
     """JSON values, by path, of the fields that affect `kind` (see the module's docstring).
 
     The class of each part is included as `<path>@class`, the order of each dict as `<path>@order`.
+
+    Args:
+      before: what older runs have recorded, before some declarations had moved.
     """
     if kind not in IDENTITIES:
         raise ValueError(f"identity: kind={kind!r} must be one of {', '.join(IDENTITIES)}.")
     leaves = [
         leaf
-        for leaf in _walk(config, Any, "", "none")
-        if leaf.identity == kind and not leaf.is_unused
+        for leaf in _walk(config, Any, "")
+        if (leaf.before if before else leaf.identity) == kind and not leaf.is_unused
     ]
     return {leaf.path: to_json(leaf.value, leaf.hint, leaf.path) for leaf in leaves}
 
@@ -60,15 +68,19 @@ def diff(old: Any, new: Any) -> list[str]:
     return list(_diff(before, after, ""))
 
 
-def _walk(value: Any, hint: Any, path: str, kind: str) -> Iterator[_Leaf]:
+def _walk(
+    value: Any, hint: Any, path: str, kind: str = "none", before: str = "none"
+) -> Iterator[_Leaf]:
     """Values that have no parts, and `@class` and `@order` of those that have."""
     stem = f"{path}." if path else ""
     if is_config(value):
         known = hints(type(value))
-        yield _Leaf(f"{path}@class", type(value).__name__, str, kind)
+        yield _Leaf(f"{path}@class", type(value).__name__, str, kind, before)
         for field in dataclasses.fields(value):
             if field.init:
                 own = field.metadata.get("identity", kind)
+                is_moved = field.metadata.get("is_moved")
+                own_before = before if is_moved else field.metadata.get("identity", before)
                 if own not in IDENTITIES:
                     raise ValueError(
                         f"{type(value).__name__}.{field.name}: identity={own!r} must be one of"
@@ -76,17 +88,18 @@ def _walk(value: Any, hint: Any, path: str, kind: str) -> Iterator[_Leaf]:
                     )
                 inner = getattr(value, field.name)
                 is_unused = bool(field.metadata.get("is_new")) and inner == field.default
-                for leaf in _walk(inner, known.get(field.name, Any), f"{stem}{field.name}", own):
+                inner_hint, at = known.get(field.name, Any), f"{stem}{field.name}"
+                for leaf in _walk(inner, inner_hint, at, own, own_before):
                     yield leaf._replace(is_unused=leaf.is_unused or is_unused)
     elif isinstance(value, Mapping) and value:
-        yield _Leaf(f"{path}@order", tuple(value), Any, kind)
+        yield _Leaf(f"{path}@order", tuple(value), Any, kind, before)
         for key, inner in value.items():
-            yield from _walk(inner, item_hint(hint, key), f"{stem}{key}", kind)
+            yield from _walk(inner, item_hint(hint, key), f"{stem}{key}", kind, before)
     elif isinstance(value, (tuple, list)) and any(is_config(v) for v in value):
         for i, inner in enumerate(value):
-            yield from _walk(inner, item_hint(hint, i), f"{stem}{i}", kind)
+            yield from _walk(inner, item_hint(hint, i), f"{stem}{i}", kind, before)
     else:
-        yield _Leaf(path, value, hint, kind)
+        yield _Leaf(path, value, hint, kind, before)
 
 
 def _diff(old: Any, new: Any, path: str) -> Iterator[str]:

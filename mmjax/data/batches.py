@@ -38,7 +38,7 @@ class Batches:
 
     def __init__(
         self,
-        schedule: mixture.Schedule,
+        schedule: mixture.BoundMixture,
         journal: mixture.Journal,
         readers: Mapping[str, Reader],
         vocabulary: Vocabulary,
@@ -52,6 +52,11 @@ class Batches:
 
     def __len__(self) -> int:
         return MAX_STEPS
+
+    def with_journal(self, journal: mixture.Journal) -> Batches:
+        """The same batches by another journal; readers, and what they have cached, are shared."""
+        args = self.schedule, journal, self.readers, self.vocabulary, self.seed, self.groups
+        return Batches(*args)
 
     def __getitem__(self, step: int) -> tuple[mixture.Place, Batch, Counts]:
         """Place of a step, this host's rows of its batch, and counts summed over those rows."""

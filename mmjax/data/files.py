@@ -71,8 +71,11 @@ class Files(Source):
         counts as bad.
     """
 
-    path: str = ""
-    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    # Where the files lie may change between the starts of a run: `fingerprint` compares them.
+    path: str = dataclasses.field(default="", metadata={"identity": "none", "is_moved": True})
+    files: dict[str, str] = dataclasses.field(
+        default_factory=dict, metadata={"identity": "none", "is_moved": True}
+    )
     shares: dict[str, ranges.NonNegative] = dataclasses.field(
         default_factory=lambda: {"train": 0.9, "val": 0.1}
     )
@@ -80,7 +83,7 @@ class Files(Source):
     required: tuple[str, ...] = ()
     key: str = ""
     identity: str = ""
-    cache: str = ""
+    cache: str = dataclasses.field(default="", metadata={"identity": "none", "is_moved": True})
     max_record_bytes: Annotated[int, ranges.Range(1, 2**50)] = dataclasses.field(
         default=LIMIT, metadata={"identity": "none"}
     )

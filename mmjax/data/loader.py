@@ -82,6 +82,8 @@ class Stream:
                     num_workers=num_workers, per_worker_buffer_size=per_worker
                 )
             )
+        how = {"num_workers": num_workers, "prefetch": prefetch, "sharding": sharding}
+        self._opened = (batches, how)
         self._iterator, self._sharding = iter(data), sharding
         self._pool = futures.ThreadPoolExecutor(1) if sharding is not None else None
         self._ahead: collections.deque[futures.Future] = collections.deque()
@@ -99,6 +101,12 @@ class Stream:
     def _put(self) -> tuple[mixture.Place, Batch, Counts]:
         place, batch, counts = next(self._iterator)
         return place, to_global(batch, self._sharding), counts
+
+    def again(self, start: int, journal: mixture.Journal) -> Stream:
+        """The stream from a step on, by another journal; this one ends."""
+        self.close()
+        batches, how = self._opened
+        return Stream(batches.with_journal(journal), start, **how)
 
     def close(self) -> None:
         """Ends threads and worker processes."""
@@ -142,13 +150,13 @@ def readers(
 def open_stream(
     experiment: Any,
     program: Any,
-    schedule: mixture.Schedule,
+    schedule: mixture.BoundMixture,
     journal: mixture.Journal,
     step: int,
 ) -> Stream:
     """The stream of a training run from a step on: global batches; this host reads its part.
 
-    A change of the journal needs a new stream.
+    A change of the journal needs a new stream: `Stream.again`.
     """
     sharding, groups = program.batch_sharding, {}
     for name, task in experiment.tasks.items():

@@ -6,8 +6,9 @@ Any step is located in constant time. The variants of a task are scheduled like 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,14 +16,16 @@ from mmjax.config import ranges
 from mmjax.data import schedules
 from mmjax.data.task import Task
 
+CHECKED = 64  # places of an order that are compared with its counts
+
 
 @dataclasses.dataclass(frozen=True)
 class Journal:
     """Events of a run that change its data: (from_step, event), append-only.
 
-    Events: `{"weights": {task: weight}}` changes shares; `{"skip": {"task": name, "rows": [a, b]}}`
-    leaves out rows a..b-1 of a task (those not yet read at from_step). Unknown events are kept and
-    ignored.
+    Events: `{"weights": {task: weight}, "by": "config"}` changes shares, by the config or by the
+    class of the schedule; `{"skip": {"task": name, "rows": [a, b]}}` leaves out rows a..b-1 of a
+    task (those not yet read at from_step). Unknown events are kept and ignored.
     """
 
     events: tuple[tuple[ranges.Natural, dict[str, Any]], ...] = ()
@@ -68,31 +71,40 @@ class Mixture:
       period: steps that are scheduled together, with whole counts for each task.
       schedule: `permuted` = each period in its own random order; `block` = task after task;
         `interval` = rounds over the tasks, where a task takes part in every interval-th round (IMP,
-        Akbari et al. 2023).
+        Akbari et al. 2023); or any `Schedule`, such as `LossDriven`.
     """
 
-    weights: dict[str, ranges.NonNegative] = dataclasses.field(default_factory=dict)
+    weights: dict[str, ranges.NonNegative] = dataclasses.field(
+        default_factory=dict, metadata={"identity": "journal", "is_moved": True}
+    )
     period: ranges.Count = 1000
-    schedule: Literal["permuted", "interval", "block"] = "permuted"
+    schedule: Any = "permuted"  # str | Schedule; of such a union tyro makes a positional argument
 
     def __post_init__(self):
         ranges.check(self)
-        if self.schedule not in ("permuted", "interval", "block"):
+        for name, member in schedules.NAMED.items():
+            if self.schedule == member:  # one spelling, so that both are one run
+                object.__setattr__(self, "schedule", name)
+        is_named = isinstance(self.schedule, str) and self.schedule in schedules.NAMED
+        if not is_named and not isinstance(self.schedule, schedules.Schedule):
             raise ValueError(
-                f"Mixture: schedule={self.schedule!r}; use 'permuted', 'interval' or 'block'."
+                f"Mixture: schedule={self.schedule!r}; use 'permuted', 'interval' or 'block', or a"
+                " Schedule such as LossDriven()."
             )
 
-    def bind(self, tasks: Mapping[str, Task], seed: int) -> Schedule:
+    def bind(self, tasks: Mapping[str, Task], seed: int) -> BoundMixture:
         """The schedule of these tasks. Raises ValueError for weights of unknown tasks."""
-        return Schedule(self, tasks, seed)
+        return BoundMixture(self, tasks, seed)
 
 
-class Schedule:
+class BoundMixture:
     """A mixture bound to its tasks; locates the rows of any step in constant time."""
 
     def __init__(self, mixture: Mixture, tasks: Mapping[str, Task], seed: int):
         self.mixture, self.tasks, self.seed = mixture, dict(tasks), seed
-        self._weights = {n: mixture.weights.get(n, t.weight) for n, t in self.tasks.items()}
+        given = mixture.schedule
+        self.schedule = given if isinstance(given, schedules.Schedule) else schedules.NAMED[given]
+        self.weights = {n: float(mixture.weights.get(n, t.weight)) for n, t in self.tasks.items()}
         self._check(mixture.weights)
         self._variants = {
             name: schedules.Weighted(
@@ -100,22 +112,53 @@ class Schedule:
             )
             for name, t in self.tasks.items()
         }
-        self._known: tuple[Journal, list[_Segment]] = (Journal(), self._segments(Journal()))
+        self._known: tuple[Journal, schedules.Order] = (Journal(), self._made(Journal()))
 
     def locate(self, step: int, journal: Journal) -> Place:
         """Task and variant of a step, and how many earlier steps the task had."""
-        segment = self._segment(step, journal)
-        member, rank = segment.order.locate(step - segment.start)
+        if step < 0:
+            raise ValueError(f"Mixture: step={step} must be 0 or more.")
+        member, n = self._order(journal).locate(step)
+        if not 0 <= member < len(self.tasks):
+            raise ValueError(
+                f"{type(self.schedule).__name__}: its order has member {member} at step {step}, but"
+                f" members are the numbers of the {len(self.tasks)} tasks, from 0 on."
+            )
         task = list(self.tasks)[member]
-        n = segment.before[member] + rank
         variant, _ = self._variants[task].locate(n)
         return Place(task, list(self.tasks[task].variant_weights())[variant], n)
 
     def steps_before(self, step: int, journal: Journal) -> dict[str, int]:
         """Steps of each task before this one."""
-        segment = self._segment(step, journal)
-        counts = segment.order.counts(step - segment.start)
-        return {t: b + c for t, b, c in zip(self.tasks, segment.before, counts, strict=True)}
+        if step < 0:
+            raise ValueError(f"Mixture: step={step} must be 0 or more.")
+        return dict(zip(self.tasks, self._order(journal).counts(step), strict=True))
+
+    def check(self, total_steps: int) -> None:
+        """Raises ValueError for a task of some weight that never runs, and for an order that does
+        not count its own steps. A task of weight 0 is there for evaluation alone."""
+        reach, seen = max(total_steps, self.mixture.period), dict.fromkeys(self.tasks, 0)
+        who = f"{type(self.schedule).__name__}: its order"
+        for step in range(min(reach, CHECKED)):
+            if self.steps_before(step, Journal()) != seen:
+                raise ValueError(
+                    f"{who} counts {self.steps_before(step, Journal())} before step {step}, but"
+                    f" its places give {seen}; counts(place) are those of locate(0..place - 1)."
+                )
+            place = self.locate(step, Journal())
+            if place.n != seen[place.task]:
+                raise ValueError(
+                    f"{who} gives step {step} to task {place.task!r} after {place.n} earlier ones,"
+                    f" but there are {seen[place.task]}."
+                )
+            seen[place.task] += 1
+        for task, count in self.steps_before(reach, Journal()).items():
+            if not count and self.weights[task] > 0:
+                raise ValueError(
+                    f"Mixture: task {task!r} has weight={self.weights[task]:g}, but none of the"
+                    f" first {reach} steps (schedule={self.mixture.schedule!r}); give it a larger"
+                    " share, or weight=0 if it is there for evaluation alone."
+                )
 
     def first_row(self, task: str, n: int) -> int:
         """Rows that the first n steps of a task read, in all its variants."""
@@ -144,45 +187,35 @@ class Schedule:
             for t, row in rows.items()
         }
 
-    def without_objectives(self) -> Schedule:
+    def without_objectives(self) -> BoundMixture:
         """The same schedule for worker processes, which do not need objectives."""
         tasks = {n: dataclasses.replace(t, objective=None) for n, t in self.tasks.items()}
-        return Schedule(self.mixture, tasks, self.seed)
+        return BoundMixture(self.mixture, tasks, self.seed)
 
-    def _segment(self, step: int, journal: Journal) -> _Segment:
-        if step < 0:
-            raise ValueError(f"Schedule: step={step} must be 0 or more.")
+    def weights_of(self, journal: Journal) -> dict[str, float]:
+        """The weights after all events."""
+        return self.weights | {k: w for _, e in journal.ordered("weights") for k, w in e.items()}
+
+    def _order(self, journal: Journal) -> schedules.Order:
         if journal is not self._known[0]:
-            self._known = (journal, self._segments(journal))
-        segments = self._known[1]
-        return next(s for s in reversed(segments) if s.start <= step)
+            self._known = (journal, self._made(journal))
+        return self._known[1]
 
-    def _segments(self, journal: Journal) -> list[_Segment]:
-        """Ranges of steps with the same weights."""
-        segments = [_Segment(0, self._order(self._weights, 0), (0,) * len(self.tasks))]
-        weights = self._weights
+    def _made(self, journal: Journal) -> schedules.Order:
+        """The orders of all segments of steps with the same weights, joined."""
+        weights, starts = self.weights, {0: self.weights}
         for start, event in journal.ordered("weights"):
             self._check(event)
-            if self.mixture.schedule == "interval":
-                raise ValueError(
-                    "Journal: an event changes weights, but schedule='interval' has none; use"
-                    " schedule='permuted'."
-                )
-            weights, last = {**weights, **event}, segments[-1]
-            counts = last.order.counts(start - last.start)
-            before = tuple(b + c for b, c in zip(last.before, counts, strict=True))
-            segments.append(_Segment(start, self._order(weights, start), before))
-        return segments
-
-    def _order(
-        self, weights: dict[str, float], start: int
-    ) -> schedules.Weighted | schedules.Interval:
-        if self.mixture.schedule == "interval":
-            return schedules.Interval({n: t.interval for n, t in self.tasks.items()})
-        if not sum(weights.values()) > 0:
-            raise ValueError(f"Mixture: weights={weights} train nothing; make one more than 0.")
-        key = None if self.mixture.schedule == "block" else (self.seed, "mixture", str(start))
-        return schedules.Weighted(list(weights.values()), self.mixture.period, key)
+            weights = {**weights, **event}
+            starts[start] = weights
+        intervals = {n: t.interval for n, t in self.tasks.items()}
+        orders = []
+        for start, weights in starts.items():
+            if not sum(weights.values()) > 0:
+                raise ValueError(f"Mixture: weights={weights} train nothing; make one more than 0.")
+            segment = schedules.Segment(weights, intervals, self.mixture.period, self.seed, start)
+            orders.append(self.schedule.order(segment))
+        return orders[0] if len(orders) == 1 else schedules.Joined(list(starts), orders)
 
     def _check(self, weights: Mapping[str, float]) -> None:
         unknown = [name for name in weights if name not in self.tasks]
@@ -193,10 +226,34 @@ class Schedule:
             )
 
 
-class _Segment(NamedTuple):
-    start: int
-    order: schedules.Weighted | schedules.Interval
-    before: tuple[int, ...]  # steps of each task before the start
+@dataclasses.dataclass
+class Course:
+    """The mixture of a run as it goes: its journal, and what the schedule remembers of losses."""
+
+    bound: BoundMixture
+    journal: Journal
+    memory: schedules.Memory = dataclasses.field(default_factory=dict)
+
+    def observe(self, task: str, loss: float) -> None:
+        """Tells the schedule the loss of the next step; one that is not finite says nothing."""
+        if math.isfinite(loss):
+            self.memory = self.bound.schedule.observe(self.memory, task, float(loss))
+
+    def revise(self, step: int) -> dict[str, float]:
+        """Asks the schedule for the weights from a step on, at the border of a period.
+
+        Returns:
+          All weights, if they have changed and are in the journal now; else empty.
+        """
+        if step % self.bound.mixture.period:
+            return {}
+        schedule, before = self.bound.schedule, self.bound.weights_of(self.journal)
+        weights, self.memory = schedule.revise(self.memory, self.bound.weights)
+        if not weights or before == {**before, **weights}:
+            return {}
+        event = {"weights": weights, "by": type(schedule).__name__}
+        self.journal = self.journal.append(step, event)
+        return {**before, **weights}
 
 
 def skip_rows(rows: np.ndarray, holes: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -90,7 +90,7 @@ class Task:
       inputs, targets: modality names read and predicted (contrastive tasks have inputs only).
       layout, objective: how samples become rows; what is minimised.
       batch_size: rows of the global batch. group_rows: rows of a group.
-      weight, interval: share in the mixture (see Mixture).
+      weight, interval: share in the mixture (see Mixture); weight 0 = for evaluation alone.
       variants: by name; empty = one variant called "default".
       trainable: patterns over canonical parameter names.
       gradient_rule: how its losses become one gradient; None = that of the run.
@@ -103,7 +103,9 @@ class Task:
     objective: Any  # mmjax.objectives.Objective; the data side imports no objective
     batch_size: ranges.Count = 64
     group_rows: ranges.Count = 8
-    weight: ranges.NonNegative = 1.0
+    weight: ranges.NonNegative = dataclasses.field(
+        default=1.0, metadata={"identity": "journal", "is_moved": True}
+    )
     interval: ranges.Natural = 0
     variants: dict[str, Variant] = dataclasses.field(default_factory=dict)
     trainable: tuple[str, ...] = ("**",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -40,7 +41,8 @@ class Codes(Modality):
     """
 
     base: Modality
-    path: str = ""
+    # A run keeps its copy, so the path may change between its starts; fingerprints are compared.
+    path: str = dataclasses.field(default="", metadata={"identity": "none", "is_moved": True})
     offline: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -120,6 +122,14 @@ class Codes(Modality):
         for file in (WEIGHTS, MANIFEST):
             (target / file).write_bytes((source / file).read_bytes())
         return ready
+
+    def given_fingerprint(self) -> str:
+        """That of the tokenizer in `path`, if one is there."""
+        source = epath.Path(self.path) / "tokenizer"
+        with contextlib.suppress(OSError, ValueError):
+            if self.path and (source / MANIFEST).exists():
+                return Learned.read(source).fingerprints["codes"]
+        return ""
 
     def _with(self, learned: Learned, where: str) -> Codes:
         wanted, have = (

@@ -93,3 +93,10 @@ class Modality:
         """
         del values, folder
         return self
+
+    def given_fingerprint(self) -> str:
+        """Fingerprint of the tokenizer that the config points to, which `fit` copies at first use.
+
+        Empty if it points to none, or if that is not there any more.
+        """
+        return ""

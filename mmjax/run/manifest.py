@@ -27,6 +27,7 @@ KEYS: dict[str, type] = {
     **{"parameters": dict, "items": list, "files": dict},
 }
 NEW_KEYS: dict[str, type] = {"state": dict, "digest": str}  # since format 2
+LATER_KEYS: dict[str, type] = {"schedule": dict, "data": dict}  # that not all of format 2 have
 
 
 class NewerFormat(ValueError):
@@ -74,6 +75,7 @@ def read(folder: Any, step: int, name: str = FILE) -> dict[str, Any]:
     known = {**KEYS, **NEW_KEYS} if "digest" in manifest or manifest.get("format") != 1 else KEYS
     if manifest.get("format") not in (1, FORMAT):
         raise DamagedFile(f"its format {manifest.get('format')!r} is unknown")
+    known |= {key: kind for key, kind in LATER_KEYS.items() if key in manifest}
     for key, kind in known.items():
         if type(manifest.get(key)) is not kind:
             raise DamagedFile(f"it has no {key} ({kind.__name__})")

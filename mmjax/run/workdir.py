@@ -17,18 +17,18 @@ import jax
 from etils import epath
 
 import mmjax
-from mmjax import config, console, errors, files
+from mmjax import console, errors, files
+from mmjax.data import mixture
 from mmjax.data.reader import values_of
 from mmjax.experiment import Experiment, Init
 from mmjax.models import names as names_lib
 from mmjax.models import plan
 from mmjax.parallel import distributed
-from mmjax.run import checkpoint, lifecycle, matching, records
+from mmjax.run import checkpoint, lifecycle, matching, records, resume
 from mmjax.run.program import Program
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
 MAX_TOKENIZER = 1 << 33  # bytes of a tokenizer file
-REFUSED = ("model", "tokens", "data", "numerics")  # kinds of fields that a resume must not change
 
 
 @contextlib.contextmanager
@@ -61,35 +61,37 @@ def resume_from(folder: epath.Path, main: bool) -> checkpoint.Chosen | None:
 
 
 def open_run(
-    folder: epath.Path, experiment: Experiment, code: str | None, chosen: checkpoint.Chosen | None
+    folder: epath.Path,
+    experiment: Experiment,
+    code: str | None,
+    chosen: checkpoint.Chosen | None,
+    data: dict[str, str] | None = None,
 ) -> None:
     """Writes config.json and run.json, or checks that they match. Only the main process calls it.
 
     Args:
       chosen: the checkpoint to resume from, whose manifest identifies its run; None = a fresh
         start.
+      data: fingerprints of the data, by task (`resume.fingerprints`).
 
     Raises:
       ConfigError: the workdir belongs to another experiment; names the fields that differ.
     """
-    identity = {k: config.fingerprint(config.identity(experiment, k)) for k in REFUSED}
     lineage = experiment.warm_start.path if experiment.warm_start else ""
     run: dict[str, Any] = {"lineage": lineage, "starts": []}
+    start = _start(code)
     if chosen is None:
         # Nothing was saved, so any experiment may start here; tokenizers of another are moved away.
         if (folder / "tokenizers").exists():
             files.quarantine(folder / "tokenizers", folder, "no checkpoint goes with it")
     else:
-        known = chosen.manifest["identity"]
-        changed = [kind for kind in REFUSED if known.get(kind) != identity[kind]]
-        if changed:
-            raise config.ConfigError(_refusal(folder, experiment, changed))
+        start["changed"] = resume.check(folder, experiment, chosen.manifest, data or {})
         for step, why in chosen.passed_over.items():
             files.quarantine(folder / "checkpoints" / str(step), folder, why)
         run = _known(folder, "run.json", records.read_run) or run
         _known(folder, "config.json", records.read_config)
-    run["identity"] = identity
-    run["starts"].append(_start(code))
+    run["identity"] = resume.identity(experiment)
+    run["starts"].append(start)
     records.write_run(folder, run)
     records.write_config(folder, experiment)
 
@@ -103,21 +105,6 @@ def _known(folder: epath.Path, name: str, read: Any) -> dict[str, Any] | None:
             files.quarantine(folder / name, folder, str(error))
         console.say(f"{folder / name}: {error}; it is written anew")
         return None
-
-
-def _refusal(folder: epath.Path, experiment: Experiment, changed: list[str]) -> str:
-    problem = f"Workdir {folder}: belongs to another experiment ({', '.join(changed)} differ)"
-    remedy = "use another --workdir, or the config that the run was started with."
-    try:
-        old = records.read_config(folder)["config"]
-    except files.DamagedFile as error:
-        return (
-            f"{problem}; which fields cannot be told, as config.json is damaged: {error}; {remedy}"
-        )
-    free = config.identity(experiment, "none")  # may change, so it is not reported
-    lines = config.diff(old, experiment)
-    lines = [line for line in lines if line.partition(":")[0] not in free] or lines
-    return f"{problem}:\n  " + "\n  ".join(lines[:20]) + f"\n{remedy}"
 
 
 def _start(code: str | None) -> dict[str, Any]:
@@ -235,21 +222,33 @@ def _fit(experiment: Experiment, name: str, folder: Any):
     return modality.fit(lambda: iter(()), parent / f"{name}@{print_of}")
 
 
-def manifest(built: Program, step: int, journal: list, cursors: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a checkpoint, except the hashes of its files."""
+def manifest(
+    built: Program,
+    step: int,
+    course: mixture.Course | None = None,
+    data: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """The manifest of a checkpoint, except the hashes of its files.
+
+    Args:
+      course: that of the run, which tells the journal, the cursors and what the schedule remembers.
+      data: fingerprints of the data, by task.
+    """
     experiment = built.experiment
     shapes = names_lib.canonical_shapes(built.params, built.canonical)
     specs = built.vocabulary.specs
     return {
         "step": step,
-        "journal": journal,
-        "cursors": cursors,
+        "journal": course.journal.to_json() if course else [],
+        "cursors": course.bound.cursors(step, course.journal) if course else {},
+        "schedule": course.memory if course else {},
+        "data": data or {},
         "streams": [s.name for s in specs],
         "vocabulary": {s.name: list(built.vocabulary.range(s.name)) for s in specs},
         "layer_plan": plan.layer_lines(experiment.model.layer_plan()),
         "tokenizers": {s.name: s.fingerprint for s in specs if s.fingerprint},
-        "identity": {k: config.fingerprint(config.identity(experiment, k)) for k in REFUSED},
-        "mesh": {k: v for k, v in built.mesh.shape.items() if v > 1},
+        "identity": resume.identity(experiment),
+        "mesh": resume.mesh_of(built.mesh),
         "parameters": {name: list(shape) for name, shape in shapes.items()},
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

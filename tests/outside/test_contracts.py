@@ -53,7 +53,7 @@ def test_sources_layouts_and_schedules():
     testing.check_layout(layouts.Masked(input_tokens=6, target_tokens=4), SPECS, both)
     testing.check_layout(prefix.Prefix(), SPECS, Streams(("image",), ("text",)))
     testing.check_layout(layouts.Aligned(), SPECS, Streams(("image", "text"), ()))
-    for schedule in (schedules.Permuted(), schedules.Block(), schedules.Interval()):
+    for schedule in (schedules.Permuted(), schedules.Blocked(), schedules.Intervals()):
         testing.check_schedule(schedule, {"a": 1.0, "b": 3.0})
 
 

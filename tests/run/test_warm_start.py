@@ -44,7 +44,7 @@ def save(experiment, folder: Path) -> dict[str, np.ndarray]:
     built = program.build(ready, jax.devices()[:1])
     state = built.init_state()
     saver = checkpoint.Saver(folder, experiment.checkpoint)
-    saver.save(state, workdir_lib.manifest(built, 0, [], {}))
+    saver.save(state, workdir_lib.manifest(built, 0))
     saver.close()
     return built.to_canonical(jax.device_get(state.params))
 
