@@ -50,7 +50,7 @@ def test_the_code_of_an_add_page_runs(name, tmp_path):
 def test_the_plans_of_the_page_of_blocks_are_models(tmp_path):
     module = config.load_module(as_module(DOCS / "blocks.md", tmp_path))
     plans = {n: m for n, m in vars(module).items() if isinstance(m, models.Transformer)}
-    assert len(plans) == 7
+    assert len(plans) == 8
     for model in plans.values():
         assert plan.flops_per_token(model, model.lane_names()[0], 8) > 0
     parts = {
