@@ -18,18 +18,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
 from mmjax.models.module import ModelState
-from mmjax.models.names import path_name
 from mmjax.objectives import objective as objective_lib
-from mmjax.optim import backward, gradients, optimizer
+from mmjax.optim import backward, freezing, gradients, optimizer
 from mmjax.optim.taps import Taps
 from mmjax.parallel import mesh as mesh_lib
 from mmjax.parallel import rules as rules_lib
-from mmjax.typing import Array, Batch, Metrics, PyTree
+from mmjax.typing import Array, Batch, Metrics, PyTree, path_name
 
 
 class TrainState(NamedTuple):
@@ -111,32 +109,12 @@ def state_shardings(
         step=none,
         params=params,
         model_state=jax.tree.map(lambda _: none, parts.model_state),
-        opt_state=like_params(jax.eval_shape(tx.init, parts.params), parts.params, params, none),
-        extra=like_params(extra, parts.params, params, none),
+        opt_state=freezing.like_params(
+            jax.eval_shape(tx.init, parts.params), parts.params, params, none
+        ),
+        extra=freezing.like_params(extra, parts.params, params, none),
     )
     return rules_lib.shardings(specs, mesh)
-
-
-def like_params(tree: PyTree, params: PyTree, values: PyTree, default: Any) -> PyTree:
-    """For each leaf of a tree that holds copies of params: the value of its parameter.
-
-    A leaf is a copy when its path ends in a parameter's path and the shapes are equal.
-    """
-    is_leaf = lambda x: isinstance(x, jax.sharding.PartitionSpec)
-    by_name = {}
-    flat_values = jax.tree.leaves(values, is_leaf=is_leaf)
-    flat_params = jax.tree_util.tree_flatten_with_path(params)[0]
-    for (path, leaf), value in zip(flat_params, flat_values, strict=True):
-        by_name[path_name(path)] = (leaf.shape, value)
-
-    def find(path, leaf):
-        for start in range(len(path)):
-            shape, value = by_name.get(path_name(path[start:]), (None, None))
-            if shape == leaf.shape:
-                return value
-        return default
-
-    return jax.tree_util.tree_map_with_path(find, tree)
 
 
 def init_state(
@@ -256,10 +234,10 @@ def make_train_step(
     mesh = shardings.step.mesh
 
     def gradient(state: TrainState, batch: Batch, key: Array):
-        train, frozen = _partition(state.params, mask)
+        train, frozen = freezing.partition(state.params, mask)
 
         def losses_of(train, taps):
-            params = _join(train, frozen)
+            params = freezing.join(train, frozen)
             model = bind(parts, params, state.model_state, group_rows, dtype, True, taps)
             with jax.named_scope(type(objective).__name__):
                 losses, metrics, record, features = objective(model, batch, key, state.extra)
@@ -269,7 +247,7 @@ def make_train_step(
                 totals["aux"] = sum(aux[1:], aux[0])
             return totals, (metrics, record, features)
 
-        whole = lambda grads: _whole(grads, frozen, mask)
+        whole = lambda grads: freezing.whole(grads, frozen, mask)
         kept, own = state.extra.get(rule_state, {}), jax.random.fold_in(key, 1)
         return backward.gradient(losses_of, train, whole, rule, kept, task, own)
 
@@ -287,8 +265,8 @@ def make_train_step(
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
         if learning_rate_scale != 1.0:
             updates = jax.tree.map(lambda u: u * learning_rate_scale, updates)
-        params = _within(parts.bounds, optax.apply_updates(state.params, updates))
-        params, opt_state = _keep_frozen(state, params, opt_state, mask)
+        params = freezing.within(parts.bounds, optax.apply_updates(state.params, updates))
+        params, opt_state = freezing.keep(params, opt_state, state.params, state.opt_state, mask)
         extra = {**state.extra, **({rule_state: kept} if rule_state else {})}
         for name, e in (extras or {}).items():
             if e.clock == "step" or name in objective.extra():
@@ -308,48 +286,3 @@ def make_train_step(
         out_shardings=(shardings, none),
         donate_argnums=0,
     )
-
-
-def _partition(params: PyTree, mask: PyTree) -> tuple[list, list]:
-    """Trainable and frozen leaves; None at the places of the other."""
-    leaves, flags = jax.tree.leaves(params), jax.tree.leaves(mask)
-    pairs = [(x, np.any(flag)) for x, flag in zip(leaves, flags, strict=True)]
-    tree = jax.tree.structure(params)
-    train = tree.unflatten([x if flag else None for x, flag in pairs])
-    return train, tree.unflatten([None if flag else x for x, flag in pairs])
-
-
-def _join(first: PyTree, second: PyTree) -> PyTree:
-    none = lambda x: x is None
-    return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=none)
-
-
-def _whole(grads: PyTree, frozen: PyTree, mask: PyTree) -> PyTree:
-    """Gradients of all parameters, zero in frozen ones and in frozen layers of a stack."""
-    grads = _join(grads, jax.tree.map(jnp.zeros_like, frozen))
-    return jax.tree.map(lambda flag, g: _pick(flag, g, jnp.zeros_like(g)), mask, grads)
-
-
-def _within(bounds: dict[str, tuple[float, float]], params: PyTree) -> PyTree:
-    """Parameters, those that have bounds clipped into them."""
-
-    def clipped(path, x):
-        return jnp.clip(x, *bounds[path_name(path)]) if path_name(path) in bounds else x
-
-    return jax.tree_util.tree_map_with_path(clipped, params) if bounds else params
-
-
-def _keep_frozen(state: TrainState, params: PyTree, opt_state: PyTree, mask: PyTree):
-    """Leaves outside `trainable` keep weight and moments."""
-    if all(np.all(flag) for flag in jax.tree.leaves(mask)):
-        return params, opt_state
-    params = jax.tree.map(_pick, mask, params, state.params)
-    moments = like_params(opt_state, state.params, mask, True)
-    return params, jax.tree.map(_pick, moments, opt_state, state.opt_state)
-
-
-def _pick(flag: bool | np.ndarray, new, old):
-    """`new` where a parameter is trained, else `old`; a flag [N] is of the layers in a stack."""
-    if not isinstance(flag, np.ndarray):
-        return new if flag else old
-    return jnp.where(flag.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

@@ -7,7 +7,6 @@ open the workdir -> ready the modalities -> build the program -> compile every (
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -106,13 +105,11 @@ class _Loop:
         self.executables: dict[tuple[str, str], Any] = {}
         self.stream: loader.Stream | None = None
         self.seconds: dict[str, float] = {}
-        self.window, self.skipped, self.bad = metrics.Window(), 0, 0
+        self.meter, self.skipped = metrics.Meter(self.program.mesh.size), 0
         self.saver = checkpoint.Saver(folder, self.experiment.checkpoint)
         settings = self.experiment.logging
         self.writer = metrics.Writer(folder, main, settings.tensorboard)
         self.progress = console.Progress(self.experiment.total_steps, 0, False)
-        self.mark = (0.0, 0)  # time and step of the last log
-        self.waited, self.tokens = 0.0, 0.0  # since then
         self.state: Any = None
         self.scores: dict[str, float] = {}
 
@@ -156,7 +153,7 @@ class _Loop:
         """Steps until `total_steps`; metrics of step n are read while n + 1 runs."""
         total, start = self.experiment.total_steps, int(self.state.step)
         self.progress = console.Progress(total, start, self.main)
-        self.mark = (time.perf_counter(), start)
+        self.meter.start(start)
         previous = None
         settings = self.experiment.checkpoint
         self.stream = loader.open_stream(
@@ -165,7 +162,7 @@ class _Loop:
         for step in range(start, total):
             began = time.perf_counter()
             made = next(self.stream)
-            self.waited += time.perf_counter() - began
+            self.meter.waited += time.perf_counter() - began
             place, batch, counts = made  # here the batch before is freed, which takes a while
             executable = self.executables[place.task, place.variant]
             with jax.transfer_guard("disallow"):
@@ -212,7 +209,7 @@ class _Loop:
         return distributed.any_process(self.stop.requested)
 
     def _read(self, step: int, task: str, out: dict[str, Any], counts: dict[str, float]) -> None:
-        """Metrics of a finished step: guards, window, and a log when it is due."""
+        """Metrics of a finished step: guards, and a log when it is due."""
         out = {name: np.asarray(value) for name, value in out.items()}
         record = {name: out.pop(name) for name in list(out) if name.startswith("load")}
         self.skipped = self.skipped + 1 if out["skipped"] else 0
@@ -222,32 +219,15 @@ class _Loop:
                 f" {self.skipped} steps in a row; lower learning_rate, set grad_clip_norm, or look"
                 " at the data of this task."
             )
-        self.window.add(out, f"train/{task}/")
-        self.window.count(counts, f"data/{task}/")
-        bad = {name: value for name, value in counts.items() if name.startswith("bad/")}
-        self.window.count(bad, "data/")
-        self.tokens += counts.get("tokens", 0.0)
+        self.meter.add(task, out, counts)
         self.course.observe(task, float(out["loss"]))
-        if math.isfinite(out["loss"]):
-            self.window.add({"train/loss": out["loss"]})
-        every = self.experiment.logging.log_every
-        if (step + 1) % every == 0 or step + 1 == self.experiment.total_steps:
-            self._log(step + 1, task, record)
-
-    def _log(self, step: int, task: str, record: dict[str, np.ndarray]) -> None:
-        self.saver.check()
-        now, (then, first) = time.perf_counter(), self.mark
-        row = self.window.take()
-        elapsed = max(now - then, 1e-9)
-        row["throughput/steps_per_second"] = (step - first) / elapsed
-        everywhere = self.tokens * jax.process_count() / self.program.mesh.size
-        row["throughput/tokens_per_second_per_device"] = everywhere / elapsed
-        row["data/wait_fraction"] = self.waited / elapsed
-        streams = tuple(s.name for s in self.program.vocabulary.specs)
-        row |= metrics.router_load(task, record, streams)
-        self.mark, self.waited, self.tokens = (now, step), 0.0, 0.0
-        self.writer.write(step, row)
-        self.progress.log(step, metrics.summary(row))
+        done, every = step + 1, self.experiment.logging.log_every
+        if done % every == 0 or done == self.experiment.total_steps:
+            self.saver.check()
+            streams = tuple(s.name for s in self.program.vocabulary.specs)
+            row = self.meter.row(done) | metrics.router_load(task, record, streams)
+            self.writer.write(done, row)
+            self.progress.log(done, metrics.summary(row))
 
     # ---- save and evaluate
 

@@ -239,3 +239,8 @@ class Loss(NamedTuple):
 
     value_BS: Array
     weight_BS: Array
+
+
+def path_name(path) -> str:
+    """Key path of a tree to `a/b/0/c`."""
+    return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)

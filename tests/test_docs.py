@@ -44,7 +44,7 @@ def test_the_code_of_an_add_page_runs(name, tmp_path):
     path = as_module(DOCS / "add" / f"{name}.md", tmp_path)
     module = config.load_module(path)
     own = [c for c in vars(module).values() if getattr(c, "__module__", "") == module.__name__]
-    made = 2 if name in ("block", "source") else 1  # and its module, its records
+    made = 2 if name in ("block", "source", "router") else 1  # and its module, records, another
     assert len([c for c in own if isinstance(c, type)]) == made
     assert any(isinstance(n, ast.Assert) for n in ast.walk(ast.parse(path.read_text()))) or (
         "assert_allclose" in path.read_text() or "testing.check" in path.read_text()
@@ -54,7 +54,7 @@ def test_the_code_of_an_add_page_runs(name, tmp_path):
 def test_the_plans_of_the_page_of_blocks_are_models(tmp_path):
     module = config.load_module(as_module(DOCS / "blocks.md", tmp_path))
     plans = {n: m for n, m in vars(module).items() if isinstance(m, models.Transformer)}
-    assert len(plans) == 7
+    assert len(plans) == 8
     for model in plans.values():
         assert plan.flops_per_token(model, model.lane_names()[0], 8) > 0
     parts = {

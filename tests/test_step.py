@@ -9,7 +9,7 @@ import small
 
 from mmjax import step as step_lib
 from mmjax.objectives import Extra, InfoNCE, MaskedTokens
-from mmjax.optim import AdamW, GradientRule, Muon
+from mmjax.optim import AdamW, GradientRule, Muon, freezing
 from mmjax.parallel import MeshConfig
 
 MESH = MeshConfig(data=2, fsdp=2, tensor=2)
@@ -126,7 +126,7 @@ def test_frozen_leaves_keep_weight_and_moments():
                  before.params["runs"])  # fmt: skip
     assert np.abs(jax.device_get(state.params)["heads"][1]["kernel"]
                   - before.params["heads"][1]["kernel"]).max() > 0  # fmt: skip
-    moments = step_lib.like_params(state.opt_state, parts.params, mask, None)
+    moments = freezing.like_params(state.opt_state, parts.params, mask, None)
     for moves, new, old in zip(
         jax.tree.leaves(moments, is_leaf=lambda x: x is None),
         jax.tree.leaves(jax.device_get(state.opt_state)),

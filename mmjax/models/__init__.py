@@ -7,7 +7,14 @@ from mmjax.models.embed import Classify, Head, Projection, Scale, ValueHead, Voc
 from mmjax.models.layers import Adapter, GatedCrossAttention, LoRA, Queries
 from mmjax.models.plan import Block, MoE, Run, Transformer
 from mmjax.models.quantizer import FSQ, VQ, Quantizer
-from mmjax.models.routers import ByStream, ExpertChoice, Router, Soft, TokenChoice
+from mmjax.models.routers import (
+    ByStream,
+    ExpertChoice,
+    Router,
+    Soft,
+    SoftmaxTopK,
+    TokenChoice,
+)
 
 __all__ = [
     "FSQ",
@@ -31,6 +38,7 @@ __all__ = [
     "Run",
     "Scale",
     "Soft",
+    "SoftmaxTopK",
     "TokenChoice",
     "Transformer",
     "ValueHead",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.models import attention, fused, moe, plan
+from mmjax.models import attention, contracts, fused, moe, plan
 from mmjax.models.block import Stack
 from mmjax.models.module import BlockModule, Cache, Call, DecodeCall, Encoded, ModelState, param
 from mmjax.parallel import rules
@@ -120,8 +120,9 @@ class Experts(nnx.Module):
         self.config, self.streams = config, stack.num_streams
         width, gain = stack.width, stack.gain
         num = config.num_experts
+        made = {}
         if config.router.uses_logits:
-            self.router = param(rngs, (width, num), ("embed", "unsharded"), width)
+            made = config.router.init_params(rngs.params(), width, num)
         axes = ("expert", "embed", "mlp")
         self.up = param(rngs, (num, width, inner), axes, width, (1,))
         self.gate = param(rngs, (num, width, inner), axes, width, (1,))
@@ -130,21 +131,32 @@ class Experts(nnx.Module):
         if config.shared_width:
             self.shared = Mlp(width, config.shared_width, rngs, gain)
         state = config.router.init_state(num, stack.num_streams)
-        self.state_names = tuple(state)
+        self.param_names, self.state_names = tuple(made), tuple(state)
+        for name, (value, axes) in made.items():
+            self._add("init_params", name, nnx.Param(value, axes=axes, reduce=()))
         for name, value in state.items():
             axes = ("unsharded",) * value.ndim
-            setattr(self, name, ModelState(value, axes=axes))
+            self._add("init_state", name, ModelState(value, axes=axes))
+
+    def _add(self, method: str, name: str, variable: nnx.Variable) -> None:
+        if hasattr(self, name):
+            raise ValueError(
+                f"{type(self.config.router).__name__}: {method}() has an array {name!r}, but"
+                " experts have something of that name; rename it."
+            )
+        setattr(self, name, variable)
 
     def __call__(self, x_BLD, tokens: Tokens, group_rows: int, key: Array | None):
-        groups = x_BLD.shape[0] // group_rows
+        groups, router = x_BLD.shape[0] // group_rows, self.config.router
         x_WTD = x_BLD.reshape(groups, -1, x_BLD.shape[-1])
         stream_WT = tokens.stream_BL.reshape(groups, -1)
         logits_WTE = None
-        if self.config.router.uses_logits:
-            logits_WTE = jnp.matmul(x_WTD.astype(jnp.float32), self.router[...])
+        if router.uses_logits:
+            params = {n: getattr(self, n)[...] for n in self.param_names}
+            logits_WTE = router.logits(x_WTD.astype(jnp.float32), params)
         state = {n: jax.lax.stop_gradient(getattr(self, n)[...]) for n in self.state_names}
-        valid_WT = stream_WT > 0
-        routing = self.config.router.route(x_WTD, logits_WTE, state, stream_WT, valid_WT, key)
+        routing = router.route(x_WTD, logits_WTE, state, stream_WT, stream_WT > 0, key)
+        contracts.check_routing(router, routing, (*stream_WT.shape, self.config.num_experts))
         up, gate, down = (w[...].astype(x_BLD.dtype) for w in (self.up, self.gate, self.down))
         out = moe.expert_ffn(
             x_WTD, routing, up, gate, down, self.config.implementation, self.config.block_rows

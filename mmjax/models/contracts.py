@@ -1,4 +1,4 @@
-"""What the stack asks of blocks: checks of what they return, while traced, and their state."""
+"""What the stack asks of blocks and routers: checks of what they return, while traced; state."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from flax import nnx
 
 from mmjax.models.block import BlockConfig, Stack
 from mmjax.models.module import BlockModule
+from mmjax.models.routers import Router, Routing
+
+FORMS = (  # of a Routing
+    ("expert_WTX", "weight_WTX"),
+    ("token_WEC", "weight_WEC"),
+    ("dispatch_WTEC", "combine_WTEC"),
+)
 
 
 def made(block: BlockConfig, stack: Stack, rngs: nnx.Rngs) -> BlockModule:
@@ -48,6 +55,60 @@ def check_output(block: BlockConfig, x: Any, y: Any, record: Any) -> None:
         )
 
 
+def check_routing(router: Router, routing: Any, sizes: tuple[int, int, int]) -> None:
+    """Raises ValueError unless a router gave one whole form; `sizes` are W, T and E."""
+    who = f"{type(router).__name__}: route()"
+    if not isinstance(routing, Routing):
+        raise ValueError(
+            f"{who} returned a {type(routing).__name__}; return a mmjax.models.routers.Routing."
+        )
+    form = tuple(n for pair in FORMS for n in pair if getattr(routing, n) is not None)
+    if form not in FORMS:
+        raise ValueError(
+            f"{who} set {', '.join(form) or 'no arrays'} of its Routing; set the two of one form: "
+            + ", or ".join(" and ".join(pair) for pair in FORMS)
+            + "."
+        )
+    known = dict(zip("WTE", sizes, strict=True))
+    for name in form:
+        dims, x = name.split("_")[1], getattr(routing, name)
+        for dim, size in zip(dims, getattr(x, "shape", ()), strict=False):
+            known.setdefault(dim, size)  # choices X and capacity C are the router's own
+        dtype = "int32" if name in ("expert_WTX", "token_WEC") else "float32"
+        want = f"{dtype}{[known.get(dim, 1) for dim in dims]}"
+        if _kind(x) != want:
+            raise ValueError(f"{who} returned {name} as {_kind(x)}; here it must be {want}.")
+    aux = routing.aux_loss
+    if not isinstance(aux, float) and _kind(aux) != "float32[]":
+        raise ValueError(f"{who} returned aux_loss as {_kind(aux)}; it must be a float32 scalar.")
+
+
+def _kind(x: Any) -> str:
+    """Dtype and shape of an array, `float32[2, 8]`; the type of anything else."""
+    return f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__
+
+
+def updated(router: Router, state: dict, statistics: dict) -> dict:
+    """`Router.update`. Raises ValueError when it gives state of another kind than it got."""
+    new = router.update(state, statistics)
+    _check_state(f"{type(router).__name__}: update()", state, new)
+    return new
+
+
+def _check_state(who: str, old: Any, new: Any) -> None:
+    before, after = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): _kind(x)
+            for path, x in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (old, new)
+    )
+    if before != after:
+        raise ValueError(
+            f"{who} returned {after}, but the state is {before}; keep names, shapes and dtypes."
+        )
+
+
 def update_state(runs: Sequence[Any], model_state: dict, record: dict) -> dict:
     """State of the blocks after one optimizer step, from what their calls have recorded."""
     new = jax.tree.map(lambda x: x, model_state)
@@ -58,7 +119,9 @@ def update_state(runs: Sequence[Any], model_state: dict, record: dict) -> dict:
             own = {name: value for name, value in own.items() if not name.startswith("aux_loss")}
             state = _state(new, r, p)
             if own and state:
-                state.update(jax.vmap(block.update_state)(state, own))
+                moved = jax.vmap(block.update_state)(state, own)
+                _check_state(f"{type(block).__name__}: update_state()", state, moved)
+                state.update(moved)
     return new
 
 

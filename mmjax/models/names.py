@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from mmjax.models import plan
-from mmjax.typing import RANGE_MULTIPLE, PyTree, Vocabulary
+from mmjax.typing import RANGE_MULTIPLE, PyTree, Vocabulary, path_name
 
 
 class Part(NamedTuple):
@@ -75,11 +75,6 @@ def _table_parts(path: str, vocabulary: Vocabulary) -> dict[str, Part]:
             seen.add(start)
             parts[f"embed/{spec.name}/table"] = Part(path, slice(start, stop))
     return parts
-
-
-def path_name(path) -> str:
-    """Key path of a tree to `a/b/0/c`."""
-    return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
 
 
 def flatten(params: PyTree) -> dict[str, np.ndarray]:

@@ -104,7 +104,9 @@ class Block(BlockConfig):
     def update_state(self, state, record):
         if self.moe is None or "load" not in record:
             return state
-        return {**state, "mlp": self.moe.router.update(state["mlp"], record)}
+        from mmjax.models import contracts
+
+        return {**state, "mlp": contracts.updated(self.moe.router, state["mlp"], record)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -46,8 +46,19 @@ class Router:
 
     @property
     def uses_logits(self) -> bool:
-        """Whether it looks at logits; without, a layer has no matrix that makes them."""
+        """Whether it looks at logits; without, a layer has no parameters that make them."""
         return True
+
+    def init_params(
+        self, key: Array, width: int, num_experts: int
+    ) -> dict[str, tuple[Array, tuple[str, ...]]]:
+        """Parameters of its logits, each with its logical axes: here a matrix [D, E], `router`."""
+        matrix_DE = jax.random.normal(key, (width, num_experts)) * width**-0.5
+        return {"router": (matrix_DE, ("embed", "unsharded"))}
+
+    def logits(self, x_WTD: Array, params: dict[str, Array]) -> Array:
+        """What `route` gets as logits, from float32 features and parameters."""
+        return jnp.matmul(x_WTD, params["router"])
 
     @property
     def draws(self) -> bool:
@@ -86,6 +97,10 @@ class TokenChoice(Router):
     scores divided by their sum. After each step the bias of an expert moves by `bias_rate` towards
     the mean load (auxiliary-loss-free balancing, Wang et al. 2024, arXiv 2408.15664).
 
+    Fields:
+      num_experts_per_tok, bias_rate.
+      load_balance_loss_weight, z_loss_weight: of `switch_loss` and `z_loss`; 0 = none.
+
     >>> import jax.numpy as jnp
     >>> router = TokenChoice(num_experts_per_tok=1)
     >>> state = router.init_state(num_experts=3, num_streams=1)
@@ -101,6 +116,7 @@ class TokenChoice(Router):
     num_experts_per_tok: ranges.Count = 2
     bias_rate: ranges.NonNegative = 0.001
     load_balance_loss_weight: ranges.NonNegative = 0.0
+    z_loss_weight: ranges.NonNegative = dataclasses.field(default=0.0, metadata={"is_new": True})
 
     def __post_init__(self):
         ranges.check(self)
@@ -113,15 +129,66 @@ class TokenChoice(Router):
         weight_WTX = jnp.take_along_axis(scores_WTE, expert_WTX, axis=-1)
         weight_WTX = weight_WTX / (jnp.sum(weight_WTX, axis=-1, keepdims=True) + 1e-9)
         weight_WTX = jnp.where(valid_WT[:, :, None], weight_WTX, 0.0)
-        aux = 0.0
-        if self.load_balance_loss_weight:
-            aux = self.load_balance_loss_weight * switch_loss(scores_WTE, expert_WTX, valid_WT)
+        aux = _aux_loss(self, logits_WTE, scores_WTE, expert_WTX, valid_WT)
         return Routing(expert_WTX=expert_WTX, weight_WTX=weight_WTX, aux_loss=aux)
 
     def update(self, state, statistics):
         load_E = jnp.sum(statistics["load"][1:], axis=0)
         move_E = self.bias_rate * jnp.sign(jnp.mean(load_E, keepdims=True) - load_E)
         return {"bias": state["bias"] + move_E}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SoftmaxTopK(Router):
+    """Each token takes its top-k experts by softmax; losses balance the load within a batch.
+
+    `norm_topk_prob=True`: the weights are the softmax over the logits of the chosen experts, which
+    is that over all experts divided by the sum of the chosen (Mixtral, Jiang et al. 2024, arXiv
+    2401.04088). False: they are the softmax over all experts as it is, and sum to less than 1
+    (OLMoE, Muennighoff et al. 2024, arXiv 2409.02060; with one expert a token, Switch).
+
+    A batch of one modality is balanced within that modality: `TokenChoice`, which balances across
+    steps, keeps the experts of modalities apart.
+
+    Fields:
+      num_experts_per_tok, norm_topk_prob.
+      load_balance_loss_weight, z_loss_weight: of `switch_loss` and `z_loss`, with the values of
+        OLMoE; 0 = none.
+
+    >>> import jax.numpy as jnp
+    >>> logits_WTE = jnp.log(jnp.array([[[6.0, 3, 1], [2, 2, 4]]]))  # two tokens, three experts
+    >>> stream_WT = jnp.ones((1, 2), int)
+    >>> for normed in (True, False):
+    ...     router = SoftmaxTopK(num_experts_per_tok=2, norm_topk_prob=normed)
+    ...     routing = router.route(None, logits_WTE, {}, stream_WT, stream_WT > 0, key=None)
+    ...     weight_X = routing.weight_WTX[0, 0]
+    ...     routing.expert_WTX[0, 0].tolist(), [round(float(w), 3) for w in weight_X]
+    ([0, 1], [0.667, 0.333])
+    ([0, 1], [0.6, 0.3])
+    """
+
+    num_experts_per_tok: ranges.Count = 2
+    norm_topk_prob: bool = True
+    load_balance_loss_weight: ranges.NonNegative = 0.01
+    z_loss_weight: ranges.NonNegative = 0.001
+
+    def __post_init__(self):
+        ranges.check(self)
+
+    def init_state(self, num_experts, num_streams):
+        return {}
+
+    def route(self, x_WTD, logits_WTE, state, stream_WT, valid_WT, key):
+        del x_WTD, state, stream_WT, key
+        prob_WTE = jax.nn.softmax(logits_WTE, axis=-1)
+        chosen_WTX, expert_WTX = jax.lax.top_k(logits_WTE, self.num_experts_per_tok)
+        if self.norm_topk_prob:
+            weight_WTX = jax.nn.softmax(chosen_WTX, axis=-1)
+        else:
+            weight_WTX = jnp.take_along_axis(prob_WTE, expert_WTX, axis=-1)
+        weight_WTX = jnp.where(valid_WT[:, :, None], weight_WTX, 0.0)
+        aux = _aux_loss(self, logits_WTE, prob_WTE, expert_WTX, valid_WT)
+        return Routing(expert_WTX=expert_WTX, weight_WTX=weight_WTX, aux_loss=aux)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,3 +310,22 @@ def switch_loss(scores_WTE: Array, expert_WTX: Array, valid_WT: Array) -> Array:
     prob_WTE = scores_WTE / jnp.sum(scores_WTE, axis=-1, keepdims=True)
     prob_E = jnp.einsum("WTE,WT->E", prob_WTE, valid) / count
     return num_experts * jnp.sum(share_E * prob_E)
+
+
+def z_loss(logits_WTE: Array, valid_WT: Array) -> Array:
+    """Router z-loss, mean of logsumexp(logits)^2 over tokens (ST-MoE, Zoph et al. 2022)."""
+    squared_WT = jnp.square(jax.nn.logsumexp(logits_WTE, axis=-1))
+    count = jnp.maximum(jnp.sum(valid_WT.astype(jnp.float32)), 1.0)
+    return jnp.sum(jnp.where(valid_WT, squared_WT, 0.0)) / count
+
+
+def _aux_loss(
+    router: TokenChoice | SoftmaxTopK, logits_WTE, scores_WTE, expert_WTX, valid_WT
+) -> Array | float:
+    """What the weights of a router ask for; the float 0 when they ask for nothing."""
+    loss = 0.0
+    if router.load_balance_loss_weight:
+        loss += router.load_balance_loss_weight * switch_loss(scores_WTE, expert_WTX, valid_WT)
+    if router.z_loss_weight:
+        loss += router.z_loss_weight * z_loss(logits_WTE, valid_WT)
+    return loss

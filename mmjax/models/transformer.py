@@ -210,9 +210,10 @@ class Model(nnx.Module):
         group_rows = self.group_rows or next(iter(xs.values())).shape[0]
         draws = [b for _, b in active if b.draws] if self.training else []
         if draws and key is None:
+            who = type(draws[0].router or draws[0]).__name__
             raise ValueError(
-                f"{type(draws[0]).__name__}: draws=True needs random numbers, but the model was"
-                " called without a key; pass the key of losses() to encode() and decode()."
+                f"{who}: draws=True needs random numbers, but the model was called without a key;"
+                " pass the key of losses() to encode() and decode()."
             )
 
         def body(xs, layer):

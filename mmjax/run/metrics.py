@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import defaultdict
 from typing import Any
@@ -40,6 +41,46 @@ class Window:
         out = {name: self._sum[name] / self._count[name] for name in self._sum}
         self.__init__()
         return out
+
+
+class Meter:
+    """Metrics and speed of the steps between two logs.
+
+    Fields:
+      waited: seconds for batches since the last log.
+    """
+
+    def __init__(self, num_devices: int):
+        self._window, self._num_devices = Window(), num_devices
+        self._tokens, self.waited = 0.0, 0.0
+        self._mark = (0.0, 0)  # time and step of the last log
+
+    def start(self, step: int) -> None:
+        """The steps from here on are timed."""
+        self._mark = (time.perf_counter(), step)
+
+    def add(self, task: str, out: dict[str, Any], counts: dict[str, float]) -> None:
+        """Metrics of a step, and the counts of its batch."""
+        self._window.add(out, f"train/{task}/")
+        self._window.count(counts, f"data/{task}/")
+        bad = {name: value for name, value in counts.items() if name.startswith("bad/")}
+        self._window.count(bad, "data/")
+        self._tokens += counts.get("tokens", 0.0)
+        if math.isfinite(out["loss"]):
+            self._window.add({"train/loss": out["loss"]})
+
+    def row(self, step: int) -> dict[str, float]:
+        """All of it by name; the next steps begin a new row."""
+        import jax
+
+        now, (then, first) = time.perf_counter(), self._mark
+        row, elapsed = self._window.take(), max(now - then, 1e-9)
+        row["throughput/steps_per_second"] = (step - first) / elapsed
+        everywhere = self._tokens * jax.process_count() / self._num_devices
+        row["throughput/tokens_per_second_per_device"] = everywhere / elapsed
+        row["data/wait_fraction"] = self.waited / elapsed
+        self._mark, self.waited, self._tokens = (now, step), 0.0, 0.0
+        return row
 
 
 class Writer:

@@ -1,16 +1,21 @@
 """One row added to ROUTERS gives a router all of these tests."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.models import ExpertChoice, Soft, TokenChoice
+from mmjax.models import ExpertChoice, Soft, SoftmaxTopK, TokenChoice, contracts
 
 ROUTERS = {
     "token_choice": TokenChoice(),
     "token_choice_top1": TokenChoice(num_experts_per_tok=1),
-    "token_choice_switch_loss": TokenChoice(load_balance_loss_weight=0.01),
+    "token_choice_losses": TokenChoice(load_balance_loss_weight=0.01, z_loss_weight=0.001),
+    "softmax_top_k": SoftmaxTopK(),
+    "softmax_top_k_top1": SoftmaxTopK(num_experts_per_tok=1, load_balance_loss_weight=0.0),
+    "softmax_top_k_not_normed": SoftmaxTopK(norm_topk_prob=False),
     "expert_choice": ExpertChoice(),
     "soft": Soft(),
 }
@@ -49,15 +54,14 @@ def test_padding_is_never_routed_and_weights_are_shares(name):
     total = token_weights(routing)
     assert (total[~np.asarray(valid)] == 0).all()
     assert (total <= 1 + 1e-5).all()
-    if not ROUTERS[name].needs_whole_group:
+    if not ROUTERS[name].needs_whole_group and getattr(ROUTERS[name], "norm_topk_prob", True):
         np.testing.assert_allclose(total[np.asarray(valid)], 1.0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_exactly_one_form_is_set(name):
     routing = route(ROUTERS[name], *inputs())
-    forms = [routing.expert_WTX, routing.token_WEC, routing.dispatch_WTEC]
-    assert sum(f is not None for f in forms) == 1
+    contracts.check_routing(ROUTERS[name], routing, (GROUPS, TOKENS, EXPERTS))
     for array in jax.tree.leaves(routing):
         assert np.isfinite(np.asarray(array)).all()
 
@@ -100,6 +104,20 @@ def test_state_keeps_shape_and_type_over_an_update(name):
     new = ROUTERS[name].update(state, {"load": load})
     same = lambda a, b: a.shape == b.shape and a.dtype == b.dtype
     assert jax.tree.all(jax.tree.map(same, new, state))
+
+
+@pytest.mark.parametrize("name", [n for n in ROUTERS if hasattr(ROUTERS[n], "z_loss_weight")])
+def test_losses_do_not_count_padding(name):
+    router = dataclasses.replace(ROUTERS[name], load_balance_loss_weight=1.0, z_loss_weight=1.0)
+    logits, stream, valid = inputs()
+    loss = lambda logits: float(route(router, logits, stream, valid).aux_loss)
+    other = jnp.where(valid[..., None], logits, 100.0)
+    np.testing.assert_allclose(loss(other), loss(logits), rtol=1e-6)
+    z = np.log(np.exp(np.asarray(logits)).sum(-1))[np.asarray(valid)]
+    alone = dataclasses.replace(router, load_balance_loss_weight=0.0)
+    np.testing.assert_allclose(
+        route(alone, logits, stream, valid).aux_loss, np.mean(z**2), rtol=1e-5
+    )
 
 
 def test_the_selection_bias_evens_out_a_skewed_load():

@@ -18,7 +18,7 @@ from mmjax.export import card, describe, parity
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image
 from mmjax.models import MoE
-from mmjax.models.routers import ExpertChoice, Soft
+from mmjax.models.routers import ExpertChoice, Soft, SoftmaxTopK
 from mmjax.run.view import View
 
 
@@ -45,7 +45,7 @@ class Later(Image):
     crop: str = "none"
 
 
-@pytest.mark.parametrize("router", [ExpertChoice(allow_unmixed=True), Soft()])
+@pytest.mark.parametrize("router", [ExpertChoice(allow_unmixed=True), Soft(), SoftmaxTopK()])
 def test_other_routers(router):
     base = mini.get_config()
     moe = MoE(num_experts=4, width=32, every=1, router=router)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.models import ExpertChoice, Soft, TokenChoice, moe
+from mmjax.models import ExpertChoice, Soft, SoftmaxTopK, TokenChoice, moe
 
 
 def experts(rng, num=4, width=8, inner=12):
@@ -143,6 +143,27 @@ def test_soft_routing_mixes_and_keeps_padding_out():
     x[:, 4:] += 100.0
     np.testing.assert_allclose(moe.expert_ffn(x, routing, *weights, 8), out, atol=1e-5)
     np.testing.assert_allclose(np.sum(routing.dispatch_WTEC[..., 0], axis=1), 1.0, atol=1e-6)
+
+
+def softmax(logits):
+    e = np.exp(logits - logits.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("normed", [True, False])
+def test_softmax_top_k_gives_the_weights_of_mixtral_and_of_olmoe(normed):
+    """Mixtral: softmax over the chosen logits. OLMoE: over all of them, not renormalised."""
+    logits = np.random.default_rng(6).normal(size=(3, 10, 8)).astype(np.float32) * 3
+    valid = np.ones((3, 10), bool)
+    router = SoftmaxTopK(num_experts_per_tok=3, norm_topk_prob=normed)
+    routing = router.route(logits, logits, {}, valid.astype(np.int32), valid, None)
+    expert = np.argsort(-logits, axis=-1)[..., :3]
+    np.testing.assert_array_equal(routing.expert_WTX, expert)
+    mixtral = softmax(np.take_along_axis(logits, expert, -1))
+    olmoe = np.take_along_axis(softmax(logits), expert, -1)
+    np.testing.assert_allclose(routing.weight_WTX, mixtral if normed else olmoe, atol=1e-6)
+    # As transformers computes Mixtral's.
+    np.testing.assert_allclose(olmoe / olmoe.sum(-1, keepdims=True), mixtral, atol=1e-6)
 
 
 def test_load_counts_tokens_by_stream():

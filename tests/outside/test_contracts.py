@@ -24,6 +24,7 @@ from mmjax.objectives import InfoNCE, MaskedTokens, NextToken, Sigmoid
 from mmjax.optim import GradientRule, PCGrad
 from mmjax.testing.data import random_piece
 from mmjax.testing.model import IMAGE, SPECS, TEXT, small_model
+from mmjax.typing import TokenSpec
 
 sys.path.extend(str(Path(__file__).parent / name) for name in ("blocks", "objectives", "rules"))
 import between_tasks
@@ -49,8 +50,10 @@ def test_modalities():
 
 def test_sources_layouts_and_schedules():
     testing.check_source(Numbers(train_size=50))
-    both = Streams(("image", "text"), ("text",))
-    testing.check_layout(layouts.Masked(input_tokens=6, target_tokens=4), SPECS, both)
+    codes = TokenSpec(name="codes", kind="grid", max_tokens=8, vocab_size=50, grid=(1, 2, 4))
+    both = Streams(("image", "codes"), ("codes",))
+    masked = layouts.Masked(input_tokens=6, target_tokens=4)
+    testing.check_layout(masked, (IMAGE, codes), both)
     testing.check_layout(prefix.Prefix(), SPECS, Streams(("image",), ("text",)))
     testing.check_layout(layouts.Aligned(), SPECS, Streams(("image", "text"), ()))
     for schedule in (schedules.Permuted(), schedules.Blocked(), schedules.Intervals()):
