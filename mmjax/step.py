@@ -25,7 +25,6 @@ from mmjax.models.module import ModelState
 from mmjax.objectives import objective as objective_lib
 from mmjax.optim import backward, freezing, gradients, optimizer
 from mmjax.optim.taps import Taps
-from mmjax.parallel import mesh as mesh_lib
 from mmjax.parallel import rules as rules_lib
 from mmjax.typing import Array, Batch, Metrics, PyTree, path_name
 
@@ -160,13 +159,6 @@ def standard_promotion():
         yield
 
 
-def compute_dtype(dtype: str, mesh: jax.sharding.Mesh) -> str:
-    """Resolves "auto": bfloat16 where the devices of a mesh have it."""
-    if dtype != "auto":
-        return dtype
-    return "float32" if mesh_lib.platform(mesh) == "cpu" else "bfloat16"
-
-
 def normalise_weights(batch: Batch, balance: str = "stream") -> Batch:
     """Target weights of the global batch, so that a loss is a plain sum.
 
@@ -242,14 +234,13 @@ def make_train_step(
             with jax.named_scope(type(objective).__name__):
                 losses, metrics, record, features = objective(model, batch, key, state.extra)
                 totals = objective_lib.total(losses)
-            aux = [value for name, value in record.items() if name.startswith("aux_loss")]
-            if aux:
+            if aux := [x for name, x in record.items() if name.startswith("aux_loss")]:
                 totals["aux"] = sum(aux[1:], aux[0])
             return totals, (metrics, record, features)
 
         whole = lambda grads: freezing.whole(grads, frozen, mask)
-        kept, own = state.extra.get(rule_state, {}), jax.random.fold_in(key, 1)
-        return backward.gradient(losses_of, train, whole, rule, kept, task, own)
+        kept = state.extra.get(rule_state, {})
+        return backward.gradient(losses_of, train, whole, rule, kept, task, key)
 
     def step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -267,7 +258,7 @@ def make_train_step(
             updates = jax.tree.map(lambda u: u * learning_rate_scale, updates)
         params = freezing.within(parts.bounds, optax.apply_updates(state.params, updates))
         params, opt_state = freezing.keep(params, opt_state, state.params, state.opt_state, mask)
-        extra = {**state.extra, **({rule_state: kept} if rule_state else {})}
+        extra = state.extra | ({rule_state: kept} if rule_state else {})
         for name, e in (extras or {}).items():
             if e.clock == "step" or name in objective.extra():
                 extra[name] = e.update(extra[name], params, features, batch)

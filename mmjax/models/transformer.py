@@ -17,7 +17,7 @@ from mmjax.models.block import Stack, add_records
 from mmjax.models.module import Call, Encoded, ModelState, param
 from mmjax.optim.taps import Taps
 from mmjax.parallel import rules
-from mmjax.typing import NUM_AXES, Array, Tokens, Vocabulary
+from mmjax.typing import Array, Tokens, Vocabulary
 
 UNROLLED = 2  # repeats up to which a run is no loop: it would store and read all activations
 
@@ -258,6 +258,3 @@ class Model(nnx.Module):
         context = embed.HeadContext(self._table(), self.vocabulary, stream)
         index = list(self.head_configs).index(name)
         return self.head_configs[name].apply(self.heads[index].arrays(), x, context)
-
-
-assert NUM_AXES == 3  # positions are (time, row, column)

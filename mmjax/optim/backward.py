@@ -54,7 +54,8 @@ def gradient(
     if rule is None:
         return losses, at_params(ones), aux, state
     pull = (lambda weights: pullback((weights, none))[1]) if over else at_params
-    grads, new = rule.combine(losses, pull, state, task, key)
+    # The objective draws with this key.
+    grads, new = rule.combine(losses, pull, state, task, jax.random.fold_in(key, 1))
     gradients.check(rule, pull(ones), grads, state, new)
     if over:
         # What the sum of the losses sends below the activations is replaced by what the rule says.

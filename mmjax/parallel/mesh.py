@@ -94,6 +94,13 @@ def platform(mesh: jax.sharding.Mesh | None = None) -> str:
     return name if name in ("cpu", "tpu") else "gpu"
 
 
+def compute_dtype(dtype: str, mesh: jax.sharding.Mesh) -> str:
+    """Resolves "auto": bfloat16 where the devices of a mesh have it."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if platform(mesh) == "cpu" else "bfloat16"
+
+
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
     """Number of parts that the batch is cut into."""
     return math.prod(mesh.shape[name] for name in BATCH_AXES)

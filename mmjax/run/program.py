@@ -26,6 +26,7 @@ from mmjax.experiment import Experiment
 from mmjax.models import names as names_lib
 from mmjax.objectives.objective import Extra
 from mmjax.optim import gradients
+from mmjax.parallel import mesh as mesh_lib
 from mmjax.parallel import rules as rules_lib
 from mmjax.typing import Metrics, PyTree, Vocabulary
 
@@ -175,7 +176,7 @@ def build(experiment: Experiment, devices=None, folder=None) -> Program:
         tx=tx,
         extras=extras,
         shardings=step_lib.state_shardings(parts, tx, extras, mesh, experiment.rules),
-        dtype=step_lib.compute_dtype(experiment.model.dtype, mesh),
+        dtype=mesh_lib.compute_dtype(experiment.model.dtype, mesh),
         canonical=canonical,
         folder=folder,
     )

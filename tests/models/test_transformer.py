@@ -259,12 +259,12 @@ def test_auto_follows_the_devices_of_the_mesh(monkeypatch):
         monkeypatch.setattr(jax, "default_backend", lambda: "tpu")  # what compiles is not asked
         assert mesh_lib.platform() == "cpu"
     assert mesh_lib.platform() == "tpu"
-    assert step_lib.compute_dtype("auto", mesh) == "float32"
+    assert mesh_lib.compute_dtype("auto", mesh) == "float32"
     for said, platform in (("tpu", "tpu"), ("cuda", "gpu"), ("rocm", "gpu")):
         device = types.SimpleNamespace(platform=said)
         pod = types.SimpleNamespace(abstract_mesh=types.SimpleNamespace(abstract_device=device))
         assert mesh_lib.platform(pod) == platform
-        assert step_lib.compute_dtype("auto", pod) == "bfloat16"
+        assert mesh_lib.compute_dtype("auto", pod) == "bfloat16"
 
 
 @pytest.mark.parametrize("policy", ["dots", "full"])
