@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -18,6 +17,8 @@ from etils import epath
 
 import mmjax
 from mmjax import config, console, errors, files
+from mmjax.config import code_file
+from mmjax.config.code_file import Code
 from mmjax.data.reader import values_of
 from mmjax.experiment import Experiment, Init
 from mmjax.models import names as names_lib
@@ -61,7 +62,7 @@ def resume_from(folder: epath.Path, main: bool) -> checkpoint.Chosen | None:
 
 
 def open_run(
-    folder: epath.Path, experiment: Experiment, code: str | None, chosen: checkpoint.Chosen | None
+    folder: epath.Path, experiment: Experiment, code: Code, chosen: checkpoint.Chosen | None
 ) -> None:
     """Writes config.json and run.json, or checks that they match. Only the main process calls it.
 
@@ -72,7 +73,7 @@ def open_run(
     Raises:
       ConfigError: the workdir belongs to another experiment; names the fields that differ.
     """
-    identity = {k: config.fingerprint(config.identity(experiment, k)) for k in REFUSED}
+    identity = _identities(experiment)
     lineage = experiment.warm_start.path if experiment.warm_start else ""
     run: dict[str, Any] = {"lineage": lineage, "starts": []}
     if chosen is None:
@@ -80,8 +81,9 @@ def open_run(
         if (folder / "tokenizers").exists():
             files.quarantine(folder / "tokenizers", folder, "no checkpoint goes with it")
     else:
-        known = chosen.manifest["identity"]
-        changed = [kind for kind in REFUSED if known.get(kind) != identity[kind]]
+        known, format = chosen.manifest["identity"], chosen.manifest.get("config_format", 1)
+        found = _identities(experiment, format)
+        changed = [kind for kind in REFUSED if known.get(kind) != found[kind]]
         if changed:
             raise config.ConfigError(_refusal(folder, experiment, changed))
         for step, why in chosen.passed_over.items():
@@ -89,7 +91,7 @@ def open_run(
         run = _known(folder, "run.json", records.read_run) or run
         _known(folder, "config.json", records.read_config)
     run["identity"] = identity
-    run["starts"].append(_start(code))
+    run["starts"].append(_start(experiment, code))
     records.write_run(folder, run)
     records.write_config(folder, experiment)
 
@@ -120,7 +122,12 @@ def _refusal(folder: epath.Path, experiment: Experiment, changed: list[str]) -> 
     return f"{problem}:\n  " + "\n  ".join(lines[:20]) + f"\n{remedy}"
 
 
-def _start(code: str | None) -> dict[str, Any]:
+def _identities(experiment: Experiment, format: int = config.FORMAT) -> dict[str, str]:
+    """Hashes of the fields of each kind that a resume must not change."""
+    return {k: config.fingerprint(config.identity(experiment, k, format)) for k in REFUSED}
+
+
+def _start(experiment: Experiment, code: Code) -> dict[str, Any]:
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -132,7 +139,8 @@ def _start(code: str | None) -> dict[str, Any]:
         "packages": versions,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "cpu_cores": os.cpu_count(),
-        "code_sha256": hashlib.sha256(epath.Path(code).read_bytes()).hexdigest() if code else "",
+        "code_sha256": code_file.file_digest(code),
+        "code_packages": code_file.digests(config.modules_of(experiment)),
     }
 
 
@@ -248,7 +256,8 @@ def manifest(built: Program, step: int, journal: list, cursors: dict[str, Any]) 
         "vocabulary": {s.name: list(built.vocabulary.range(s.name)) for s in specs},
         "layer_plan": plan.layer_lines(experiment.model.layer_plan()),
         "tokenizers": {s.name: s.fingerprint for s in specs if s.fingerprint},
-        "identity": {k: config.fingerprint(config.identity(experiment, k)) for k in REFUSED},
+        "identity": _identities(experiment),
+        "config_format": config.FORMAT,  # of the names of classes in the identity
         "mesh": {k: v for k, v in built.mesh.shape.items() if v > 1},
         "parameters": {name: list(shape) for name, shape in shapes.items()},
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
