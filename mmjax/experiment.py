@@ -17,6 +17,7 @@ from mmjax.models.config import ModelConfig
 from mmjax.models.plan import Transformer
 from mmjax.objectives.contrastive import Contrastive
 from mmjax.objectives.generative import MaskedTokens
+from mmjax.objectives.objective import Objective
 from mmjax.objectives.reconstruction import Reconstruction
 from mmjax.optim.gradients import GradientRule
 from mmjax.optim.optimizer import Muon, Optimizer
@@ -218,6 +219,9 @@ class Experiment:
 
     def _check_task(self, name: str, task: Task) -> None:
         who = f"Task {name!r}"
+        if not isinstance(task.objective, Objective):
+            kind = type(task.objective).__name__
+            raise ValueError(f"{who}: objective is a {kind}, no Objective; see mmjax.objectives.")
         if not task.inputs and not task.targets:
             raise ValueError(f"{who}: inputs=() and targets=() read nothing; name modalities.")
         for modality in (*task.inputs, *task.targets):

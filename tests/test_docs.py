@@ -35,7 +35,7 @@ def as_module(page: Path, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["modality", "objective", "block", "router", "head"])
+@pytest.mark.parametrize("name", ["modality", "objective", "block", "router", "head", "package"])
 def test_the_code_of_an_add_page_runs(name, tmp_path):
     path = as_module(DOCS / "add" / f"{name}.md", tmp_path)
     module = config.load_module(path)

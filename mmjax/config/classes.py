@@ -145,7 +145,9 @@ def _classes_beside(config: Any) -> dict[str, type]:
     """Classes in the files and packages that the parts of a config are of."""
     classes = {}
     for name in modules_of(config):
-        module = sys.modules[name]
+        module = sys.modules.get(name)
+        if module is None:
+            continue
         if name == "__main__" or name.startswith(PREFIX):
             classes |= {f"{CODE}:{public}": cls for public, cls in _defined(module)}
         else:

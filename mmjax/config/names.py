@@ -92,7 +92,7 @@ def resolve(name: Any, classes: Mapping[str, type], path: str) -> type:
         )
     for cls in found:
         return cls
-    remedy = "" if module else " If it is no class of mmjax, name its file or its package by --code"
+    remedy = "" if module else " A class of a config file or a package needs --code FILE|MODULE."
     raise ConfigError(f"{path}: no class {bare!r}{_nearest(bare, allowed)}{remedy}")
 
 
@@ -119,12 +119,12 @@ def _absent(module: str, bare: str, classes: Mapping[str, type]) -> str:
         )
     if any(_package(n) == package for n in classes):
         return (
-            f"class {bare!r} is of module {module}, which is not imported with {package!r};"
-            f" name it as well: --code {module}."
+            f"class {bare!r} is of module {module}, which what --code names does not import; if you"
+            f" trust it, name it as well: --code {module}."
         )
     return (
-        f"class {bare!r} is of module {module}, and what a file names is imported only when you"
-        f" name it too: --code {package}."
+        f"class {bare!r} is of module {module}, which is imported only when you name it; if you"
+        f" trust it: --code {package}."
     )
 
 

@@ -141,20 +141,16 @@ def _decode(tree: Any, hint: Any, classes: Mapping[str, type], path: str) -> Any
     if isinstance(tree, Mapping):
         if "class" in tree:
             return _decode_class(tree, hint, classes, path)
-        if _is_kind(hint):
-            raise ConfigError(
-                f"{path}: names no class, and one of kind {hint.__name__} belongs here."
-            )
+        _check_kind(hint, "an object without class", path)
         return {k: _decode(v, item_hint(hint, k), classes, f"{path}.{k}") for k, v in tree.items()}
+    if isinstance(tree, str) and isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return _member(hint, tree, path)
+    if tree is not None:
+        _check_kind(hint, repr(tree)[:60], path)
     if isinstance(tree, list):
         items = [_decode(v, item_hint(hint, i), classes, f"{path}.{i}") for i, v in enumerate(tree)]
         return items if _origin(hint) is list else tuple(items)
-    if isinstance(tree, str) and isinstance(hint, type):
-        if issubclass(hint, enum.Enum):
-            return _member(hint, tree, path)
-        if _is_path(hint):
-            return hint(tree)
-    return tree
+    return hint(tree) if isinstance(tree, str) and _is_path(hint) else tree
 
 
 def _decode_class(
@@ -164,9 +160,8 @@ def _decode_class(
     if isinstance(name, str) and name in _TAGS:
         return _tagged(_TAGS[name], tree, classes, path)
     cls = names.resolve(name, classes, path)
-    if _is_kind(hint) and not issubclass(cls, hint):
-        what = f"{names.name_of(cls)} is no {hint.__name__}"
-        raise ConfigError(f"{path}: {what}, and one belongs here.")
+    if isinstance(hint, type) and not issubclass(cls, hint):
+        _check_kind(hint, names.name_of(cls), path)
     if issubclass(cls, enum.Enum):
         return _member(cls, tree.get("value"), path)
     fields = [f.name for f in dataclasses.fields(cls) if f.init]
@@ -174,7 +169,8 @@ def _decode_class(
         if is_removed(name, key):
             _check_removed(name, key, tree[key], path)
         elif key != "class" and key not in fields:
-            raise ConfigError(f"{path}: {cls.__name__} has no field {key!r}{nearest(key, fields)}")
+            what = f"{cls.__name__} has no field {repr(key)[:60]}"
+            raise ConfigError(f"{path}: {what}{nearest(key[:60], fields)}")
     known = hints(cls)
     values = {
         n: _decode(tree[n], known.get(n, Any), classes, f"{path}.{n}") for n in fields if n in tree
@@ -187,8 +183,10 @@ def _decode_class(
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _is_kind(hint: Any) -> bool:
-    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+def _check_kind(hint: Any, what: str, path: str) -> None:
+    """Raises ConfigError if the field holds a dataclass or an enum, of which `what` is none."""
+    if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or issubclass(hint, enum.Enum)):
+        raise ConfigError(f"{path}: {what} is no {hint.__name__}, and this field holds one.")
 
 
 def _tagged(kind: Any, tree: Mapping[str, Any], classes: Mapping[str, type], path: str) -> Any:
