@@ -15,6 +15,7 @@ from mmjax.data.task import Task
 from mmjax.modalities.modality import Modality
 from mmjax.models.config import ModelConfig
 from mmjax.models.plan import Transformer
+from mmjax.objectives.objective import Objective
 from mmjax.optim.gradients import GradientRule
 from mmjax.optim.optimizer import Muon, Optimizer
 from mmjax.parallel.mesh import BATCH_AXES, MeshConfig
@@ -234,6 +235,9 @@ class Experiment:
 
     def _check_task(self, name: str, task: Task) -> None:
         who = f"Task {name!r}"
+        if not isinstance(task.objective, Objective):
+            kind = type(task.objective).__name__
+            raise ValueError(f"{who}: objective is a {kind}, no Objective; see mmjax.objectives.")
         if not task.inputs and not task.targets:
             raise ValueError(f"{who}: inputs=() and targets=() read nothing; name modalities.")
         for modality in (*task.inputs, *task.targets):

@@ -23,6 +23,7 @@ from flax import nnx
 
 from mmjax.models.module import ModelState
 from mmjax.objectives import objective as objective_lib
+from mmjax.objectives.balance import normalise_weights
 from mmjax.optim import backward, freezing, gradients, optimizer
 from mmjax.optim.taps import Taps
 from mmjax.parallel import rules as rules_lib
@@ -159,24 +160,6 @@ def standard_promotion():
         yield
 
 
-def normalise_weights(batch: Batch, balance: str = "stream") -> Batch:
-    """Target weights of the global batch, so that a loss is a plain sum.
-
-    `stream`: each declared target stream sums to 1 / (number of streams); `token`: all together
-    sum to 1. A stream without targets stays 0.
-    """
-    sums = {name: jnp.sum(t.weight_WU) for name, t in batch.targets.items()}
-    if balance == "token":
-        everything = sum(sums.values(), jnp.zeros(()))
-        scale = {name: 1.0 / jnp.maximum(everything, 1e-9) for name in sums}
-    else:
-        scale = {name: 1.0 / jnp.maximum(s, 1e-9) / len(sums) for name, s in sums.items()}
-    targets = {
-        name: t._replace(weight_WU=t.weight_WU * scale[name]) for name, t in batch.targets.items()
-    }
-    return batch._replace(targets=targets)
-
-
 def eval_step(
     parts: Parts,
     objective: objective_lib.Objective,
@@ -193,6 +176,32 @@ def eval_step(
     model = bind(parts, params, model_state, group_rows, dtype)
     losses, metrics, _, features = objective(model, batch, jax.random.key(0), extra)
     return objective_lib.total(losses), metrics, features
+
+
+def _gradient(parts, objective, mask, group_rows, dtype, *, rule, rule_state, task):
+    """(state, batch, key) -> (losses, gradient, what comes with the losses, state of the rule)."""
+
+    def gradient(state: TrainState, batch: Batch, key: Array):
+        train, frozen = freezing.partition(state.params, mask)
+
+        def losses_of(train, taps=None):
+            params = freezing.join(train, frozen)
+            model = bind(parts, params, state.model_state, group_rows, dtype, True, taps)
+            with jax.named_scope(type(objective).__name__):
+                losses, metrics, record, features = objective(model, batch, key, state.extra)
+                totals = objective_lib.total(losses)
+            if aux := [x for name, x in record.items() if name.startswith("aux_loss")]:
+                totals["aux"] = sum(aux[1:], aux[0])
+            return totals, (metrics, record, features)
+
+        whole = lambda grads: freezing.whole(grads, frozen, mask)
+        if rule is not None:
+            kept = state.extra.get(rule_state, {})
+            return backward.gradient(losses_of, train, whole, rule, kept, task, key)
+        totals, pullback, aux = jax.vjp(losses_of, train, has_aux=True)
+        return totals, whole(pullback(jax.tree.map(jnp.ones_like, totals))[0]), aux, {}
+
+    return gradient
 
 
 def make_train_step(
@@ -225,22 +234,8 @@ def make_train_step(
     mask = trainable if trainable is not None else jax.tree.map(lambda _: True, parts.params)
     mesh = shardings.step.mesh
 
-    def gradient(state: TrainState, batch: Batch, key: Array):
-        train, frozen = freezing.partition(state.params, mask)
-
-        def losses_of(train, taps):
-            params = freezing.join(train, frozen)
-            model = bind(parts, params, state.model_state, group_rows, dtype, True, taps)
-            with jax.named_scope(type(objective).__name__):
-                losses, metrics, record, features = objective(model, batch, key, state.extra)
-                totals = objective_lib.total(losses)
-            if aux := [x for name, x in record.items() if name.startswith("aux_loss")]:
-                totals["aux"] = sum(aux[1:], aux[0])
-            return totals, (metrics, record, features)
-
-        whole = lambda grads: freezing.whole(grads, frozen, mask)
-        kept = state.extra.get(rule_state, {})
-        return backward.gradient(losses_of, train, whole, rule, kept, task, key)
+    how = {"rule": rule, "rule_state": rule_state, "task": task}
+    gradient = _gradient(parts, objective, mask, group_rows, dtype, **how)
 
     def step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)

@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from mmjax import console, errors, files
+from mmjax.config.code_file import Code
 from mmjax.data import loader, mixture
 from mmjax.experiment import Experiment
 from mmjax.parallel import distributed
@@ -45,7 +46,7 @@ def train(
     experiment: Experiment,
     workdir,
     *,
-    code: str | None = None,
+    code: Code = None,
     devices=None,
     before_compile: Callable[[program.Program], None] | None = None,
 ) -> TrainResult:

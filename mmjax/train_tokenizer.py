@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from mmjax import config, console, files, train
+from mmjax.config.code_file import Code
 from mmjax.data import loader
 from mmjax.data.source import BadRecord
 from mmjax.errors import BadDataError
@@ -30,7 +31,7 @@ MAX_EXAMPLES = 2000  # of the evaluated split
 
 
 def train_tokenizer(
-    experiment: Experiment, workdir, *, code: str | None = None, devices=None, before_compile=None
+    experiment: Experiment, workdir, *, code: Code = None, devices=None, before_compile=None
 ) -> dict[str, Any]:
     """Trains a tokenizer, or goes on where the workdir stopped; writes it to WORKDIR/tokenizer.
 

@@ -18,7 +18,8 @@ import mini
 import pytest
 
 from mmjax import config
-from mmjax.config import ConfigError
+from mmjax.config import ConfigError, names
+from mmjax.experiment import Guards
 
 
 class Precision(enum.Enum):
@@ -68,7 +69,7 @@ class Root:
     parts: tuple[Part, ...] = ()
 
 
-CLASSES = {c.__name__: c for c in (Softmax, Sigmoid, Job, Root, Precision)}
+CLASSES = {names.name_of(c): c for c in (Softmax, Sigmoid, Job, Root, Precision)}
 
 
 def tiny(**changes) -> Root:
@@ -303,10 +304,9 @@ def test_integers_in_float_fields_have_one_fingerprint():
 
 def test_json_names_unknown_classes_and_fields():
     tree = config.to_json(tiny())
-    without = {k: v for k, v in CLASSES.items() if k != "Sigmoid"}
-    with pytest.raises(
-        ConfigError, match=r"config.jobs.text.objective: no class 'Sigmoid'.*--code"
-    ):
+    without = {k: v for k, v in CLASSES.items() if v is not Sigmoid}
+    said = r"config.jobs.text.objective: module .*test_config has no class 'Sigmoid'; there is"
+    with pytest.raises(ConfigError, match=said):
         config.from_json(tree, without)
     tree["jobs"]["pair"]["batchsize"] = 3
     with pytest.raises(ConfigError, match=r"no field 'batchsize'; did you mean 'batch_size'\?"):
@@ -364,7 +364,7 @@ def test_a_new_field_is_no_part_of_the_identity_while_it_is_at_its_default():
     class Whole:
         layer: Any = dataclasses.field(default=Layer(), metadata={"identity": "model"})
 
-    known = {"@class": "Layer", "layer.width": 8}
+    known = {"@class": f"{__name__}:Layer", "layer.width": 8}
     assert config.identity(Whole(), "model") == {
         k.replace("@", "layer@"): v for k, v in known.items()
     }
@@ -378,7 +378,7 @@ def test_identity_is_inherited_until_a_field_says_another():
     assert config.identity(root, "data") == {"jobs.pair.batch_size": 64, "jobs.text.batch_size": 64}
     numerics = config.identity(root, "numerics")
     assert numerics["jobs.pair.objective.temperature"] == 0.07
-    assert numerics["jobs.pair.objective@class"] == "Softmax"
+    assert numerics["jobs.pair.objective@class"] == f"{__name__}:Softmax"
     assert numerics["jobs@order"] == ["pair", "text"]
     assert "jobs.pair.batch_size" not in numerics
     assert config.identity(root, "none")["name"] == "tiny"
@@ -407,7 +407,7 @@ def deep(kind):
     if kind == "json":
         return (
             b'{"format": 1, "config": '
-            + b'{"class": "Experiment", "model": ' * 400
+            + b'{"class": "Experiment", "init": ' * 400
             + b"1"
             + b"}" * 401
         )
@@ -461,13 +461,30 @@ def test_config_error_survives_pickling():
 
 def test_seam_classes_have_unique_names_and_include_the_config_file(file):
     classes = config.seam_classes(str(file))
-    assert classes["Mine"].__module__.startswith("mmjax_config_")
-    assert {"Modality", "Source", "Task", "Layout"} <= set(classes)
+    assert classes["code:Mine"].__module__.startswith("mmjax_config_")
+    own = [n.rpartition(":")[2] for n in classes if n.startswith("mmjax.")]
+    assert {"Modality", "Source", "Task", "Layout"} <= set(own)
+    assert len(own) == len(set(own))  # they are found by their short names when they move
 
 
-def test_seam_classes_refuse_a_second_class_of_one_name(file):
-    file.write_text(textwrap.dedent(CONFIG_FILE).replace("Mine", "Task"))
-    with pytest.raises(ConfigError, match=r"'Task' is defined in mmjax\.data\.task and in"):
+def test_a_class_of_the_config_file_may_have_a_name_that_mmjax_has_too(file):
+    file.write_text(textwrap.dedent(CONFIG_FILE).replace("Mine", "Guards"))
+    config_of = config.load(str(file))
+    classes = config.seam_classes(str(file))
+    tree = config.to_json(config_of)
+    assert tree["class"] == "code:Guards"
+    assert config.from_json(tree, classes) == config_of
+    assert config.from_json({"class": "mmjax.experiment:Guards"}, classes) == Guards()
+    with pytest.raises(ConfigError, match=r"may be code:Guards or mmjax\.experiment:Guards; `mmj"):
+        config.from_json({"class": "Guards"}, classes)
+
+
+def test_two_classes_of_one_name_in_a_file_and_its_family_are_refused(file):
+    text = textwrap.dedent(CONFIG_FILE)
+    file.with_name("common.py").write_text(text)
+    text += "from mmjax import config\ncommon = config.load_module('common.py', beside=__file__)\n"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"'Mine' is defined in .* and in a file that it loads"):
         config.seam_classes(str(file))
 
 

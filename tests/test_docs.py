@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 ADD = (
     *("modality", "tokenizer", "source", "layout", "objective", "rule", "block", "router", "head"),
-    *("schedule", "evaluator"),
+    *("schedule", "evaluator", "package"),
 )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mmjax.config import files as config_files
+from mmjax.config import classes
 from mmjax.data.task import Layout
 from mmjax.modalities.modality import Modality
 from mmjax.models.routers import Router
@@ -25,7 +25,7 @@ def members(base: type) -> Iterator[type]:
         yield from members(cls)
 
 
-list(config_files.seam_modules())  # imports the modules of all members
+list(classes.seam_modules())  # imports the modules of all members
 MEMBERS = sorted({m for base in FAMILIES for m in members(base)}, key=lambda m: m.__qualname__)
 MODULES = sorted({m.__module__ for m in MEMBERS})
 

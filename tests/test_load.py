@@ -316,9 +316,9 @@ def test_the_digest_of_the_user_counts(tmp_path):
         code_file.check(None, digest)
     code_file.check(str(file), None)
     with pytest.raises(config.ConfigError, match="is not the file"):
-        code_file.check_recorded(str(file), ["0" * 64], "w")
+        code_file.check_recorded(str(file), {"": ["0" * 64]}, "w")
     code_file.check(str(file), digest.upper())
-    code_file.check_recorded(str(file), ["0" * 64], "w")
+    code_file.check_recorded(str(file), {"": ["0" * 64]}, "w")
 
 
 def test_a_program_holds_no_arrays(trained):

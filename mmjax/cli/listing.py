@@ -17,7 +17,7 @@ from typing import Any
 import mmjax
 from mmjax import config, console
 from mmjax.cli import options, printing
-from mmjax.config.files import seam_modules
+from mmjax.config.classes import seam_modules
 
 __all__ = [
     "KINDS",

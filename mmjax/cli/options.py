@@ -29,8 +29,11 @@ __all__ = [
 ]
 
 PATH_HELP = "WORKDIR, WORKDIR@STEP or WORKDIR@best:METRIC"
-CODE_USAGE = "[--code FILE [--code-sha256 HEX]] [--compile-cache PATH]"
-CODE_HELP = "the config file of the run, when its config names classes of that file"
+CODE_USAGE = "[--code FILE|MODULE [--code-sha256 HEX]] [--compile-cache PATH]"
+CODE_HELP = (
+    "the config file of the run, or a module of an installed package, when its config names classes"
+    " of them; may be given again"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,13 +61,15 @@ def add_json(made: argparse.ArgumentParser) -> None:
 
 def add_code(made: argparse.ArgumentParser, text: str = CODE_HELP) -> None:
     """Adds --code, --code-sha256 and --compile-cache, which `trust` reads."""
-    made.add_argument("--code", metavar="FILE", help=text)
-    made.add_argument("--code-sha256", metavar="HEX", help="what that file must have")
+    made.add_argument("--code", action="append", default=[], metavar="FILE|MODULE", help=text)
+    made.add_argument(
+        "--code-sha256", action="append", metavar="HEX", help="what that file or package must have"
+    )
     made.add_argument("--compile-cache", metavar="PATH", help=compile_cache.HELP)
 
 
 def trust(options: argparse.Namespace) -> None:
-    """Checks code from elsewhere that may run: the file of --code, and the compile cache."""
+    """Checks code from elsewhere that may run: what --code names, and the compile cache."""
     workdir = options.workdir if "workdir" in options else options.path
     if not os.path.isdir(workdir):  # an existing folder is a workdir, even with an @ in its name
         workdir = re.split(r"@(?:best:|[0-9]+$)", workdir)[0]
@@ -103,12 +108,12 @@ def training_parser(verb: str, text: str) -> Parser:
     )
     made.add_argument("config", metavar="CONFIG", help="file.py or file.py:function")
     made.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
-    add_code(made, "classes that a config.json names")
+    add_code(made, "classes that a config.json names, of a file or a package; may be given again")
     return made
 
 
-def training(made: Parser, args: list[str]) -> tuple[Any, str, str | None]:
-    """Experiment, workdir and config file of a training command line."""
+def training(made: Parser, args: list[str]) -> tuple[Any, str, list[str]]:
+    """Experiment, workdir and code of a training command line."""
     wants_help = any(a in ("-h", "--help") for a in args)
     if not args or args[0] in ("-h", "--help"):
         made.parse_args(args)
@@ -133,5 +138,4 @@ def training(made: Parser, args: list[str]) -> tuple[Any, str, str | None]:
     if not isinstance(experiment, Experiment):
         raise ConfigError(f"{target} gives a {type(experiment).__name__}, not an Experiment.")
     file = target if Path(target).exists() else target.rpartition(":")[0]
-    code = options.code or (file if file.endswith(".py") else None)
-    return experiment, options.workdir, code
+    return experiment, options.workdir, options.code + [file] * file.endswith(".py")

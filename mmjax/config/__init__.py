@@ -4,13 +4,17 @@ A config is a tree of frozen dataclasses, dicts by name and tuples. Nothing here
 another part of mmjax, so that a mistyped field is reported at once.
 """
 
+from mmjax.config.classes import modules_of, seam_classes
 from mmjax.config.compare import diff, identity, paths
 from mmjax.config.error import ConfigError, nearest
-from mmjax.config.files import load, load_module, seam_classes
+from mmjax.config.files import load
+from mmjax.config.modules import load_module
+from mmjax.config.names import short_names
 from mmjax.config.overrides import override
-from mmjax.config.serial import dump, fingerprint, from_json, to_json
+from mmjax.config.serial import FORMAT, dump, fingerprint, from_json, to_json
 
 __all__ = [
+    "FORMAT",
     "ConfigError",
     "diff",
     "dump",
@@ -19,9 +23,11 @@ __all__ = [
     "identity",
     "load",
     "load_module",
+    "modules_of",
     "nearest",
     "override",
     "paths",
     "seam_classes",
+    "short_names",
     "to_json",
 ]

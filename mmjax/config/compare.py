@@ -23,7 +23,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from mmjax.config.serial import hints, is_config, is_removed, item_hint, to_json
+from mmjax.config import names
+from mmjax.config.serial import FORMAT, hints, is_config, is_removed, item_hint, to_json
 
 __all__ = ["diff", "identity", "paths"]
 
@@ -44,10 +45,13 @@ def paths(config: Any) -> list[str]:
     return [leaf.path for leaf in _walk(config, Any, "") if "@" not in leaf.path]
 
 
-def identity(config: Any, kind: str, *, before: bool = False) -> dict[str, Any]:
+def identity(
+    config: Any, kind: str, format: int = FORMAT, *, before: bool = False
+) -> dict[str, Any]:
     """JSON values, by path, of the fields that affect `kind` (see the module's docstring).
 
     The class of each part is included as `<path>@class`, the order of each dict as `<path>@order`.
+    Classes of mmjax have their short names; in `format` 1 of config.json all had.
 
     Args:
       before: what older runs have recorded, before some declarations had moved.
@@ -59,7 +63,14 @@ def identity(config: Any, kind: str, *, before: bool = False) -> dict[str, Any]:
         for leaf in _walk(config, Any, "")
         if (leaf.before if before else leaf.identity) == kind and not leaf.is_unused
     ]
-    return {leaf.path: to_json(leaf.value, leaf.hint, leaf.path) for leaf in leaves}
+    found = {}
+    for leaf in leaves:
+        if leaf.path.endswith("@class"):
+            found[leaf.path] = names.short(leaf.value, format == 1)
+        else:
+            tree = to_json(leaf.value, leaf.hint, leaf.path)
+            found[leaf.path] = names.short_names(tree, every=format == 1)
+    return found
 
 
 def diff(old: Any, new: Any) -> list[str]:
@@ -75,7 +86,7 @@ def _walk(
     stem = f"{path}." if path else ""
     if is_config(value):
         known = hints(type(value))
-        yield _Leaf(f"{path}@class", type(value).__name__, str, kind, before)
+        yield _Leaf(f"{path}@class", names.name_of(type(value)), str, kind, before)
         for field in dataclasses.fields(value):
             if field.init:
                 own = field.metadata.get("identity", kind)
@@ -105,11 +116,14 @@ def _walk(
 def _diff(old: Any, new: Any, path: str) -> Iterator[str]:
     stem = f"{path}." if path else ""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        if old.get("class") != new.get("class"):
-            yield f"{path or 'config'}: {_brief(old)} -> {_brief(new)}"
+        if not names.same(old.get("class"), new.get("class")):
+            a, b = _brief(old), _brief(new)
+            if a.partition("(")[0] == b.partition("(")[0]:
+                a, b = f"{a} of {old['class']}", f"{b} of {new['class']}"
+            yield f"{path or 'config'}: {a} -> {b}"
             return
         for key in [*old, *(k for k in new if k not in old)]:
-            if key not in new and is_removed(old.get("class"), key):
+            if key == "class" or (key not in new and is_removed(old.get("class"), key)):
                 continue
             if key not in old or key not in new:
                 yield f"{stem}{key}: {_brief(old.get(key, ...))} -> {_brief(new.get(key, ...))}"
@@ -133,7 +147,7 @@ def _brief(value: Any, room: int = 60) -> str:
         return "absent"
     if isinstance(value, Mapping) and "class" in value:
         inner = ", ".join(f"{k}={_brief(v, 20)}" for k, v in value.items() if k != "class")
-        text = f"{value['class']}({inner})"
+        text = f"{names.short(value['class'], every=True)}({inner})"
     elif isinstance(value, Mapping):
         text = "{" + ", ".join(f"{k}: {_brief(v, 20)}" for k, v in value.items()) + "}"
     elif isinstance(value, list):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import mmjax
+from mmjax.config.code_file import Code
 from mmjax.evaluate.conflicts import Conflicts
 from mmjax.evaluate.generation import Generation
 from mmjax.evaluate.judges import MOVED, BoxIoU, Judge, MaskIoU, SameMetadata
@@ -28,14 +29,14 @@ __all__ = [
 ]
 
 
-def evaluate(path: str, *, split: str | None = None, code: str | None = None) -> dict[str, Any]:
+def evaluate(path: str, *, split: str | None = None, code: Code = None) -> dict[str, Any]:
     """Runs the evaluators of a run's config on a checkpoint; see `mmjax.evaluate.verbs`."""
     from mmjax.evaluate import verbs
 
     return verbs.evaluate(path, split=split, code=code)
 
 
-def embed(path: str, given: dict[str, list[str]], *, code: str | None = None) -> dict[str, Any]:
+def embed(path: str, given: dict[str, list[str]], *, code: Code = None) -> dict[str, Any]:
     """Embeddings [N, D] of files or texts by modality; see `mmjax.evaluate.verbs`."""
     from mmjax.evaluate import verbs
 

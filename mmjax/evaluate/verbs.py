@@ -8,10 +8,11 @@ import numpy as np
 from etils import epath
 
 from mmjax import config, files
+from mmjax.config.code_file import Code
 from mmjax.run import checkpoint, load
 
 
-def evaluate(path: str, *, split: str | None = None, code: str | None = None) -> dict[str, Any]:
+def evaluate(path: str, *, split: str | None = None, code: Code = None) -> dict[str, Any]:
     """Runs the evaluators of a run's config on a checkpoint.
 
     Writes `evals/<name>/<step>.json` (`<name>.<split>` if the split is not the config's) and
@@ -45,7 +46,7 @@ def chance(levels: dict[str, float], metric: str) -> float | None:
     return levels[max(hits, key=len)] if hits else None
 
 
-def embed(path: str, given: dict[str, list[str]], *, code: str | None = None):
+def embed(path: str, given: dict[str, list[str]], *, code: Code = None):
     """Unit embeddings [N, D] by modality.
 
     `given`: texts, or files that the modality can read (`Modality.read`).

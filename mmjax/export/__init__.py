@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from mmjax.config.code_file import Code
+
 __all__ = ["export"]
 
 
@@ -15,7 +17,7 @@ def export(
     parts: str = "encoder",
     verify: bool = False,
     overwrite: bool = False,
-    code: str | None = None,
+    code: Code = None,
 ) -> dict[str, Any]:
     """Writes a Hugging Face folder of a run's encoder; see `mmjax.export.folder`."""
     from mmjax.export import folder

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from mmjax.config import ConfigError
+from mmjax.config import ConfigError, names
 from mmjax.data.task import Task
 from mmjax.experiment import Experiment
 from mmjax.modalities.audio import Audio
@@ -104,9 +104,9 @@ def _check_modality(name: str, modality: Modality) -> None:
     kind = type(modality)
     if kind not in KNOWN:
         raise ConfigError(
-            f"export: modality {name!r} is a {kind.__name__}, whose preprocessing has no PyTorch"
-            f" twin; there is {', '.join(k.__name__ for k in KNOWN)}. Leave it out of the"
-            " contrastive tasks."
+            f"export: modality {name!r} is a {names.short(names.name_of(kind))}, whose"
+            f" preprocessing has no PyTorch twin; there is {', '.join(k.__name__ for k in KNOWN)}."
+            " Leave it out of the contrastive tasks."
         )
     for field in dataclasses.fields(modality):
         value = getattr(modality, field.name)

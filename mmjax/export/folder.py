@@ -16,6 +16,7 @@ import numpy as np
 
 from mmjax import files
 from mmjax.config import ConfigError
+from mmjax.config.code_file import Code
 from mmjax.export import card, describe, parity
 from mmjax.modalities.text import Text
 from mmjax.models import plan
@@ -38,7 +39,7 @@ def export(
     parts: str = "encoder",
     verify: bool = False,
     overwrite: bool = False,
-    code: str | None = None,
+    code: Code = None,
 ) -> dict[str, Any]:
     """Writes the folder and returns the content of its `parity.json`.
 

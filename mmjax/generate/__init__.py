@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmjax.config.code_file import Code
 from mmjax.generate.plan import Decoding
 
 __all__ = ["Decoding", "generate", "sample", "write"]
@@ -18,7 +19,7 @@ def generate(
     *,
     num: int = 1,
     seed: int = 0,
-    code: str | None = None,
+    code: Code = None,
 ) -> dict[str, list[Any]]:
     """`num` samples of raw values from raw values; see `mmjax.generate.verbs`."""
     from mmjax.generate import verbs

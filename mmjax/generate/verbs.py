@@ -16,6 +16,7 @@ import numpy as np
 
 import mmjax
 from mmjax import console, files
+from mmjax.config.code_file import Code
 from mmjax.config.error import ConfigError, nearest
 from mmjax.experiment import Experiment
 from mmjax.files import confined
@@ -39,7 +40,7 @@ def generate(
     *,
     num: int = 1,
     seed: int = 0,
-    code: str | None = None,
+    code: Code = None,
 ) -> dict[str, list[Any]]:
     """`num` samples of each wanted modality, as raw values, by their names in `plan`.
 
@@ -85,7 +86,7 @@ def write(
     beams: int = 1,
     rerank: float = 0.0,
     overwrite: bool = False,
-    code: str | None = None,
+    code: Code = None,
     say: Callable[[str], None] = console.say,
 ) -> dict[str, Any]:
     """Generates files: `OUT/<modality>_<i>.<suffix>`, `samples.json` and `index.html`.

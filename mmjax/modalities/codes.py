@@ -132,10 +132,15 @@ class Codes(Modality):
         return ""
 
     def _with(self, learned: Learned, where: str) -> Codes:
-        wanted, have = (
-            without_field(x) for x in (config.to_json(self.base), learned.preprocessing)
+        have = config.short_names(learned.preprocessing)
+        own = {name.rpartition(":")[2] for name in config.seam_classes()}
+        # Older tokenizers name no module; now only those of classes of mmjax do not.
+        is_old = ":" not in str(have["class"]) and have["class"] not in own
+        wanted, fresh = (
+            without_field(config.short_names(config.to_json(base), every=is_old))
+            for base in (self.base, type(self.base)())
         )
-        have = {**without_field(config.to_json(type(self.base)())), **have}  # fields added since
+        have = {**fresh, **without_field(have)}  # fields added since
         for name in sorted({*wanted, *have}):
             if wanted.get(name) != have.get(name):
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""The backward passes of a step: one over the sum of its losses, or those that a rule asks for."""
+"""The backward passes of a step that a gradient rule asks for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def gradient(
     losses_of: Callable[[PyTree, Taps], tuple[dict[str, Array], Any]],
     params: PyTree,
     whole: Callable[[PyTree], PyTree],
-    rule: gradients.GradientRule | None,
+    rule: gradients.GradientRule,
     state: PyTree,
     task: str,
     key: Array,
@@ -31,7 +31,7 @@ def gradient(
       losses_of: trainable parameters and taps -> scalar losses by name, and anything else.
       whole: gradient of the trainable parameters -> of all, zero in the others.
     """
-    over = rule.over if rule is not None else ()
+    over = rule.over
 
     def tapped(params, added):
         taps = Taps(over, added)
@@ -51,8 +51,6 @@ def gradient(
     def at_params(weights, cotangents=none):
         return whole(pullback((weights, cotangents))[0])
 
-    if rule is None:
-        return losses, at_params(ones), aux, state
     pull = (lambda weights: pullback((weights, none))[1]) if over else at_params
     # The objective draws with this key.
     grads, new = rule.combine(losses, pull, state, task, jax.random.fold_in(key, 1))

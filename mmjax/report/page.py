@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 
 from mmjax import console
+from mmjax.config import short_names
 from mmjax.report import frame, gallery, sections
 from mmjax.report.charts import number
 from mmjax.report.run import Run
@@ -168,7 +169,7 @@ def _about(run: Run) -> str:
     versions = {"mmjax": start.get("mmjax"), "python": start.get("python")}
     versions |= start.get("packages", {})
     shown = ", ".join(f"{n} {v}" for n, v in versions.items() if v)
-    config = frame.escape(json.dumps(run.config, indent=1))
+    config = frame.escape(json.dumps(short_names(run.config), indent=1))
     return (
         f'<section><h2>How it was made</h2><p class="soft">{frame.escape(shown)}</p>'
         f"<details><summary>The resolved config</summary><pre>{config}</pre></details></section>"

@@ -41,7 +41,11 @@ def read_config(folder: Any) -> dict[str, Any]:
     document = files.read_json(folder / "config.json")
     if not isinstance(document.get("config"), dict):
         raise DamagedFile("it holds no config")
-    if config.fingerprint(document["config"]) != document.get("fingerprint"):
+    try:
+        fingerprint = config.fingerprint(document["config"])
+    except RecursionError:
+        raise DamagedFile("it is nested too deeply") from None
+    if fingerprint != document.get("fingerprint"):
         raise DamagedFile("its config differs from its own fingerprint: it was damaged or edited")
     return document
 

@@ -27,10 +27,12 @@ NOTES = {
 }
 
 
-def identity(experiment: Experiment, *, before: bool = False) -> dict[str, str]:
+def identity(
+    experiment: Experiment, format: int = config.FORMAT, *, before: bool = False
+) -> dict[str, str]:
     """A hash for each kind of field that must not change (see `config.identity`)."""
     return {
-        kind: config.fingerprint(config.identity(experiment, kind, before=before))
+        kind: config.fingerprint(config.identity(experiment, kind, format, before=before))
         for kind in REFUSED
     }
 
@@ -62,7 +64,8 @@ def check(
       ConfigError: the workdir belongs to another experiment; names what differs.
     """
     known, remedy = manifest["identity"], "use another --workdir"
-    now, old = identity(experiment), identity(experiment, before=True)
+    form = manifest.get("config_format", 1)  # of the names of classes
+    now, old = identity(experiment, form), identity(experiment, form, before=True)
     changed = [kind for kind in REFUSED if known.get(kind) not in (now[kind], old[kind])]
     if changed:
         problem = f"Workdir {folder}: belongs to another experiment ({', '.join(changed)} differ)"

@@ -130,7 +130,7 @@ def find(program: program_lib.Program) -> WarmStart | None:
     if init is None:
         return None
     workdir, step, manifest, _ = checkpoint.choose(init.path)
-    experiment = load.read_experiment(workdir)
+    experiment = load.read_experiment(workdir, of=program.experiment)
     experiment = workdir_lib.ready_modalities(experiment, workdir, False, manifest)
     parts, canonical = program_lib.named_parts(experiment)
     target = names_lib.canonical_shapes(program.params, program.canonical)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -17,7 +16,9 @@ import jax
 from etils import epath
 
 import mmjax
-from mmjax import console, errors, files
+from mmjax import config, console, errors, files
+from mmjax.config import code_file
+from mmjax.config.code_file import Code
 from mmjax.data import mixture
 from mmjax.data.reader import values_of
 from mmjax.experiment import Experiment, Init
@@ -63,7 +64,7 @@ def resume_from(folder: epath.Path, main: bool) -> checkpoint.Chosen | None:
 def open_run(
     folder: epath.Path,
     experiment: Experiment,
-    code: str | None,
+    code: Code,
     chosen: checkpoint.Chosen | None,
     data: dict[str, str] | None = None,
 ) -> None:
@@ -79,7 +80,7 @@ def open_run(
     """
     lineage = experiment.warm_start.path if experiment.warm_start else ""
     run: dict[str, Any] = {"lineage": lineage, "starts": []}
-    start = _start(code)
+    start = _start(experiment, code)
     if chosen is None:
         # Nothing was saved, so any experiment may start here; tokenizers of another are moved away.
         if (folder / "tokenizers").exists():
@@ -107,7 +108,7 @@ def _known(folder: epath.Path, name: str, read: Any) -> dict[str, Any] | None:
         return None
 
 
-def _start(code: str | None) -> dict[str, Any]:
+def _start(experiment: Experiment, code: Code) -> dict[str, Any]:
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -119,7 +120,8 @@ def _start(code: str | None) -> dict[str, Any]:
         "packages": versions,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "cpu_cores": os.cpu_count(),
-        "code_sha256": hashlib.sha256(epath.Path(code).read_bytes()).hexdigest() if code else "",
+        "code_sha256": code_file.file_digest(code),
+        "code_packages": code_file.digests(config.modules_of(experiment)),
     }
 
 
@@ -248,6 +250,7 @@ def manifest(
         "layer_plan": plan.layer_lines(experiment.model.layer_plan()),
         "tokenizers": {s.name: s.fingerprint for s in specs if s.fingerprint},
         "identity": resume.identity(experiment),
+        "config_format": config.FORMAT,  # of the names of classes in the identity
         "mesh": resume.mesh_of(built.mesh),
         "parameters": {name: list(shape) for name, shape in shapes.items()},
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -68,9 +68,9 @@ class Learned:
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
         """`codes` and `decoder`."""
-        model = config.to_json(self.model)
+        model = config.short_names(config.to_json(self.model))
         pieces = [self.spec.grid, self.spec.width]
-        preprocessing = without_field(self.preprocessing)
+        preprocessing = config.short_names(without_field(self.preprocessing))
 
         def digest(is_decoder: bool) -> str:
             other = "encoder_layers" if is_decoder else "decoder_layers"
@@ -168,8 +168,8 @@ class Learned:
             "format": FORMAT,
             "class": "Learned",
             "spec": dataclasses.asdict(self.spec),
-            "preprocessing": self.preprocessing,
-            "model": config.to_json(self.model),
+            "preprocessing": config.short_names(self.preprocessing),
+            "model": config.short_names(config.to_json(self.model)),
             "fingerprints": self.fingerprints,
             "vocab_size": self.vocab_size,
             "grid": self.grid,

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mmjax import config
-from mmjax.config import ConfigError, files, ranges
+from mmjax.config import ConfigError, names, ranges
 from mmjax.config.ranges import Range
 from mmjax.data.layouts import Aligned
 from mmjax.demo.judges import NUMBERS_JUDGES
@@ -57,7 +57,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 CLASSES = {
     name: cls
-    for name, cls in {**files.seam_classes(), "TokenSpec": TokenSpec}.items()
+    for name, cls in {c.__name__: c for c in (*config.seam_classes().values(), TokenSpec)}.items()
     if dataclasses.is_dataclass(cls) and name not in NO_CONFIGS
 }
 NEVER: tuple[Any, ...] = (math.nan, -math.inf, True, False, "8", "eight", np.bool_(True), 10**400)
@@ -196,6 +196,7 @@ class Whole:
     parts: dict[str, Part] = dataclasses.field(default_factory=lambda: {"a": Part()})
 
 
+PARTS: dict[str, type] = {names.name_of(cls): cls for cls in (Whole, Part)}
 COUNT = "must be a whole number of 1 or more."
 SAID = [
     ("count", 0, "0", COUNT),
@@ -256,7 +257,7 @@ def test_python_json_and_the_command_line_say_the_same(field, value, shown, rule
     tree = config.to_json(Whole())
     tree["parts"]["a"][field] = list(value) if isinstance(value, tuple) else value
     with pytest.raises(ConfigError) as caught:
-        config.from_json(json.loads(json.dumps(tree)), {"Whole": Whole, "Part": Part})
+        config.from_json(json.loads(json.dumps(tree)), PARTS)
     assert str(caught.value) == f"config.parts.a: {said}"
 
 
@@ -289,7 +290,7 @@ def test_annotations_without_their_ranges_are_what_the_rest_sees():
     assert hints["share"] == float | None
     assert hints["size"] == tuple[int, int]
     root = Whole(parts={"a": Part(size=(2, 3), alpha={"b": 2})})
-    again = config.from_json(json.loads(config.dump(root)), {"Whole": Whole, "Part": Part})
+    again = config.from_json(json.loads(config.dump(root)), PARTS)
     assert again == root
     assert config.override(root, ["--parts.a.size", "4", "5"]).parts["a"].size == (4, 5)
 

@@ -64,7 +64,7 @@ def test_no_contrastive_task():
 
 
 def test_modalities_without_a_twin(monkeypatch):
-    with pytest.raises(mmjax.ConfigError, match=r"'image' is a Sepia, .*Image, Audio, Text"):
+    with pytest.raises(mmjax.ConfigError, match=r"'image' is a .*:Sepia, .*Image, Audio, Text"):
         describe.exported(changed(image=Sepia(size=(8, 16), patch=4, channels=1)))
     monkeypatch.setitem(describe.KNOWN, Later, describe.IMAGE_FIELDS)
     describe.exported(changed(image=Later(size=(8, 16), patch=4, channels=1)))
