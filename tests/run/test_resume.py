@@ -13,7 +13,7 @@ import toy_codes
 from etils import epath
 
 import mmjax
-from mmjax import ConfigError, errors
+from mmjax import ConfigError, config, errors
 from mmjax.data.folder import Folder
 from mmjax.data.loss_driven import LossDriven
 from mmjax.data.mixture import Journal, Mixture
@@ -86,9 +86,10 @@ def test_weights_that_have_changed_hold_from_the_resume_on(tmp_path, capfd):
 
 def manifest(experiment, *, step: int = 8, before: bool = False, **more) -> dict:
     """What a checkpoint of this experiment says; `before` = of an earlier version."""
+    form = 1 if before else config.FORMAT
     known = {
-        **{"identity": resume.identity(experiment, before=before), "step": step, "mesh": {}},
-        **{"tokenizers": {}, "journal": []},
+        **{"identity": resume.identity(experiment, form, before=before), "config_format": form},
+        **{"step": step, "mesh": {}, "tokenizers": {}, "journal": []},
     }
     if not before:
         known["journal"] = resume.course(experiment, None).journal.to_json()
