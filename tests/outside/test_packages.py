@@ -25,7 +25,7 @@ from mmjax.config import ConfigError, code_file, names
 from mmjax.modalities.text import Text
 from mmjax.run import load as load_lib
 from mmjax.run import manifest as manifest_lib
-from mmjax.run import records
+from mmjax.run import records, resume
 from mmjax.run import workdir as workdir_lib
 
 sys.path.insert(0, str(Path(__file__).parent / "package"))
@@ -405,8 +405,7 @@ def test_a_run_of_before_goes_on(trained, tmp_path):
     manifest = json.loads(file.read_text())
     del manifest["config_format"]
     manifest["identity"] = {
-        kind: config.fingerprint(config.identity(experiment(), kind, 1))
-        for kind in workdir_lib.REFUSED
+        kind: config.fingerprint(config.identity(experiment(), kind, 1)) for kind in resume.REFUSED
     }
     file.write_text(json.dumps(manifest_lib.sealed(manifest)))
     with pytest.raises(ConfigError, match="belongs to another experiment"):
