@@ -70,7 +70,7 @@ def test_its_fields_are_part_of_what_a_resume_refuses(tmp_path):
     records.write_config(epath.Path(tmp_path), experiment)
     manifest = {
         **{"identity": resume.identity(experiment), "step": 4, "tokenizers": {}, "mesh": {}},
-        "journal": mixture.Journal().to_json(),
+        **{"journal": mixture.Journal().to_json(), "config_format": config.FORMAT},
     }
     for schedule in (dataclasses.replace(EASY_FIRST.schedule, steps=9), "permuted"):
         other = mini.get_config(mixture=dataclasses.replace(EASY_FIRST, schedule=schedule))
