@@ -188,8 +188,11 @@ class BoundMixture:
         }
 
     def without_objectives(self) -> BoundMixture:
-        """The same schedule for worker processes, which do not need objectives."""
-        tasks = {n: dataclasses.replace(t, objective=None) for n, t in self.tasks.items()}
+        """The same schedule for worker processes, which need no objectives and rules."""
+        tasks = {
+            n: dataclasses.replace(t, objective=None, gradient_rule=None)
+            for n, t in self.tasks.items()
+        }
         return BoundMixture(self.mixture, tasks, self.seed)
 
     def weights_of(self, journal: Journal) -> dict[str, float]:

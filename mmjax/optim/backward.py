@@ -52,9 +52,9 @@ def gradient(
         return whole(pullback((weights, cotangents))[0])
 
     pull = (lambda weights: pullback((weights, none))[1]) if over else at_params
-    # The objective draws with this key.
+    # Another key than the one that the objective draws with.
     grads, new = rule.combine(losses, pull, state, task, jax.random.fold_in(key, 1))
-    gradients.check(rule, pull(ones), grads, state, new)
+    gradients.check(rule, jax.eval_shape(pull, ones), grads, state, new)
     if over:
         # What the sum of the losses sends below the activations is replaced by what the rule says.
         change = jax.tree.map(lambda a, b: (a - b).astype(b.dtype), grads, pull(ones))
