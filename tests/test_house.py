@@ -237,6 +237,19 @@ def test_how_training_works_is_a_thousand_lines():
     assert sum(lines.values()) <= 1000, lines
 
 
+def test_nothing_outside_of_objectives_knows_one_by_its_class():
+    """What differs between objectives they say themselves; `Objective` is the seam."""
+    known = {"", "Objective", "Extra", "normalise_weights", "objective"}
+    wrong = []
+    for path in modules():
+        if not name_of(path).startswith(("objectives", "demo", "testing")):
+            for line, name in imports(path):
+                head, _, last = name.rpartition(".")
+                if "mmjax.objectives" in head and last not in known:
+                    wrong.append(f"{path.relative_to(ROOT)}:{line}: {name}")
+    assert not wrong
+
+
 def test_names_to_avoid():
     avoided = {"utils", "util", "helpers", "misc", "common_utils"}
     assert not [p for p in modules() if p.stem in avoided or p.parent.name in avoided]

@@ -37,19 +37,26 @@ def run(args: list[str]) -> None:
 
     embeddings = evaluate.embed(given.path, values, code=given.code)
     write(out, rows, embeddings)
-    width = next(iter(embeddings.values())).shape[-1]
-    print(f"{out}: {len(rows)} embeddings of width {width}, in the order given")
+    shape = " x ".join(map(str, next(iter(embeddings.values())).shape[1:]))
+    print(f"{out}: {len(rows)} embeddings of width {shape}, in the order given")
 
 
 def write(out: Path, rows: Sequence[tuple[str, str]], embeddings: dict[str, Any]) -> None:
     """Writes rows in the order of the command line; Parquet also has modality and value."""
     import numpy as np
 
+    shapes = {m: np.shape(x)[1:] for m, x in embeddings.items()}
+    if len(set(shapes.values())) > 1:
+        said = ", ".join(f"{m} {' x '.join(map(str, shape))}" for m, shape in shapes.items())
+        raise ConfigError(
+            f"--out {out}: embeddings differ in shape ({said}), as they are sets of vectors of"
+            " tokens; write a file for each modality."
+        )
     queues = {m: iter(np.asarray(x)) for m, x in embeddings.items()}
-    array_ND = np.stack([next(queues[m]) for m, _ in rows]).astype(np.float32)
+    array_NX = np.stack([next(queues[m]) for m, _ in rows]).astype(np.float32)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npy":
-        np.save(out, array_ND)
+        np.save(out, array_NX)
         return
     import pyarrow
     from pyarrow import parquet
@@ -57,6 +64,6 @@ def write(out: Path, rows: Sequence[tuple[str, str]], embeddings: dict[str, Any]
     columns = {
         "modality": [m for m, _ in rows],
         "given": [v for _, v in rows],
-        "embedding": list(array_ND),
+        "embedding": list(array_NX) if array_NX.ndim == 2 else array_NX.tolist(),
     }
     parquet.write_table(pyarrow.table(columns), out)

@@ -318,6 +318,22 @@ def test_embeddings_are_written_in_the_order_given(tmp_path):
     assert table["embedding"] == [[1, 1], [2, 2], [3, 3]]
 
 
+def test_sets_of_vectors_are_written_too(tmp_path):
+    from pyarrow import parquet
+
+    rows, sets_NLD = [("text", "a"), ("text", "b")], np.arange(12.0).reshape(2, 3, 2)
+    embed.write(tmp_path / "e.npy", rows, {"text": sets_NLD})
+    np.testing.assert_array_equal(np.load(tmp_path / "e.npy"), sets_NLD)
+    embed.write(tmp_path / "e.parquet", rows, {"text": sets_NLD})
+    table = parquet.read_table(tmp_path / "e.parquet").to_pydict()
+    assert table["embedding"] == sets_NLD.tolist()
+    both = {"text": sets_NLD[:1], "image": np.zeros((1, 8, 2))}
+    with pytest.raises(
+        ConfigError, match=r"differ in shape \(text 3 x 2, image 8 x 2\).*a file for"
+    ):
+        embed.write(tmp_path / "f.npy", [("text", "a"), ("image", "b")], both)
+
+
 def test_tables_show_values_with_chance():
     scores = {"retrieval": {"a_R@1": {"value": 0.5, "chance": 0.01}}, "loss": 1.25}
     assert printing.table(scores).splitlines() == [
