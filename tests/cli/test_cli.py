@@ -329,7 +329,7 @@ def test_sets_of_vectors_are_written_too(tmp_path):
     assert table["embedding"] == sets_NLD.tolist()
     both = {"text": sets_NLD[:1], "image": np.zeros((1, 8, 2))}
     with pytest.raises(
-        ConfigError, match=r"differ in shape \(text 3 x 2, image 8 x 2\).*a file for"
+        config.ConfigError, match=r"differ in shape \(text 3 x 2, image 8 x 2\).*a file for"
     ):
         embed.write(tmp_path / "f.npy", [("text", "a"), ("image", "b")], both)
 
