@@ -140,7 +140,9 @@ def test_codes_are_a_stream_like_any_other(trained, tmp_path):
 def test_what_is_no_tokenizer_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"model=Transformer .* is no tokenizer; use an Autoencod"):
         mmjax.train_tokenizer(mini.get_config(), tmp_path)
-    with pytest.raises(ValueError, match=r"objective Reconstruction needs an Autoencoder, not a T"):
+    with pytest.raises(
+        ValueError, match=r"objective Reconstruction needs an Autoencoder, not a model with lanes"
+    ):
         dataclasses.replace(tokenizer(), model=mini.get_config().model)
     task = tokenizer().tasks["reconstruct"]
     with pytest.raises(ValueError, match="but a tokenizer is for one modality"):

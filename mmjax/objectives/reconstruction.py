@@ -50,8 +50,8 @@ class Reconstruction(objective.Objective):
     def check(self, task, specs, lanes):
         if lanes:
             raise ValueError(
-                "objective Reconstruction trains the autoencoder of a tokenizer, which has no"
-                f" lanes ({', '.join(lanes)}); use an Autoencoder."
+                "objective Reconstruction needs an Autoencoder, not a model with lanes"
+                f" ({', '.join(lanes)})."
             )
         if len(task.inputs) != 1 or task.targets:
             raise ValueError(
