@@ -152,8 +152,8 @@ def check_stack(objective: Objective, lanes: Sequence[str]) -> None:
     """Raises ValueError for a model without lanes, which is no stack of blocks."""
     if not lanes:
         raise ValueError(
-            f"objective {type(objective).__name__} trains a Transformer, and this model has no"
-            " lanes; change one of them (Reconstruction trains an Autoencoder)."
+            f"objective {type(objective).__name__} trains no Autoencoder, nor any other model"
+            " without lanes; use Reconstruction."
         )
 
 
