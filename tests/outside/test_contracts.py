@@ -37,6 +37,7 @@ import queue_of_negatives
 import state_space
 import symile
 
+CODES = TokenSpec(name="codes", kind="grid", max_tokens=8, vocab_size=50, grid=(1, 2, 4))
 PIXELS = np.random.default_rng(0).random((8, 8, 3)).astype(np.float32)
 
 
@@ -50,10 +51,9 @@ def test_modalities():
 
 def test_sources_layouts_and_schedules():
     testing.check_source(Numbers(train_size=50))
-    codes = TokenSpec(name="codes", kind="grid", max_tokens=8, vocab_size=50, grid=(1, 2, 4))
     both = Streams(("image", "codes"), ("codes",))
     masked = layouts.Masked(input_tokens=6, target_tokens=4)
-    testing.check_layout(masked, (IMAGE, codes), both)
+    testing.check_layout(masked, (IMAGE, CODES), both)
     testing.check_layout(prefix.Prefix(), SPECS, Streams(("image",), ("text",)))
     testing.check_layout(layouts.Aligned(), SPECS, Streams(("image", "text"), ()))
     for schedule in (schedules.Permuted(), schedules.Blocked(), schedules.Intervals()):
@@ -116,7 +116,8 @@ def test_objectives():
 @pytest.mark.ci
 def test_more_objectives():
     testing.check_objective(Sigmoid())
-    testing.check_objective(MaskedTokens(), inputs=("image",), targets=("text", "image"))
+    streams = {"specs": (IMAGE, CODES), "inputs": ("image",), "targets": ("codes", "image")}
+    testing.check_objective(MaskedTokens(), **streams)
     prefixed = {"layout": prefix.Prefix(), "model": small_model(shape="decoder")}
     testing.check_objective(NextToken(), inputs=("image",), targets=("text",), **prefixed)
 
