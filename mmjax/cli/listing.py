@@ -35,8 +35,15 @@ KINDS = {  # kind -> base class of its seam
     "modalities": "Modality",
     "tokenizers": "Tokenizer",
     "quantizers": "Quantizer",
+    "sources": "Source",
+    "layouts": "Layout",
+    "schedules": "Schedule",
+    "blocks": "BlockConfig",
     "routers": "Router",
+    "heads": "Head",
     "objectives": "Objective",
+    "rules": "GradientRule",
+    "optimizers": "Optimizer",
     "evaluators": "Evaluator",
 }
 HEADER = ("paper", "catalogue", "status", "result", "needs", "command")
@@ -49,14 +56,14 @@ def parser() -> options.Parser:
         "kind",
         nargs="?",
         metavar="KIND",
-        help="recipes, modalities, tokenizers, quantizers, routers, objectives or evaluators",
+        help=", ".join(("recipes", *KINDS)),
     )
     options.add_json(made)
     return made
 
 
 def run(args: list[str]) -> None:
-    """Recipes, modalities, tokenizers, routers, objectives, evaluators."""
+    """Recipes, and the classes of every seam."""
     given = parser().parse_args(args)
     listed = listing(given.kind)
     print(printing.as_json(listed) if given.json else text(listed))

@@ -91,14 +91,20 @@ def test_help_names_every_verb_quickly_and_without_jax():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
-    seconds = []
-    for _ in range(3):
+    bare, seconds = (
+        [sys.executable, "-c", "import argparse, dataclasses, difflib, json, typing"],
+        [],
+    )
+    for _ in range(5):  # beside Python's own start: other processes slow both alike
         start = time.monotonic()
+        subprocess.run(bare, check=True)
+        between = time.monotonic()
         done = run("--help")
-        seconds.append(time.monotonic() - start)
+        seconds.append((time.monotonic() - between, between - start))
     assert done.returncode == 0
     assert all(f"\n  {verb} " in done.stdout for verb in OPTIONS)
-    assert min(seconds) < 0.6
+    ours, pythons = (min(column) for column in zip(*seconds, strict=True))
+    assert ours < 4 * pythons  # about 3
 
 
 @pytest.mark.parametrize("verb", list(OPTIONS))
