@@ -91,7 +91,8 @@ def test_help_names_every_verb_quickly_and_without_jax():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
-    assert all(f"\n  {verb} " in run("--help").stdout for verb in OPTIONS)
+    said = run("--help").stdout
+    assert all(f"\n  {verb} " in said for verb in OPTIONS)
 
     def seconds(*arguments) -> float:
         """CPU time of a Python process."""
