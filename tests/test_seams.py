@@ -302,9 +302,6 @@ OWN = """
     from mmjax.objectives import InfoNCE
     from mmjax.typing import Loss, Piece, TokenSpec
 
-sys.path.insert(0, str(Path(__file__).parent / "outside" / "objectives"))
-from symile import Symile
-
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Smell(Modality):
