@@ -151,13 +151,15 @@ class ZeroShot(Evaluator):
         flat = [view.example(self.text, text) for c in classes for text in prompts[c]]
         owner = np.array([i for i, c in enumerate(classes) for _ in prompts[c]])
         examples = view.examples(view.split, self.limit or None)
-        metrics = {}
+        metrics, prompted = {}, {}
         for name in self.modalities:
             chosen = [e for e in examples if view.has(name, e)]
             tasks = view.comparing(name, self.text)
-            embedded = view.embed(self.text, flat, task=tasks[self.text])
+            by = tasks[self.text]
+            if by not in prompted:
+                prompted[by] = view.embed(self.text, flat, task=by)
             own = view.embed(name, chosen, task=tasks[name])
-            scores = _class_scores(view, tasks[name], own, embedded, owner)
+            scores = _class_scores(view, tasks[name], own, prompted[by], owner)
             target = np.array([classes.index(e["identity"]) for e in chosen])
             same = np.arange(len(classes))[None, :] == target[:, None]
             metrics[f"{name}_top1"] = float(np.mean(recall(scores, same, 1)))

@@ -236,6 +236,8 @@ class Image(Modality):
                 strips = _strips(image, self._mode, box)
                 return self._resized(strips, bottom - top, right - left)
         image_HWC = _array(value)
+        if image_HWC.shape == (*self.size, self.channels):  # most arrays: nothing to scale
+            return _checked(image_HWC)
         rows, columns, channels = image_HWC.shape
         self._check(columns, rows)
         if channels not in (1, self.channels) and (channels, self.channels) != (3, 1):

@@ -152,8 +152,8 @@ class SoftmaxTopK(Router):
 
     Fields:
       num_experts_per_tok, norm_topk_prob.
-      load_balance_loss_weight, z_loss_weight: of `switch_loss` and `z_loss`, with the values of
-        OLMoE; 0 = none.
+      load_balance_loss_weight, z_loss_weight: of `switch_loss` and `z_loss`, means over the tokens
+        of a batch (other programs scale theirs by the number of experts chosen); 0 = none.
 
     >>> import jax.numpy as jnp
     >>> logits_WTE = jnp.log(jnp.array([[[6.0, 3, 1], [2, 2, 4]]]))  # two tokens, three experts

@@ -112,7 +112,11 @@ class View:
         return chosen
 
     def embed(
-        self, modality: str, examples: Sequence[dict[str, Any]], batch_size: int = 100, task=""
+        self,
+        modality: str,
+        examples: Sequence[dict[str, Any]],
+        batch_size: int = 100,
+        task: str = "",
     ):
         """Representations [N, ...] float32 of a modality; zero if absent.
 
@@ -129,7 +133,7 @@ class View:
         return self.embed_pieces(modality, pieces, batch_size, task)
 
     def embed_pieces(
-        self, modality: str, pieces: Iterable[Piece | None], batch_size: int = 100, task=""
+        self, modality: str, pieces: Iterable[Piece | None], batch_size: int = 100, task: str = ""
     ):
         """`embed` for encoded values, consumed in batches."""
         run = embedder(self.program, modality, task or self.comparing(modality)[modality])

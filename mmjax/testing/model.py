@@ -16,7 +16,8 @@ from flax import nnx
 
 from mmjax import step as step_lib
 from mmjax.data import layouts
-from mmjax.data.task import Layout, Streams
+from mmjax.data.source import Source
+from mmjax.data.task import Layout, Streams, Task
 from mmjax.experiment import Evaluator
 from mmjax.models import cache, names, plan
 from mmjax.models.block import BlockConfig
@@ -170,9 +171,14 @@ def check_objective(
         tuple(vocabulary.spec(n) for n in inputs), tuple(vocabulary.spec(n) for n in targets)
     )
     model = model or small_model(shape="encoder_decoder" if targets else "encoder")
+    layout = layout or (layouts.Masked() if targets else layouts.Aligned())
+    task = Task(
+        source=Source(), inputs=streams.inputs, targets=streams.targets, layout=layout,
+        objective=objective, batch_size=16, group_rows=4,
+    )  # fmt: skip
+    objective.check(task, {spec.name: spec for spec in specs}, model.lane_names())
     parts = step_lib.split(functools.partial(model.make, vocabulary, heads, 0))
     params, state = _arrays(parts)
-    layout = layout or (layouts.Masked() if targets else layouts.Aligned())
     used = [vocabulary.spec(n) for n in dict.fromkeys((*inputs, *targets))]
     extra = {name: e.init(params) for name, e in objective.extra().items()}
     told = lambda condition, rule: require(condition, objective, "losses()", rule)
@@ -204,7 +210,7 @@ def check_objective(
         require(leads, objective, "embed()", f"feature {name!r} has the rows of the batch in front")
     _check_extra(objective, extra, params, features, batch)
     _check_sharded(objective, step, params, batch, float(value))
-    _check_compared(objective, parts, params, state, inputs, targets, batch)
+    _check_compared(objective, task, parts, params, state, batch)
 
 
 def _check_extra(objective, extra, params, features, batch) -> None:
@@ -225,14 +231,8 @@ def _check_sharded(objective, step, params, batch: Batch, value: float) -> None:
     require(close, objective, "losses()", f"{value} on one device is {float(other)} on {count}")
 
 
-@dataclasses.dataclass
-class _Task:
-    inputs: tuple[str, ...]
-    targets: tuple[str, ...]
-
-
-def _check_compared(objective, parts, params, state, inputs, targets, batch: Batch) -> None:
-    views = objective.views(_Task(tuple(inputs), tuple(targets)))
+def _check_compared(objective, task: Task, parts, params, state, batch: Batch) -> None:
+    views = objective.views(task)
     found = {}
     for view in views:
         bound = step_lib.bind(parts, params, state, 4, "float32")
