@@ -102,9 +102,11 @@ class View:
         )
         together = last(*modalities)
         chosen = {m: together or last(m) for m in modalities}
-        kinds = {task: type(config.tasks[task].objective).__name__ for task in chosen.values()}
-        if len(set(kinds.values())) > 1:
-            said = ", ".join(f"{m!r} by {kinds[t]} (task {t!r})" for m, t in chosen.items())
+        objectives = {task: config.tasks[task].objective for task in chosen.values()}
+        if len({None if o.is_pooled else type(o) for o in objectives.values()}) > 1:
+            said = ", ".join(
+                f"{m!r} by {type(objectives[t]).__name__} (task {t!r})" for m, t in chosen.items()
+            )
             raise ValueError(
                 f"Embedding: {said} do not compare; train a task with all of them, or with one"
                 " kind of objective."

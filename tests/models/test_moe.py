@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mmjax.models import ExpertChoice, Soft, SoftmaxTopK, TokenChoice, moe
+from mmjax.parallel import MeshConfig
 
 
 def experts(rng, num=4, width=8, inner=12):
@@ -70,6 +71,26 @@ def test_gradients_equal_those_of_plain_indexing(share, implementation):
     got = jax.jit(jax.grad(lambda *a: loss(ours, *a), (0, 1, 2)))(x, logits, weights)
     want = jax.grad(lambda *a: loss(plain, *a), (0, 1, 2))(x, logits, weights)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6), got, want)
+
+
+@pytest.mark.parametrize("implementation", ["blocks", "ragged"])
+def test_sharded_experts_are_the_same(implementation):
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(4, 6, 8)).astype(np.float32)
+    logits = rng.normal(size=(4, 6, 4)).astype(np.float32)
+    valid, weights = rng.random((4, 6)) > 0.2, experts(rng)
+
+    def loss(x, weights):
+        routing = TokenChoice().route(
+            x, logits, {"bias": jnp.zeros(4)}, valid.astype(np.int32), valid, None
+        )
+        return jnp.sum(jnp.sin(moe.expert_ffn(x, routing, *weights, implementation, 4)))
+
+    run = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    alone = run(x, weights)
+    with jax.set_mesh(MeshConfig(data=2, fsdp=2, tensor=2).make()):
+        mesh = run(x, weights)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6), alone, mesh)
 
 
 def test_nothing_is_dropped_when_all_tokens_choose_one_expert():

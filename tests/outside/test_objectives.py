@@ -21,7 +21,7 @@ from mmjax.evaluate import Retrieval, ZeroShot
 from mmjax.export import describe
 from mmjax.generate.plan import Decoding
 from mmjax.generate.sampling import sample
-from mmjax.objectives import InfoNCE, MaskedTokens, Objective
+from mmjax.objectives import InfoNCE, MaskedTokens, Objective, Sigmoid
 from mmjax.parallel import MeshConfig
 from mmjax.run.view import View
 
@@ -229,6 +229,10 @@ def test_objectives_that_do_not_compare_are_told():
     view = View(program=_Stub(changed), params={}, model_state={}, extra={}, step=0, split="val")
     assert view.comparing("image", "text") == {"image": "one", "text": "one"}
     assert view.comparing("text", "scan") == {"text": "two", "scan": "two"}
+    pooled = {**tasks, "two": dataclasses.replace(tasks["two"], objective=Sigmoid())}
+    shared = dataclasses.replace(base, tasks=pooled, modalities=changed.modalities)
+    other = dataclasses.replace(view, program=_Stub(shared))
+    assert other.comparing("image", "scan") == {"image": "one", "scan": "two"}  # one space
     with pytest.raises(ValueError, match=r"'image' by InfoNCE \(task 'one'\), 'scan' by LateInt"):
         view.comparing("image", "scan")
 
