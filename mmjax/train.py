@@ -160,6 +160,7 @@ class _Loop:
         self.stream = loader.open_stream(
             self.experiment, self.program, self.course.bound, self.course.journal, start
         )
+        distributed.barrier("the first step")  # compiling may take one process much longer
         for step in range(start, total):
             began = time.perf_counter()
             made = next(self.stream)

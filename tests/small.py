@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from mmjax import step as step_lib
 from mmjax.models import MoE, TokenChoice, Transformer
@@ -22,6 +25,11 @@ CODES = TokenSpec(
 SPECS = (TEXT, IMAGE, CODES)
 VOCABULARY = Vocabulary(SPECS)
 ROWS, GROUP = 16, 2
+
+
+def in_turns(values: Iterable[Any], always: Collection[Any]) -> list[Any]:
+    """Values for `parametrize`: all but those of `always` take turns, as slow tests do."""
+    return [pytest.param(v, marks=[] if v in always else pytest.mark.slow) for v in values]
 
 
 def config(shape="encoder_decoder", **kwargs) -> Transformer:

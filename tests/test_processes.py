@@ -62,6 +62,15 @@ except errors.Preempted as stop:
     sys.exit(75)
 """
 
+# One process compiles for longer than collectives of CPU wait for another.
+SLOW = """
+import sys, time
+sys.path[:0] = [{tests!r}, {root!r}]
+import jax, mini, mmjax
+late = lambda program: time.sleep(40 * jax.process_index())
+print(mmjax.train(mini.get_config(total_steps=2), {workdir!r}, before_compile=late).step)
+"""
+
 
 def start(program: str, workdir: Path) -> list[subprocess.Popen]:
     """Two processes with four devices each."""
@@ -177,3 +186,8 @@ def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path):
     )
     assert second == f"SIGTERM: saved step {last}; the same command goes on."
     assert checkpoint.damaged(tmp_path, last) == []
+
+
+@pytest.mark.slow
+def test_one_process_may_compile_for_longer_than_another(tmp_path):
+    assert finish(start(SLOW, tmp_path), 0) == ["2", "2"]

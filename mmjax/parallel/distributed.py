@@ -6,6 +6,7 @@ TPU, Slurm and others jax finds them itself when `MMJAX_DISTRIBUTED=1`.
 
 from __future__ import annotations
 
+import itertools
 import os
 
 from etils import epy
@@ -41,12 +42,20 @@ def is_main() -> bool:
     return os.environ.get("MMJAX_DISTRIBUTED") != "1" or jax.process_index() == 0
 
 
-def barrier(name: str) -> None:
-    """Until all processes have come here; nothing for a single process."""
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+_numbers = itertools.count()  # a barrier of the coordinator passes once
 
-        multihost_utils.sync_global_devices(name)
+
+def barrier(name: str) -> None:
+    """Until all processes have come here; nothing for a single process.
+
+    The coordinator holds it, no collective: those of CPU give up after 30 s, and one process may
+    compile for minutes longer than another. A process that dies ends it for all.
+    """
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
+        sync = multihost.get_barrier_sync_fn()
+        sync(key=f"mmjax {next(_numbers)} {name}", timeout_ms=24 * 60 * 60 * 1000)
 
 
 def any_process(flag: bool) -> bool:

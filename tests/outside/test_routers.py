@@ -32,6 +32,7 @@ import modality_groups
 import noisy
 
 EXPERTS = 4
+SHOWN = ("noisy", "modality_groups")  # run with every submission; the others take turns
 OUTSIDE: dict[str, Router] = {
     "noisy": noisy.NoisyTopK(),
     "cosine": cosine.Cosine(),
@@ -90,7 +91,7 @@ def experts_of(tree) -> dict:
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("name", list(OUTSIDE))
+@pytest.mark.parametrize("name", small.in_turns(OUTSIDE, SHOWN))
 def test_it_trains(name):
     _, states, rows = trained(name)
     assert rows[-1]["loss"] < rows[0]["loss"]
@@ -102,7 +103,7 @@ def test_it_trains(name):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("name", list(OUTSIDE))
+@pytest.mark.parametrize("name", small.in_turns(OUTSIDE, SHOWN))
 def test_state_moves_by_the_load_of_a_step(name):
     _, states, rows = trained(name)
     router, load_NME = OUTSIDE[name], rows[0]["load/0/0"]
@@ -117,14 +118,9 @@ def test_state_moves_by_the_load_of_a_step(name):
         np.testing.assert_allclose(new[key][0], value, atol=1e-7)
 
 
-SLOW = [(name, "expert") for name in OUTSIDE] + [("expert_choice", "all"), ("soft", "all")]
-
-
 @pytest.mark.ci
-@pytest.mark.parametrize(
-    ("name", "mesh"),
-    [(name, "all") for name in OUTSIDE] + [pytest.param(*s, marks=pytest.mark.slow) for s in SLOW],
-)
+@pytest.mark.parametrize("mesh", small.in_turns(["expert", "all"], ["all"]))
+@pytest.mark.parametrize("name", small.in_turns([*OUTSIDE, "expert_choice", "soft"], SHOWN))
 def test_training_on_a_mesh_is_the_same(name, mesh):
     _, states, rows = trained(name)
     _, there, metrics = trained(name, mesh)
@@ -167,7 +163,7 @@ def layer_of(name: str, mesh: str = "one") -> dict:
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("mesh", [m for m in MESHES if m != "one"])
+@pytest.mark.parametrize("mesh", small.in_turns(["expert", "fsdp", "all"], ["all"]))
 @pytest.mark.parametrize("name", list(ROUTERS))
 def test_a_layer_on_a_mesh_is_the_same(name, mesh):
     near = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-5)
