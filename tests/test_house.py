@@ -36,6 +36,7 @@ FLOORS: tuple[set[str], ...] = (
     {"run"},
     {"report.frame"},
     {"report.charts", "report.gallery"},
+    {"plan"},
     {"generate"},
     {"evaluate"},
     {"export", "report"},

@@ -1,0 +1,1 @@
+"""What a config would take on a described machine."""
