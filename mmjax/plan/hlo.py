@@ -6,10 +6,11 @@ it goes. All of it is what the compiler estimates or emits, nothing is measured:
 - Cycles are XLA's own `estimated_cycles` of each instruction, which XLA:TPU alone writes. They are
   summed over the entry and the bodies of loops times their trips; of a conditional the dearest
   branch counts. Kernels and collectives have none, and overlap is not modelled.
-- A collective counts once: an asynchronous one at its start, one that async fusions repeat in
-  clones of the same `channel_id` at the first. Its bytes are those of the whole array that one
-  device takes part in: the result of an all-gather, the operand of all others (for a reduce-scatter
-  the array before it is scattered, padded if the back end pads it).
+- A collective counts once: an asynchronous one at its start, one whose clones stand in several
+  async fusions at the first. Clones share channel and chain; the channel alone does not tell, since
+  XLA:TPU gives one to all the collectives that it combines. Its bytes are those of the whole array
+  that one device takes part in: the result of an all-gather, the operand of all others (for a
+  reduce-scatter the array before it is scattered, padded if the back end pads it).
 - XLA:TPU writes many a reduce-scatter as an `all-reduce` and a slice of it in one fusion, or as an
   `all-reduce` whose op name alone says `reduce_scatter` or `psum_scatter`: these are
   reduce-scatters here. Where the compiler keeps an all-reduce and slices later, it moves the whole
@@ -183,13 +184,13 @@ class _Reader:
         """Totals of one run of a computation."""
         if name not in self.known:
             total: Counter = Counter()
-            seen: set[tuple[str, str]] = set()
+            seen: set[tuple[str, str, str]] = set()
             for one in self.parsed.computations[name].instructions.values():
                 total += self._cost(name, one, seen)
             self.known[name] = total
         return self.known[name]
 
-    def _cost(self, computation: str, one: Instruction, seen: set[tuple[str, str]]) -> Counter:
+    def _cost(self, computation: str, one: Instruction, seen: set[tuple[str, str, str]]) -> Counter:
         """Totals of one instruction; `seen` has the collectives that were counted in its
         computation."""
         inside = self.parsed.computations[computation]
@@ -210,17 +211,20 @@ class _Reader:
             total += self._fused(self.parsed.computations[one.called], seen)
         total["cycles", "", ""] += int(one.attribute(_CYCLES) or 0)
         if kind := _kind(inside, one, fused=False):
-            seen.add((kind, one.attribute(r"channel_id=(\d+)")))
             total += _moved(inside, one, kind)
         return total
 
-    def _fused(self, fused: Computation, seen: set[tuple[str, str]]) -> Counter:
+    def _fused(self, fused: Computation, seen: set[tuple[str, str, str]]) -> Counter:
         """Collectives and kernels of a fusion, which stands for its cycles itself."""
         total: Counter = Counter()
+        clones = "async_collective" in fused.name or any(
+            "AsyncCollective" in o.rest for o in fused.instructions.values()
+        )
         for one in fused.instructions.values():
             if kind := _kind(fused, one, fused=True):
-                key = kind, one.attribute(r"channel_id=(\d+)") or one.name
-                if key not in seen:
+                chain = one.attribute(r'chain_id="(\d+)"')
+                key = kind, one.attribute(r"channel_id=(\d+)"), chain
+                if key not in seen or not (chain or clones):
                     total += _moved(fused, one, kind)
                 seen.add(key)
             elif kernel := _kernel(one):
@@ -251,12 +255,13 @@ def _kind(inside: Computation, one: Instruction, fused: bool) -> str:
         return "reduce-scatter"
     if not fused:  # the whole array has arrived before another instruction slices it
         return kind
-    others = inside.instructions.values()
-    views = {one.name} | {
-        o.name for o in others if o.opcode in ("bitcast", "reshape") and one.name in o.operands
-    }
-    sliced = any(o.opcode == "dynamic-slice" and o.operands[0] in views for o in others)
-    return "reduce-scatter" if sliced else kind
+    whole = {one.name}
+    for other in inside.instructions.values():
+        if other.opcode == "dynamic-slice" and other.operands[0] in whole:
+            return "reduce-scatter"
+        if other.opcode in ("bitcast", "get-tuple-element", "reshape"):
+            whole |= {other.name} if other.operands[0] in whole else set()
+    return kind
 
 
 def _moved(inside: Computation, one: Instruction, kind: str) -> Counter:

@@ -160,7 +160,7 @@ def test_of_a_conditional_the_dearest_branch_counts():
 
 GATHER = (
     "all-gather(%{0}), channel_id=2, replica_groups={{{{0,1,2,3,4,5,6,7}}}}, dimensions={{0}}, "
-    'metadata={{op_name="jit(f)/while/body/convert"}}'
+    'frontend_attributes={{{{chain_id="0"}}}}, metadata={{op_name="jit(f)/while/body/convert"}}'
 )
 
 
