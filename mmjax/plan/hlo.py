@@ -7,8 +7,9 @@ it goes. All of it is what the compiler estimates or emits, nothing is measured:
   summed over the entry and the bodies of loops times their trips; of a conditional the dearest
   branch counts. Kernels and collectives have none, and overlap is not modelled.
 - A collective counts once: an asynchronous one at its start, one whose clones stand in several
-  async fusions at the first. Clones share channel and chain; the channel alone does not tell, since
-  XLA:TPU gives one to all the collectives that it combines. Its bytes are those of the whole array
+  async fusions (of a loop between its start and its end, too) where it starts. Clones share channel
+  and chain; the channel alone does not tell, since XLA:TPU gives one to all the collectives that it
+  combines. Its bytes are those of the whole array
   that one device takes part in: the result of an all-gather, the operand of all others (for a
   reduce-scatter the array before it is scattered, padded if the back end pads it).
 - XLA:TPU writes many a reduce-scatter as an `all-reduce` and a slice of it in one fusion, or as an
@@ -37,6 +38,7 @@ _FLOPS = r'"cost_estimate":\{[^}]*"flops":"(\d+)"'
 # Parts of an op name that say nothing about a kernel.
 _PLAIN = {"pallas_call", "while", "body", "cond", "closed_call", "checkpoint", "shard_map"}
 _PLAIN |= {"rematted_computation", "custom_vjp_call", "custom_jvp_call", "core_call", ""}
+_RENAMED = ("bitcast", "get-tuple-element", "reshape")
 # Results that are no buffer of their own.
 _VIEWS = ("bitcast", "conditional", "constant", "get-tuple-element", "tuple", "while")
 
@@ -176,6 +178,7 @@ class _Reader:
     def __init__(self, parsed: hlo_text.Text):
         self.parsed = parsed
         self.known: dict[str, Counter] = {}
+        self.starts = _starts(parsed)
 
     def total(self) -> Counter:
         return self._of(self.parsed.entry)
@@ -184,15 +187,13 @@ class _Reader:
         """Totals of one run of a computation."""
         if name not in self.known:
             total: Counter = Counter()
-            seen: set[tuple[str, str, str]] = set()
             for one in self.parsed.computations[name].instructions.values():
-                total += self._cost(name, one, seen)
+                total += self._cost(name, one)
             self.known[name] = total
         return self.known[name]
 
-    def _cost(self, computation: str, one: Instruction, seen: set[tuple[str, str, str]]) -> Counter:
-        """Totals of one instruction; `seen` has the collectives that were counted in its
-        computation."""
+    def _cost(self, computation: str, one: Instruction) -> Counter:
+        """Totals of one instruction."""
         inside = self.parsed.computations[computation]
         if one.opcode == "while":
             trips = self.parsed.trips(computation, one)
@@ -208,31 +209,48 @@ class _Reader:
             total["kernel", kernel, "count"] += 1
             total["kernel", kernel, "flops"] += int(one.attribute(_FLOPS) or 0)
         elif one.opcode == "fusion":
-            total += self._fused(self.parsed.computations[one.called], seen)
+            total += self._fused(self.parsed.computations[one.called])
         total["cycles", "", ""] += int(one.attribute(_CYCLES) or 0)
         if kind := _kind(inside, one, fused=False):
             total += _moved(inside, one, kind)
         return total
 
-    def _fused(self, fused: Computation, seen: set[tuple[str, str, str]]) -> Counter:
+    def _fused(self, fused: Computation) -> Counter:
         """Collectives and kernels of a fusion, which stands for its cycles itself."""
         total: Counter = Counter()
-        clones = "async_collective" in fused.name or any(
-            "AsyncCollective" in o.rest for o in fused.instructions.values()
-        )
         for one in fused.instructions.values():
             if kind := _kind(fused, one, fused=True):
-                chain = one.attribute(r'chain_id="(\d+)"')
-                key = kind, one.attribute(r"channel_id=(\d+)"), chain
-                if key not in seen or not (chain or clones):
+                if self.starts.get(_clones(one), fused.name) == fused.name:
                     total += _moved(fused, one, kind)
-                seen.add(key)
             elif kernel := _kernel(one):
                 total["kernel", kernel, "count"] += 1
                 total["kernel", kernel, "flops"] += int(one.attribute(_FLOPS) or 0)
             elif one.opcode == "fusion":
-                total += self._fused(self.parsed.computations[one.called], seen)
+                total += self._fused(self.parsed.computations[one.called])
         return total
+
+
+def _clones(one: Instruction) -> tuple[str, str, str]:
+    """What the clones of a collective have in common."""
+    opcode = one.opcode.removesuffix("-start")
+    return opcode, one.attribute(r"channel_id=(\d+)"), one.attribute(r'chain_id="(\d+)"')
+
+
+def _starts(parsed: hlo_text.Text) -> dict[tuple[str, str, str], str]:
+    """The computation in which each collective of async fusions starts."""
+    starts = {}
+    for inside in parsed.computations.values():
+        for one in inside.instructions.values():
+            if one.opcode != "custom-call" or '"AsyncCollectiveStart"' not in one.rest:
+                continue
+            left = list(one.operands)
+            while left:
+                source = inside.instructions[left.pop()]
+                if source.opcode in _KINDS:
+                    starts[_clones(source)] = inside.name
+                elif source.opcode in ("dynamic-slice", *_RENAMED):
+                    left.append(source.operands[0])
+    return starts
 
 
 def _times(total: Counter, trips: int) -> Counter:
@@ -259,7 +277,7 @@ def _kind(inside: Computation, one: Instruction, fused: bool) -> str:
     for other in inside.instructions.values():
         if other.opcode == "dynamic-slice" and other.operands[0] in whole:
             return "reduce-scatter"
-        if other.opcode in ("bitcast", "get-tuple-element", "reshape"):
+        if other.opcode in _RENAMED:
             whole |= {other.name} if other.operands[0] in whole else set()
     return kind
 

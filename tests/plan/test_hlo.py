@@ -164,19 +164,21 @@ GATHER = (
 )
 
 
+CLONE = """
+%fused_{0} (v: bf16[1,128], w: bf16[8,128]) -> bf16[8,128] {{
+  %v = bf16[1,128]{{1,0}} parameter(0)
+  %w = bf16[8,128]{{1,0}} parameter(1)
+  %all-gather.{0} = bf16[8,128]{{1,0:T(8,128)(2,1)}} {1}
+  ROOT %c = bf16[8,128]{{1,0}} custom-call(%all-gather.{0}), custom_call_target="{2}"
+}}
+"""
+CLONES = "".join(
+    CLONE.format(number, GATHER.format("v"), target)
+    for number, target in enumerate(["AsyncCollectiveStart", "Other", "AsyncCollectiveDone"])
+)
+
+
 def test_clones_in_async_fusions_are_one_collective_times_the_turns():
-    gather = GATHER.format("v")
-    clone = """
-    %fused_{0} (v: bf16[1,128], w: bf16[8,128]) -> bf16[8,128] {{
-      %v = bf16[1,128]{{1,0}} parameter(0)
-      %w = bf16[8,128]{{1,0}} parameter(1)
-      %all-gather.{0} = bf16[8,128]{{1,0:T(8,128)(2,1)}} {1}
-      ROOT %c = bf16[8,128]{{1,0}} custom-call(%all-gather.{0}), custom_call_target="{2}"
-    }}"""
-    clones = "\n".join(
-        textwrap.dedent(clone.format(number, gather, target))
-        for number, target in enumerate(["AsyncCollectiveStart", "Inside", "AsyncCollectiveDone"])
-    )
     text = scan(
         5,
         f"""
@@ -186,10 +188,38 @@ def test_clones_in_async_fusions_are_one_collective_times_the_turns():
         %y = bf16[8,128]{{1,0}} fusion(%part, %x), kind=kCustom, calls=%fused_2
         """,
     )
-    reading = hlo.read(text.replace("%body (", clones + "\n\n%body (", 1))
+    reading = hlo.read(text.replace("\n%body (", CLONES + "\n%body (", 1))
     size = 5 * 8 * 128 * 2
     assert reading.collectives == {"all-gather": hlo.Collective(5, size, {"bf16": size})}
     assert reading.cycles == 1000 + 5 * 100
+
+
+def test_a_collective_that_spans_a_loop_counts_once():
+    text = scan(5, "%y = bf16[8,128]{1,0} fusion(%x, %x), kind=kOutput, calls=%fused_1")
+    start = "%start = bf16[8,128]{1,0} fusion(%a, %a), kind=kCustom, calls=%fused_0\n  %state ="
+    text = text.replace("%state =", start, 1).replace("\n%body (", CLONES + "\n%body (", 1)
+    size = 8 * 128 * 2
+    assert hlo.read(text).collectives == {"all-gather": hlo.Collective(1, size, {"bf16": size})}
+
+
+def test_combined_collectives_that_share_a_channel_count_each():
+    fused = """
+    %all-reduce-scatter.{0} (a: {1}[64,4]) -> {1}[8,4] {{
+      %a = {1}[64,4]{{1,0}} parameter(0)
+      %r = ({1}[64,4]{{1,0}}, {1}[64,4]{{1,0}}) all-reduce(%a, %a), channel_id=1, to_apply=%sum
+      %e = {1}[64,4]{{1,0}} get-tuple-element(%r), index=1
+      ROOT %o = {1}[8,4]{{1,0}} dynamic-slice(%e, %a, %a), dynamic_slice_sizes={{8,4}}
+    }}"""
+    entry = """
+    ENTRY %main (a: f32[64,4], b: bf16[64,4]) -> f32[8,4] {
+      %a = f32[64,4]{1,0} parameter(0)
+      %b = bf16[64,4]{1,0} parameter(1)
+      %c = bf16[8,4]{1,0} fusion(%b), kind=kCustom, calls=%all-reduce-scatter.2
+      ROOT %d = f32[8,4]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+    }"""
+    text = program(entry, fused.format(1, "f32"), fused.format(2, "bf16"))
+    sizes = {"f32": 2 * 64 * 4 * 4, "bf16": 2 * 64 * 4 * 2}
+    assert hlo.read(text).collectives == {"reduce-scatter": hlo.Collective(2, 3072, sizes)}
 
 
 def test_an_asynchronous_collective_counts_at_its_start_by_its_whole_array():
