@@ -1,0 +1,56 @@
+"""Programs compiled for described chips, once for all tests of this folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """Texts of the compiled programs by name, and what the compiler says of their memory."""
+
+    texts: dict[str, str]
+    memory: dict[str, dict[str, int]]
+
+
+@pytest.fixture(scope="session")
+def for_tpu(tmp_path_factory) -> Compiled:
+    """Programs for the eight chips of a v5e host."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("no compiler for TPU here: `make test-compile` sets one up")
+    return _compile(tmp_path_factory.mktemp("tpu"), "tpu")
+
+
+@pytest.fixture(scope="session")
+def for_gpu(tmp_path_factory) -> Compiled:
+    """Programs for eight H100."""
+    if importlib.util.find_spec("jax_plugins.xla_cuda13") is None:
+        pytest.skip("no compiler for GPU here: `make test-cuda` sets one up")
+    return _compile(tmp_path_factory.mktemp("gpu"), "cuda")
+
+
+def _compile(out: Path, chips: str) -> Compiled:
+    """Runs programs.py without what tests set for CPU."""
+    flags = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_COMPILATION_CACHE_DIR")
+    env = {k: v for k, v in os.environ.items() if k not in flags}
+    env |= {
+        "JAX_PLATFORMS": "cpu",  # arrays of the process itself
+        "TPU_SKIP_MDS_QUERY": "1",  # no metadata server is asked what machine this is
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nobody holds a chip
+        "PYTHONPATH": os.pathsep.join([*map(str, (HERE.parent, HERE.parents[1])), *sys.path[1:]]),
+    }
+    command = [sys.executable, str(HERE / "programs.py"), str(out), chips]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    texts = {path.stem: path.read_text() for path in out.glob("*.txt")}
+    return Compiled(texts, json.loads((out / "memory.json").read_text()))
