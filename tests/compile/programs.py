@@ -151,7 +151,7 @@ def kernel(mesh):
         return jax.lax.scan(turn, x, None, length=7)[0]
 
     run = jax.shard_map(run, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
-    return run, like(mesh, (256, 256), jnp.float32)
+    return run, like(mesh, (128, 128), jnp.float32)
 
 
 def step(mesh):
