@@ -182,7 +182,7 @@ def tiny() -> Experiment:
             "masked": _masked(
                 Scenes(),
                 modalities,
-                16,
+                32,
                 Masked(input_tokens=32, target_tokens=16, policies=POLICIES),
             )
         },
@@ -234,5 +234,5 @@ def _masked(source: Source, modalities: dict, batch_size: int, layout: Masked) -
         layout=layout,
         objective=MaskedTokens(),
         batch_size=batch_size,
-        group_rows=4,
+        group_rows=2 if batch_size < 64 else 4,
     )

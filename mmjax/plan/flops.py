@@ -14,7 +14,9 @@ from mmjax.data import loader
 from mmjax.data.task import Task
 from mmjax.experiment import Experiment
 from mmjax.models.plan import Transformer, flops_per_token
-from mmjax.typing import Batch, PyTree, Vocabulary
+from mmjax.plan import chips
+from mmjax.run.program import Program
+from mmjax.typing import Batch, PyTree, Vocabulary, path_name
 
 
 def group_shapes(task: Task, variant: str, experiment: Experiment, vocabulary: Vocabulary) -> Batch:
@@ -95,10 +97,22 @@ def step_flops(
     return 3.0 * forward_flops(experiment, config, batch, vocabulary)
 
 
+def of_program(program: Program) -> tuple[dict[tuple[str, str], float], float]:
+    """FLOPs by (task, variant), and the peak of a device; nothing and 0 where it is not known."""
+    device = next(iter(program.mesh.devices.flat))
+    peak = chips.peak_flops(device.device_kind, program.dtype)
+    if peak is None:
+        return {}, 0.0
+    found = {
+        (name, variant): step_flops(program.experiment, name, variant, program.vocabulary)
+        for name, task in program.experiment.tasks.items()
+        for variant in task.variant_weights()
+    }
+    return {key: flops for key, flops in found.items() if flops is not None}, peak
+
+
 def count_parameters(experiment: Experiment, params: PyTree, axes: dict) -> tuple[int, int]:
     """(all, those that one token uses): of experts only those that are chosen."""
-    from mmjax.typing import path_name
-
     runs, total, active = experiment.model.layer_plan(), 0, 0.0
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         keys, size = path_name(path).split("/"), _size(leaf.shape)

@@ -18,7 +18,7 @@ from mmjax import step as step_lib
 from mmjax.experiment import Experiment
 from mmjax.models.plan import Transformer
 from mmjax.parallel.mesh import AXES, BATCH_AXES, MeshConfig
-from mmjax.plan import flops, trace
+from mmjax.plan import flops, tiles, trace
 from mmjax.plan.topology import Topology
 from mmjax.run import program as program_lib
 from mmjax.run.program import Program
@@ -190,7 +190,15 @@ class Layout:
         """Of a device, of a part of the state."""
         is_pair = lambda x: isinstance(x, tuple) and len(x) == 2 and hasattr(x[0], "dtype")
         leaves = jax.tree.leaves(tree, is_leaf=is_pair)
-        return sum(_size(x) * x.dtype.itemsize // self.parts(spec) for x, spec in leaves)
+        return sum(self._array(self._part(x.shape, spec), x.dtype.itemsize) for x, spec in leaves)
+
+    def _part(self, shape: tuple[int, ...], spec) -> tuple[int, ...]:
+        """The shape of a device's part."""
+        entries = [*spec, *[None] * (len(shape) - len(spec))]
+        return tuple(n // self.parts([e]) for n, e in zip(shape, entries, strict=True))
+
+    def _array(self, shape: tuple[int, ...], itemsize: int) -> int:
+        return tiles.size(shape, itemsize, self.topology.chip.platform)
 
     @functools.cached_property
     def leaves(self) -> list[tuple[str, Any, Any]]:
@@ -206,28 +214,32 @@ class Layout:
         used = [x for x, is_used in zip(batch, kept.used, strict=True) if is_used]
         parameters = self.bytes_of(self.state.params)
         rest = {
-            "state": self.bytes_of((self.state.extra, self.state.model_state)) + 4,
+            "state": self.bytes_of((self.state.extra, self.state.model_state, self.state.step)),
             "optimizer": self.bytes_of(self.state.opt_state),
-            "batch": sum(_size(x) * x.dtype.itemsize for x in used) // self.shards,
+            "batch": sum(
+                self._array((x.shape[0] // self.shards, *x.shape[1:]), x.dtype.itemsize)
+                for x in used
+            ),
         }
-        activations = keeps.kept * self._local(kept)
+        activations = keeps.kept * self._local(kept.activations)
         return {
             "parameters": parameters,
             **rest,
             "gradients": parameters,
             "activations": activations,
-            "logits": kept.logits / self.shards,
+            "logits": self._local(kept.logits),
             "buffers": self._buffers(key, keeps),
         }
 
-    def _local(self, kept: trace.Kept) -> float:
-        """Bytes of activations of a device."""
-        return (kept.activations + kept.split / self.sizes["tensor"]) / self.shards
+    def _local(self, kept: tuple[trace.Residual, ...]) -> int:
+        """Bytes of a device."""
+        tensor = self.sizes["tensor"]
+        return sum(self._array(r.local(self.shards, tensor), r.itemsize) for r in kept)
 
     def _buffers(self, key: tuple[str, str], keeps: Keeps) -> float:
         """In memory for a while: a layer that is computed again, and weights as they are used."""
         layers = sum(len(r.pattern) * r.repeats for r in self.planned.experiment.model.layer_plan())
-        layer = keeps.layer * self._local(self.planned.full[key]) / max(layers, 1)
+        layer = keeps.layer * self._local(self.planned.full[key].activations) / max(layers, 1)
         return layer + self._cast_weights()
 
     def _cast_weights(self) -> float:

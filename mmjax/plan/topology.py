@@ -58,6 +58,8 @@ class Topology:
     @property
     def torus(self) -> tuple[int, ...]:
         """Chips along the axes of a slice, the shortest first, as clouds cut them."""
+        if not self.chip.dims:
+            return ()
         if self.chip.dims == 3 and self.chips == 4:
             return (2, 2, 1)
         sizes = [1] * self.chip.dims
@@ -91,7 +93,7 @@ def parse(name: str) -> Topology:
     if found is None or not slices:
         word = re.split(r"[-x]\d+$", rest)[0]
         raise ConfigError(
-            f"--topology {name}: unknown{nearest(word, known)} Write {EXAMPLES}; chips are"
+            f"--topology {name}: unknown{nearest(word, CHIPS)} Write {EXAMPLES}; chips are"
             f" {', '.join(CHIPS)}."
         )
     chip = CHIPS[ALIASES.get(found[1], found[1])]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend
@@ -21,22 +21,42 @@ from mmjax.typing import Batch
 Var = jax.extend.core.Var
 
 
-@dataclasses.dataclass(frozen=True)
-class Kept:
-    """Bytes that the forward pass of a global batch leaves to the backward pass.
+class Residual(NamedTuple):
+    """An array that is kept.
 
     Fields:
-      activations: of arrays that depend on the batch. split: those of them that have a dim of heads
-        or of the feed-forward, which the tensor axis cuts. logits: those with a dim of ids.
-      weights: of arrays that depend on parameters alone, such as cast weights.
+      rows: its dim of rows or groups; -1 = none that is known. cut: its dim of heads or of the
+        feed-forward, which the tensor axis cuts; -1 = none.
+    """
+
+    shape: tuple[int, ...]
+    itemsize: int
+    rows: int
+    cut: int
+
+    def local(self, shards: int, tensor: int) -> tuple[int, ...]:
+        """The part of a device; what has no dim to cut is cut all the same, along the first."""
+        shape = list(self.shape) or [1]
+        rows = max(self.rows, 0)
+        shape[rows] = -(-shape[rows] // shards)
+        if self.cut >= 0 and self.cut != rows:
+            shape[self.cut] = -(-shape[self.cut] // tensor)
+        return tuple(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What the forward pass of a global batch leaves to the backward pass.
+
+    Fields:
+      activations: arrays that depend on the batch. logits: those of them with a dim of ids. What
+        depends on parameters or on nothing at all is made again by the compiler.
       used: for each leaf of the batch whether the step reads it; jit leaves out the others.
       flops: of matrix products and convolutions in the forward pass, 2 a multiply-add.
     """
 
-    activations: int
-    split: int
-    logits: int
-    weights: int
+    activations: tuple[Residual, ...]
+    logits: tuple[Residual, ...]
     used: tuple[bool, ...]
     flops: float
 
@@ -75,9 +95,15 @@ def keep(program: Program, task: str, variant: str, batch: Batch, remat: str = "
     residuals = _distinct(jaxpr.outvars[len(jax.tree.leaves(out[0])) :], jaxpr.invars)
     depends = _depends(jaxpr, [i >= first for i in range(len(jaxpr.invars))])
     live = _live(jaxpr)
-    sums = _sums(residuals, depends, *_dims(experiment, task))
+    cut, ids = _dims(experiment, task)
+    rows = {x.shape[0] for x in jax.tree.leaves(shapes)}
+    found = [v for v in residuals if v in depends]
+    is_logits = [bool(v.aval.shape) and v.aval.shape[-1] in ids for v in found]
+    made = [_residual(v.aval, rows, cut) for v in found]
+    activations = tuple(r for r, flag in zip(made, is_logits, strict=True) if not flag)
+    logits = tuple(r for r, flag in zip(made, is_logits, strict=True) if flag)
     used = tuple(bool(extra) or v in live for v in jaxpr.invars[first:])
-    return Kept(**sums, used=used, flops=count_flops(jaxpr))
+    return Kept(activations, logits, used, count_flops(jaxpr))
 
 
 def _dims(experiment, task: str) -> tuple[set[int], set[int]]:
@@ -94,20 +120,14 @@ def _dims(experiment, task: str) -> tuple[set[int], set[int]]:
     return cut - {1}, ids - {0}
 
 
-def _sums(residuals, depends: set, cut: set[int], ids: set[int]) -> dict[str, int]:
-    sums = dict.fromkeys(("activations", "split", "logits", "weights"), 0)
-    for var in residuals:
-        shape = var.aval.shape
-        size = math.prod(shape) * np.dtype(var.aval.dtype).itemsize
-        if var not in depends:
-            sums["weights"] += size
-        elif shape and shape[-1] in ids:
-            sums["logits"] += size
-        elif set(shape[2:]) & cut:
-            sums["split"] += size
-        else:
-            sums["activations"] += size
-    return sums
+def _residual(aval, rows: set[int], cut: set[int]) -> Residual:
+    """Rows are cut over the batch axes: a dim of as many, or of a multiple such as tokens."""
+    shape, itemsize = tuple(aval.shape), np.dtype(aval.dtype).itemsize
+    exact = [d for d, n in enumerate(shape) if n in rows]
+    multiple = [d for d, n in enumerate(shape) if n >= min(rows) and n % min(rows) == 0]
+    first = (exact or multiple or [-1])[0]
+    inner = [d for d, n in enumerate(shape) if n in cut and d > first]
+    return Residual(shape, itemsize, first, (inner or [-1])[0])
 
 
 def _distinct(outs, ins) -> list:
