@@ -18,6 +18,7 @@ status: shape-only
 """
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 
@@ -195,7 +196,12 @@ def tiny() -> Experiment:
 
 
 def _full(
-    size: str, *, batch_size: int, rate: float, mesh: MeshConfig, clip: float = 0.0
+    size: Literal["base", "large", "xlarge"],
+    *,
+    batch_size: int,
+    rate: float,
+    mesh: MeshConfig,
+    clip: float = 0.0,
 ) -> Experiment:
     """A published size; `rate` is the learning rate of 256 rows."""
     modalities = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 GIB = 2**30
 TERA = 1e12
@@ -55,8 +55,8 @@ def _tpu(name: str, kind: str, **figures) -> Chip:
 
 def _gpu(name: str, kind: str, **figures) -> Chip:
     # jax takes three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
-    figures = {"chips_per_host": 8, "one_host": 8, "max_chips": 8} | figures
-    return Chip(name=name, kind=kind, platform="gpu", usable=0.75, **figures)
+    node: dict[str, Any] = {"chips_per_host": 8, "one_host": 8, "max_chips": 8}
+    return Chip(name=name, kind=kind, platform="gpu", usable=0.75, **(node | figures))
 
 
 # Google's pages of system architecture (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x):

@@ -51,6 +51,7 @@ def devices(topology: Topology) -> list[Any]:
     tpu = topology.chip.platform == "tpu"
     _require(topology)
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nobody holds a chip
     with _without_flags():
         from jax.experimental import topologies
 
@@ -116,8 +117,8 @@ def _require(topology: Topology) -> None:
         if importlib.util.find_spec("libtpu") is None:
             raise ConfigError(
                 f"--compile: the compiler for {topology.name} is libtpu, which is not installed;"
-                f" pip install 'jax[tpu]=={jax.__version__}' (no TPU is needed), or leave --compile"
-                " out."
+                f" pip install 'jax[tpu]=={jax.__version__}' (no TPU is needed; in a"
+                " checkout `make setup-tpu` makes an environment with it), or leave --compile out."
             )
         return
     plugins = [f"jax_plugins.xla_cuda{n}" for n in (13, 12)]
@@ -125,8 +126,8 @@ def _require(topology: Topology) -> None:
         names = " ".join(f"jax-cuda13-{part}=={jax.__version__}" for part in ("plugin", "pjrt"))
         raise ConfigError(
             f"--compile: the compiler for {topology.name} is jax's CUDA plug-in, which is not"
-            f" installed; pip install {names} nvidia-cuda-nvcc nvidia-nvvm (no GPU is needed), or"
-            " leave --compile out."
+            f" installed; pip install {names} nvidia-cuda-nvcc nvidia-nvvm (no GPU is needed; in"
+            " a checkout `make setup-cuda` makes an environment with it), or leave --compile out."
         )
 
 

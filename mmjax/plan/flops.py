@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import numpy as np
 
 from mmjax.data import loader
 from mmjax.data.task import Task
@@ -99,7 +100,7 @@ def step_flops(
 
 def of_program(program: Program) -> tuple[dict[tuple[str, str], float], float]:
     """FLOPs by (task, variant), and the peak of a device; nothing and 0 where it is not known."""
-    device = next(iter(program.mesh.devices.flat))
+    device = np.asarray(program.mesh.devices).flat[0]
     peak = chips.peak_flops(device.device_kind, program.dtype)
     if peak is None:
         return {}, 0.0

@@ -17,7 +17,7 @@ import numpy as np
 from mmjax import step as step_lib
 from mmjax.experiment import Experiment
 from mmjax.models.plan import Transformer
-from mmjax.parallel.mesh import AXES, BATCH_AXES, MeshConfig
+from mmjax.parallel.mesh import BATCH_AXES, MeshConfig, check_slices
 from mmjax.plan import flops, tiles, trace
 from mmjax.plan.topology import Topology
 from mmjax.run import program as program_lib
@@ -78,7 +78,7 @@ class Estimate:
         return max(self.roofline.values())
 
 
-def abstract_mesh(sizes: dict[str, int], topology: Topology) -> jax.sharding.AbstractMesh:
+def abstract_mesh(sizes: dict[str, int], topology: Topology) -> Any:
     """A mesh that says what its devices are, and has none."""
     from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
@@ -138,6 +138,8 @@ def estimate(planned: Planned, mesh: MeshConfig, key: tuple[str, str], remat: st
     experiment = dataclasses.replace(planned.experiment, mesh=mesh)
     sizes = mesh.resolve(planned.topology.num_devices)
     experiment.check_mesh(planned.topology.num_devices)
+    if planned.topology.chip.platform == "tpu":
+        check_slices(sizes, planned.topology.slices)
     layout = Layout(planned, sizes)
     policy = remat or getattr(experiment.model, "remat_policy", "none")
     memory = layout.memory(key, KEPT.get(policy, Keeps()))
@@ -339,6 +341,3 @@ def _shapes(program: Program) -> step_lib.TrainState:
 
 def _size(x: Any) -> int:
     return math.prod(x.shape)
-
-
-__all__ = ["AXES", "Estimate", "Layout", "Planned", "estimate", "trace_all"]

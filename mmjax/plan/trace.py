@@ -133,8 +133,8 @@ def _residual(aval, rows: set[int], cut: set[int]) -> Residual:
 def _distinct(outs, ins) -> list:
     """Variables that are no inputs, each once; keys of random numbers are left out."""
     given = set(ins)
-    found = {v: None for v in outs if isinstance(v, Var) and v not in given}
-    return [v for v in found if not jax.dtypes.issubdtype(v.aval.dtype, jax.dtypes.extended)]
+    found: dict[Any, None] = {v: None for v in outs if isinstance(v, Var) and v not in given}
+    return [v for v in found if isinstance(v.aval.dtype, np.dtype)]
 
 
 def _inner(eqn) -> list:

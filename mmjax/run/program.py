@@ -42,7 +42,7 @@ class Program(step_lib.Parts):
     """
 
     experiment: Experiment
-    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
+    mesh: jax.sharding.Mesh
     vocabulary: Vocabulary
     tx: optax.GradientTransformation
     extras: dict[str, Extra]
@@ -163,10 +163,8 @@ def build(experiment: Experiment, devices=None, folder=None) -> Program:
     return on_mesh(experiment, experiment.mesh.make(devices), folder)
 
 
-def on_mesh(
-    experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, folder=None
-) -> Program:
-    """The program for a mesh; of an abstract one it has shapes and shardings, and no backend."""
+def on_mesh(experiment: Experiment, mesh: jax.sharding.Mesh, folder=None) -> Program:
+    """The program for a mesh; for a `jax.sharding.AbstractMesh`, shapes and shardings alone."""
     experiment.check_mesh(mesh.size)
     parts, canonical = named_parts(experiment)
     extras: dict[str, Extra] = {}

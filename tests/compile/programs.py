@@ -87,9 +87,7 @@ def gradient(mesh):
     product before it."""
 
     def layer(x, weights):
-        up, down = (
-            jax.lax.with_sharding_constraint(w.astype(jnp.bfloat16), P()) for w in weights
-        )
+        up, down = (jax.lax.with_sharding_constraint(w.astype(jnp.bfloat16), P()) for w in weights)
         return x + jax.nn.relu(x @ up) @ down, ()
 
     def loss(weights, x):

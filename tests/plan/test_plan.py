@@ -122,8 +122,11 @@ def test_slices_talk_over_the_network_of_the_data_center(tiny):
     found = planned(tiny, "2xv5e-4")
     across = model.estimate(found, MeshConfig(replica=2, data=4), ("masked", "default"))
     assert across.networks["dcn"] < across.networks["ici"]
-    wrong = model.estimate(found, MeshConfig(data=8), ("masked", "default"))
-    assert "ici" not in wrong.networks  # all of it crosses
+    with pytest.raises(ValueError, match="set replica=2"):
+        model.estimate(found, MeshConfig(data=8), ("masked", "default"))
+    nodes = planned(tiny, "2xh100x4")
+    crossing = model.estimate(nodes, MeshConfig(data=8), ("masked", "default"))
+    assert "ici" not in crossing.networks  # all of it may cross
     assert all(m.replica == 2 for m in meshes.candidates(found))
 
 
