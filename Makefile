@@ -35,7 +35,7 @@ endif
 COMPILER_tpu := libtpu
 COMPILER_cuda := jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-nvvm
 compiled = @if $(MAKE) -s .venv-$(1)/.compiler 2> /dev/null; then $(MAKE) -s setup-$(1) && \
-	$(TEST_ENV) .venv-$(1)/bin/python -m pytest -m $(2) tests/compile $(ARGS); else \
+	$(TEST_ENV) .venv-$(1)/bin/python -m pytest -m "$(2)" tests/compile $(ARGS); else \
 	echo "skipped: $(COMPILER_$(1)) cannot be installed here; make setup-$(1) says why" >&2; fi
 ELSEWHERE := not hf and not compile and not cuda
 
@@ -82,12 +82,13 @@ test-slow-tenth: setup
 
 test-nightly: setup
 	$(PYTEST) -m "$(ELSEWHERE)" --timeout 1800 $(ARGS)
+	$(call compiled,tpu,compile and nightly)
 	$(MAKE) test-cuda
 
 # The training step compiled for described chips: what it gathers, keeps in memory and calls. Where
 # the compiler cannot be installed (no network, no wheel for this platform), a line says so.
 test-compile:
-	$(call compiled,tpu,compile)
+	$(call compiled,tpu,compile and not nightly)
 
 test-cuda:
 	$(call compiled,cuda,cuda)

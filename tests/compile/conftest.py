@@ -24,33 +24,35 @@ class Compiled:
 
 
 @pytest.fixture(scope="session")
-def for_tpu(tmp_path_factory) -> Compiled:
+def for_tpu(tmp_path_factory, alone) -> Compiled:
     """Programs for the eight chips of a v5e host."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("no compiler for TPU here: `make test-compile` sets one up")
-    return _compile(tmp_path_factory.mktemp("tpu"), "tpu")
+    return _compile(tmp_path_factory.mktemp("tpu"), "tpu", alone)
 
 
 @pytest.fixture(scope="session")
-def for_gpu(tmp_path_factory) -> Compiled:
+def for_gpu(tmp_path_factory, alone) -> Compiled:
     """Programs for eight H100."""
     if importlib.util.find_spec("jax_plugins.xla_cuda13") is None:
         pytest.skip("no compiler for GPU here: `make test-cuda` sets one up")
-    return _compile(tmp_path_factory.mktemp("gpu"), "cuda")
+    return _compile(tmp_path_factory.mktemp("gpu"), "cuda", alone)
 
 
-def _compile(out: Path, chips: str) -> Compiled:
-    """Runs programs.py without what tests set for CPU."""
+@pytest.fixture(scope="session")
+def alone() -> dict[str, str]:
+    """The environment of a process that compiles: without what tests set for CPU."""
     flags = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_COMPILATION_CACHE_DIR")
-    env = {k: v for k, v in os.environ.items() if k not in flags}
-    env |= {
+    paths = [*map(str, (HERE.parent, HERE.parents[1])), *sys.path[1:]]
+    return {k: v for k, v in os.environ.items() if k not in flags} | {
         "JAX_PLATFORMS": "cpu",  # arrays of the process itself
-        "TPU_SKIP_MDS_QUERY": "1",  # no metadata server is asked what machine this is
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nobody holds a chip
-        "PYTHONPATH": os.pathsep.join([*map(str, (HERE.parent, HERE.parents[1])), *sys.path[1:]]),
+        "PYTHONPATH": os.pathsep.join(paths),
     }
-    command = [sys.executable, str(HERE / "programs.py"), str(out), chips]
+
+
+def _compile(out: Path, chips: str, env: dict[str, str]) -> Compiled:
+    """Runs programs.py."""
+    command = [sys.executable, str(HERE / script), *args]
     ended = subprocess.run(command, env=env, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-4000:]
-    texts = {path.stem: path.read_text() for path in out.glob("*.txt")}
-    return Compiled(texts, json.loads((out / "memory.json").read_text()))

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 import small
 from jax.experimental import pallas as pl
-from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -27,39 +26,15 @@ from mmjax import step as step_lib
 from mmjax.objectives import MaskedTokens
 from mmjax.optim import AdamW
 from mmjax.parallel import MeshConfig, MeshRules
+from mmjax.plan import described, topology
 
 # Lengths that no other dimension has, so that an array of queries x keys is known by its shape.
 INPUT, TARGET, HEADS = 384, 272, 2
 
-H100 = """
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 8 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-gpu_device_info {
-  cuda_compute_capability { major: 9 minor: 0 }
-  core_count: 132 fpus_per_core: 128 threads_per_warp: 32
-  threads_per_block_limit: 1024 threads_per_core_limit: 2048
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  shared_memory_per_block_optin: 232448
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: 84978434048
-}
-"""
-
 
 def chips(name: str) -> list[Any]:
-    """Eight devices of a described machine: a v5e host or eight H100."""
-    if name == "tpu":
-        described = topologies.get_topology_desc(
-            platform="tpu", topology_name="v5e:2x4", chips_per_host_bounds=[2, 4, 1]
-        )
-    else:
-        described = topologies.get_topology_desc(
-            platform="cuda", topology_name="", topology="1x1x8", target_config=H100
-        )
-    return list(described.devices)
+    """Eight devices of a described machine: a host of v5e or of H100."""
+    return described.devices(topology.parse("v5e-8" if name == "tpu" else "h100x8"))
 
 
 def like(mesh, shape, dtype, *spec):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from mmjax.plan import hlo
@@ -72,3 +76,20 @@ def test_arrays_of_a_program(for_tpu):
     stacks = {(a.dtype, a.shape) for a in found}
     assert ("bf16", (4, 2048, 1024)) in stacks  # what the backward pass keeps of each layer
     assert found[0].bytes >= found[-1].bytes >= 1024 * 4096 * 2
+
+
+def report(root, env, *args: str) -> dict:
+    command = [sys.executable, "benchmarks/compiled.py", *args, "--json"]
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_the_command_compiles_a_config_and_reads_what_it_saved(for_tpu, alone, root, tmp_path):
+    target = ("configs/anyany/fourm.py:tiny", "--topology", "v5e-8", "--mesh.fsdp", "8")
+    found = report(root, alone, *target, "--mesh.data", "1", "--save", str(tmp_path))["masked"]
+    assert found["cycles"] > 0
+    assert 0 < found["share_of_peak"] < 1
+    assert found["collectives"]["all-gather"]["bytes"] > 0
+    again = report(root, alone, "--read", str(tmp_path / "masked.txt"))["masked"]
+    assert again == {key: found[key] for key in again}
