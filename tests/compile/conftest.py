@@ -51,8 +51,28 @@ def alone() -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="session")
+def planned_for_tpu(tmp_path_factory, alone):
+    """name -> what plans.py says of one of its programs, on four chips."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("no compiler for TPU here: `make test-compile` sets one up")
+    out = tmp_path_factory.mktemp("plans")
+
+    def plan(name: str) -> dict:
+        _run(alone, "plans.py", str(out), "v5e-4", name)
+        return json.loads((out / f"{name}.json").read_text())
+
+    return plan
+
+
 def _compile(out: Path, chips: str, env: dict[str, str]) -> Compiled:
-    """Runs programs.py."""
+    _run(env, "programs.py", str(out), chips)
+    texts = {path.stem: path.read_text() for path in out.glob("*.txt")}
+    return Compiled(texts, json.loads((out / "memory.json").read_text()))
+
+
+def _run(env: dict[str, str], script: str, *args: str) -> None:
+    """Runs a script of this folder."""
     command = [sys.executable, str(HERE / script), *args]
     ended = subprocess.run(command, env=env, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-4000:]
