@@ -22,11 +22,22 @@ PINS := pyproject.toml constraints.txt
 # Pins are made for these extras; beam is left out because it holds protobuf of everyone back.
 PINNED := test hf media obs cloud kernels docs dev tpu cuda
 
+# `$(call install,FOLDER)` installs into the environment in a folder.
 ifeq ($(INSTALLER),uv)
-INSTALL = $(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python
+install = $(1)/bin/python -m pip install -q uv && \
+	$(1)/bin/uv pip install -q --python $(1)/bin/python -c constraints.txt
 else
-INSTALL = $(BIN)/python -m pip install -q --disable-pip-version-check
+install = $(1)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt
 endif
+
+# The compilers of TPU and GPU are large and no part of a CPU machine's environment: each has its
+# own. Of CUDA this is what compiles, without the libraries that run.
+COMPILER_tpu := libtpu
+COMPILER_cuda := jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-nvvm
+compiled = @if $(MAKE) -s .venv-$(1)/.compiler 2> /dev/null; then $(MAKE) -s setup-$(1) && \
+	$(TEST_ENV) .venv-$(1)/bin/python -m pytest -m "$(2)" tests/compile $(ARGS); else \
+	echo "skipped: $(COMPILER_$(1)) cannot be installed here; make setup-$(1) says why" >&2; fi
+ELSEWHERE := not hf and not compile and not cuda
 
 # Where jax runs on CPU, these keep glibc from mapping the arena of XLA anew at each step (a
 # third of its time); `mmjax` sets them for itself. The compile cache makes second runs quick.
@@ -35,8 +46,10 @@ TEST_ENV := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511
 PYTEST = $(TEST_ENV) $(BIN)/python -m pytest -n 2
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: demo demo-full tokenizers test test-ci test-slow-tenth test-nightly test-hf bench docs notebooks \
-	lint setup constraints clean
+.PHONY: demo demo-full tokenizers test test-ci test-slow-tenth test-nightly test-hf test-compile \
+	test-cuda bench docs notebooks lint setup setup-tpu setup-cuda constraints clean
+# An environment stays where one of its steps failed.
+.PRECIOUS: .venv-%/.compiler .venv-%/.installed
 
 # Two tokenizers train at once, as each keeps little more than one core busy; on CPU, because one
 # process would take an accelerator whole. After Ctrl-C what writes their names before their lines
@@ -58,17 +71,27 @@ runs/%/tokenizer/report.json: | setup
 		| (trap '' INT; sed -u 's/^/$(*F): /') && test -f $@
 
 test: setup
-	$(PYTEST) -m "not slow and not ci and not nightly and not hf" $(ARGS)
+	$(PYTEST) -m "not slow and not ci and not nightly and $(ELSEWHERE)" $(ARGS)
 
 test-ci: setup
-	$(PYTEST) -m "ci and not slow and not nightly and not hf" $(ARGS)
+	$(PYTEST) -m "ci and not slow and not nightly and $(ELSEWHERE)" $(ARGS)
 
 # The slow tests whose names hash to the digit TENTH; none may fall to it (pytest's code 5).
 test-slow-tenth: setup
-	$(PYTEST) -m "slow and not nightly and not hf" --tenth $(TENTH) $(ARGS) || [ $$? -eq 5 ]
+	$(PYTEST) -m "slow and not nightly and $(ELSEWHERE)" --tenth $(TENTH) $(ARGS) || [ $$? -eq 5 ]
 
 test-nightly: setup
-	$(PYTEST) -m "not hf" --timeout 1800 $(ARGS)
+	$(PYTEST) -m "$(ELSEWHERE)" --timeout 1800 $(ARGS)
+	$(call compiled,tpu,compile and nightly)
+	$(MAKE) test-cuda
+
+# The training step compiled for described chips: what it gathers, keeps in memory and calls. Where
+# the compiler cannot be installed (no network, no wheel for this platform), a line says so.
+test-compile:
+	$(call compiled,tpu,compile and not nightly)
+
+test-cuda:
+	$(call compiled,cuda,cuda)
 
 test-hf: $(VENV)/.installed-hf
 	$(PYTEST) -m hf $(ARGS)
@@ -92,16 +115,27 @@ lint: $(VENV)/.installed-dev
 
 setup: $(VENV)/.installed
 
+setup-tpu setup-cuda: setup-%: .venv-%/.installed
+
+.venv-%/.compiler: constraints.txt
+	@[ -x .venv-$*/bin/python ] || $(PYTHON) -m venv .venv-$*
+	$(call install,.venv-$*) $(COMPILER_$*)
+	@touch $@
+
+.venv-%/.installed: .venv-%/.compiler $(PINS)
+	$(call install,.venv-$*) -e . pytest pytest-timeout
+	@touch $@
+
 $(VENV)/.installed: $(PINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "mmjax needs Python 3.11 or later; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@[ -x $(BIN)/python ] || { echo "Setting up $(VENV) (a minute or two, once) ..."; \
 		$(PYTHON) -m venv $(VENV); }
-	$(INSTALL) -c constraints.txt -e '.[test]'
+	$(call install,$(VENV)) -e '.[test]'
 	@touch $@
 
 $(VENV)/.installed-%: $(VENV)/.installed
-	$(INSTALL) -c constraints.txt -e '.[test,$*]'
+	$(call install,$(VENV)) -e '.[test,$*]'
 	@touch $@
 
 constraints: $(VENV)/.installed
@@ -111,4 +145,4 @@ constraints: $(VENV)/.installed
 		-o constraints.txt
 
 clean:
-	rm -rf $(VENV) .cache build dist site *.egg-info
+	rm -rf $(VENV) .venv-tpu .venv-cuda .cache build dist site *.egg-info

@@ -20,6 +20,7 @@ from mmjax.config.code_file import Code
 from mmjax.data import loader, mixture
 from mmjax.experiment import Experiment
 from mmjax.parallel import distributed
+from mmjax.plan import flops
 from mmjax.run import checkpoint, lifecycle, metrics, program, resume, warm_start
 from mmjax.run import workdir as workdir_lib
 from mmjax.run.view import View
@@ -106,7 +107,8 @@ class _Loop:
         self.executables: dict[tuple[str, str], Any] = {}
         self.stream: loader.Stream | None = None
         self.seconds: dict[str, float] = {}
-        self.meter, self.skipped = metrics.Meter(self.program.mesh.size), 0
+        self.flops, peak = flops.of_program(self.program)
+        self.meter, self.skipped = metrics.Meter(self.program.mesh.size, peak), 0
         self.saver = checkpoint.Saver(folder, self.experiment.checkpoint)
         settings = self.experiment.logging
         self.writer = metrics.Writer(folder, main, settings.tensorboard)
@@ -173,7 +175,7 @@ class _Loop:
                 self._read(*previous)
             done = step + 1
             self._revise(done, total)  # by losses of steps before this one, which still runs
-            previous = (step, place.task, out, counts)
+            previous = (step, place, out, counts)
             self.progress.advance(done)
             due = settings.every and done % settings.every == 0 and done < total
             stopping = self._stopping(done)
@@ -210,8 +212,11 @@ class _Loop:
         jax.block_until_ready(self.state)  # collectives of two programs may not cross
         return distributed.any_process(self.stop.requested)
 
-    def _read(self, step: int, task: str, out: dict[str, Any], counts: dict[str, float]) -> None:
+    def _read(
+        self, step: int, place: mixture.Place, out: dict[str, Any], counts: dict[str, float]
+    ) -> None:
         """Metrics of a finished step: guards, and a log when it is due."""
+        task = place.task
         out = {name: np.asarray(value) for name, value in out.items()}
         record = {name: out.pop(name) for name in list(out) if name.startswith("load")}
         self.skipped = self.skipped + 1 if out["skipped"] else 0
@@ -221,7 +226,7 @@ class _Loop:
                 f" {self.skipped} steps in a row; lower learning_rate, set grad_clip_norm, or look"
                 " at the data of this task."
             )
-        self.meter.add(task, out, counts)
+        self.meter.add(task, out, counts, self.flops.get((task, place.variant), 0.0))
         self.course.observe(task, float(out["loss"]))
         done, every = step + 1, self.experiment.logging.log_every
         if done % every == 0 or done == self.experiment.total_steps:

@@ -51,3 +51,30 @@ def test_the_cost_of_verification_is_measured_in_a_run(root, tmp_path):
     assert found["saves"] == 1
     assert 0 < found["verify"] < found["steps"] * 1000
     assert found["ratio"] > 0
+
+
+def test_a_saved_program_is_read(root, tmp_path):
+    gather = "bf16[8,1024]{1,0} all-gather(%x), channel_id=1, dimensions={0}"
+    cycles = 'backend_config={"window_config":{"estimated_cycles":"3000000"}}'
+    text = f"""HloModule jit_f
+ENTRY %main (x: bf16[1,1024]) -> bf16[8,1024] {{
+  %x = bf16[1,1024]{{1,0}} parameter(0)
+  %g = {gather}
+  ROOT %y = bf16[8,1024]{{1,0}} tanh(%g), {cycles}, metadata={{op_name="tanh"}}
+}}
+"""
+    (tmp_path / "f.txt").write_text(text)
+    command = [sys.executable, "benchmarks/compiled.py", "--read", str(tmp_path / "f.txt")]
+    command += ["--topology", "v5e-8", "--min-mib", "0.01"]
+    run = lambda *more: (
+        subprocess.run(
+            [*command, *more], cwd=root, capture_output=True, text=True, check=True
+        ).stdout
+    )
+    found = json.loads(run("--json"))["f"]
+    assert found["collectives"]["all-gather"]["by_dtype"] == {"bf16": 16384}
+    assert found["estimated_seconds"] == pytest.approx(0.002)  # at 1.5 GHz
+    assert [a["shape"] for a in found["arrays"]] == [[8, 1024]]
+    shown = run()
+    assert "busy         2.00 ms (estimated)" in shown
+    assert "all-gather   1: bf16 0.0 MiB" in shown

@@ -191,3 +191,12 @@ def test_a_wheel_installs_the_command_and_its_data(tmp_path):
     assert "\n  mmjax train configs/quickstart.py " in run("recipes", "copy", "quickstart")
     assert "configs/quickstart.py  " in run("list", "recipes")
     assert "--tasks.masked.batch_size" in run("train", "configs/quickstart.py", "--help")
+
+
+@pytest.mark.parametrize(("target", "what"), [("test-compile", "libtpu"), ("test-cuda", "jax")])
+def test_where_no_compiler_can_be_installed_one_line_says_so(copy, target, what):
+    done = make(copy, target, "PYTHON=false")
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"skipped: {what}")
+    assert "cannot be installed here; make setup-" in line

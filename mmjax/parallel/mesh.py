@@ -75,11 +75,41 @@ class MeshConfig:
         devices = jax.devices() if devices is None else devices
         sizes = self.resolve(len(devices))
         # Explicit axis types are jax's default; automatic ones are asked for on purpose.
-        return jax.make_mesh(
-            tuple(sizes.values()),
-            tuple(sizes),
-            devices=devices,
-            axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
+        types = (jax.sharding.AxisType.Auto,) * len(sizes)
+        if getattr(devices[0], "platform", "cpu") == "tpu":
+            return jax.sharding.Mesh(_on_torus(sizes, devices), tuple(sizes), axis_types=types)
+        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices, axis_types=types)
+
+
+def _on_torus(sizes: dict[str, int], devices: Sequence[Any]) -> Any:
+    """TPU devices in the order of a mesh: neighbours on an axis are neighbours on the torus.
+
+    Other than `jax.make_mesh` it cuts an axis of the torus in two where a mesh asks for that, and
+    lays `replica` across slices.
+
+    Raises:
+      ValueError: `replica` is no multiple of the slices.
+    """
+    from jax.experimental import mesh_utils
+
+    shape = tuple(sizes.values())
+    slices = len({getattr(d, "slice_index", None) or 0 for d in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    check_slices(sizes, slices)
+    across = tuple(slices if name == "replica" else 1 for name in sizes)
+    inside = tuple(n // m for n, m in zip(shape, across, strict=True))
+    return mesh_utils.create_hybrid_device_mesh(
+        inside, across, devices, allow_split_physical_axes=True
+    )
+
+
+def check_slices(sizes: dict[str, int], slices: int) -> None:
+    """Raises ValueError where another axis than `replica` would cross slices of TPUs."""
+    if sizes["replica"] % slices:
+        raise ValueError(
+            f"MeshConfig: replica={sizes['replica']} is no multiple of the {slices} slices, and no"
+            f" other axis may cross them; set replica={slices}."
         )
 
 

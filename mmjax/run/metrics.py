@@ -48,24 +48,30 @@ class Meter:
 
     Fields:
       waited: seconds for batches since the last log.
+
+    Args:
+      peak_flops: of a device; 0 = it is not known, and neither is the share of it that is used.
     """
 
-    def __init__(self, num_devices: int):
-        self._window, self._num_devices = Window(), num_devices
-        self._tokens, self.waited = 0.0, 0.0
+    def __init__(self, num_devices: int, peak_flops: float = 0.0):
+        self._window, self._num_devices, self._peak = Window(), num_devices, peak_flops
+        self._tokens, self._flops, self.waited = 0.0, 0.0, 0.0
         self._mark = (0.0, 0)  # time and step of the last log
 
     def start(self, step: int) -> None:
         """The steps from here on are timed."""
         self._mark = (time.perf_counter(), step)
 
-    def add(self, task: str, out: dict[str, Any], counts: dict[str, float]) -> None:
-        """Metrics of a step, and the counts of its batch."""
+    def add(
+        self, task: str, out: dict[str, Any], counts: dict[str, float], flops: float = 0.0
+    ) -> None:
+        """Metrics of a step, the counts of its batch, and the FLOPs of its model."""
         self._window.add(out, f"train/{task}/")
         self._window.count(counts, f"data/{task}/")
         bad = {name: value for name, value in counts.items() if name.startswith("bad/")}
         self._window.count(bad, "data/")
         self._tokens += counts.get("tokens", 0.0)
+        self._flops += flops
         if math.isfinite(out["loss"]):
             self._window.add({"train/loss": out["loss"]})
 
@@ -78,8 +84,12 @@ class Meter:
         row["throughput/steps_per_second"] = (step - first) / elapsed
         everywhere = self._tokens * jax.process_count() / self._num_devices
         row["throughput/tokens_per_second_per_device"] = everywhere / elapsed
+        if self._peak and self._flops:
+            used = self._flops / elapsed
+            row["throughput/mfu"] = used / (self._peak * self._num_devices)
         row["data/wait_fraction"] = self.waited / elapsed
-        self._mark, self.waited, self._tokens = (now, step), 0.0, 0.0
+        self._mark, self.waited = (now, step), 0.0
+        self._tokens, self._flops = 0.0, 0.0
         return row
 
 

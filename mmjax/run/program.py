@@ -161,7 +161,11 @@ def build(experiment: Experiment, devices=None, folder=None) -> Program:
     Raises:
       ValueError: batches or parameters do not divide over the mesh.
     """
-    mesh = experiment.mesh.make(devices)
+    return on_mesh(experiment, experiment.mesh.make(devices), folder)
+
+
+def on_mesh(experiment: Experiment, mesh: jax.sharding.Mesh, folder=None) -> Program:
+    """The program for a mesh; for a `jax.sharding.AbstractMesh`, shapes and shardings alone."""
     experiment.check_mesh(mesh.size)
     parts, canonical = named_parts(experiment)
     extras: dict[str, Extra] = {}
@@ -209,7 +213,7 @@ def compile_all(program: Program, say: bool = False) -> dict[tuple[str, str], An
     tasks = program.experiment.tasks.items()
     keys = [(name, variant) for name, task in tasks for variant in task.variant_weights()]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = {pool.submit(_compile, program, *key): key for key in keys}
+        jobs = {pool.submit(compile_step, program, *key): key for key in keys}
         for job in concurrent.futures.as_completed(jobs):
             executable, seconds = job.result()
             memory = executable.memory_analysis()
@@ -219,7 +223,7 @@ def compile_all(program: Program, say: bool = False) -> dict[tuple[str, str], An
     return {key: job.result()[0] for job, key in jobs.items()}
 
 
-def _compile(program: Program, task: str, variant: str) -> tuple[Any, float]:
+def compile_step(program: Program, task: str, variant: str) -> tuple[Any, float]:
     """The compiled step and the seconds that it took."""
     began = time.perf_counter()
     experiment = program.experiment

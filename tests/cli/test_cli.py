@@ -26,6 +26,7 @@ OPTIONS = {
     "list": ["--json", "KIND"],
     "recipes": ["--out", "NAME", "copy"],
     "data": ["--json", "--out", "--records", "CONFIG", "check"],
+    "plan": ["--code", "--compile", "--json", "--topology", "CONFIG"],
     "train": [*CODE, "--workdir", "CONFIG"],
     "train-tokenizer": [*CODE, "--workdir", "CONFIG"],
     "eval": [*CODE, "--json", "--split", "PATH"],

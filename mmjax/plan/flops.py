@@ -1,0 +1,134 @@
+"""FLOPs of a training step: what the model asks for, whatever the program does twice.
+
+They are the FLOPs of `mmjax plan` and of `throughput/mfu`: each block says its own, three times the
+forward pass are a step. Padding of heads and rooms, and rematerialisation, are not counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from mmjax.data import loader
+from mmjax.data.task import Task
+from mmjax.experiment import Experiment
+from mmjax.models.plan import Transformer, flops_per_token
+from mmjax.plan import chips
+from mmjax.run.program import Program
+from mmjax.typing import Batch, PyTree, Vocabulary, path_name
+
+
+def group_shapes(task: Task, variant: str, experiment: Experiment, vocabulary: Vocabulary) -> Batch:
+    """Shapes of one group of a task's variant."""
+    layout, _, rows = task.shape(variant)
+    one = dataclasses.replace(task, layout=layout, batch_size=rows, group_rows=rows, variants={})
+    batch = loader.example_batch(one, "default", experiment.modalities, vocabulary)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+
+
+def batch_shapes(task: Task, variant: str, experiment: Experiment, vocabulary: Vocabulary) -> Batch:
+    """Shapes of a global batch, without making one."""
+    _, batch_size, rows = task.shape(variant)
+    groups = batch_size // rows
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((x.shape[0] * groups, *x.shape[1:]), x.dtype),
+        group_shapes(task, variant, experiment, vocabulary),
+    )
+
+
+def forward_flops(
+    experiment: Experiment, task: Task, batch: Batch, vocabulary: Vocabulary
+) -> float:
+    """Of one forward pass of a stack of blocks over a global batch."""
+    model = experiment.model
+    assert isinstance(model, Transformer)
+    total, lengths = 0.0, lanes(experiment, task, batch)
+    for lane, (rows, length, read_length) in lengths.items():
+        total += rows * length * flops_per_token(model, lane, length, read_length)
+        total += 2.0 * rows * read_length * model.width**2  # the memory, projected
+    for tokens in batch.views.values():
+        for values in tokens.values.values():
+            total += 2.0 * model.width * _size(values.value_BJP.shape)
+    return total + _head_flops(model, batch, vocabulary)
+
+
+def lanes(experiment: Experiment, task: Task, batch: Batch) -> dict[str, tuple[int, int, int]]:
+    """Lane -> (rows, tokens of a row, tokens of the row that it reads); views of equal lane add."""
+    model, names = experiment.model, experiment.model.lane_names()
+    shapes = {view: tokens.ids_BL.shape for view, tokens in batch.views.items()}
+    reads = model.read_lanes() if isinstance(model, Transformer) else {}
+    found: dict[str, tuple[int, int, int]] = {}
+    for view, (rows, length) in shapes.items():
+        lane = task.objective.lane(view) or names[0]
+        read = 0
+        if view == "target" and reads:
+            lane = next(iter(reads))
+            read = shapes["input"][1]
+        if lane in found:
+            before = found[lane]
+            # Rows of another length: as many tokens, of the mean length.
+            tokens = before[0] * before[1] + rows * length
+            rows = before[0] + rows
+            length = round(tokens / rows)
+        found[lane] = (rows, length, read)
+    return found
+
+
+def _head_flops(model: Transformer, batch: Batch, vocabulary: Vocabulary) -> float:
+    """Of read-outs: of as many tokens as are predicted, not of the room that there is for them."""
+    rooms = {stream: _size(t.weight_WU.shape) for stream, t in batch.targets.items()}
+    view = batch.views.get("target") or batch.views.get("input")
+    if not rooms or view is None:
+        return 0.0
+    share = min(1.0, _size(view.ids_BL.shape) / sum(rooms.values()))
+    outs = {s: vocabulary.spec(s).vocab_size or vocabulary.spec(s).width for s in rooms}
+    return sum(2.0 * model.width * outs[s] * rooms[s] * share for s in rooms)
+
+
+def step_flops(
+    experiment: Experiment, task: str, variant: str, vocabulary: Vocabulary
+) -> float | None:
+    """Of one optimizer step; None = the model is no stack of blocks, whose program must be read."""
+    if not isinstance(experiment.model, Transformer):
+        return None
+    config = experiment.tasks[task]
+    batch = batch_shapes(config, variant, experiment, vocabulary)
+    return 3.0 * forward_flops(experiment, config, batch, vocabulary)
+
+
+def of_program(program: Program) -> tuple[dict[tuple[str, str], float], float]:
+    """FLOPs by (task, variant), and the peak of a device; nothing and 0 where it is not known."""
+    device = np.asarray(program.mesh.devices).flat[0]
+    peak = chips.peak_flops(device.device_kind, program.dtype)
+    if peak is None:
+        return {}, 0.0
+    found = {
+        (name, variant): step_flops(program.experiment, name, variant, program.vocabulary)
+        for name, task in program.experiment.tasks.items()
+        for variant in task.variant_weights()
+    }
+    return {key: flops for key, flops in found.items() if flops is not None}, peak
+
+
+def count_parameters(experiment: Experiment, params: PyTree, axes: dict) -> tuple[int, int]:
+    """(all, those that one token uses): of experts only those that are chosen."""
+    runs, total, active = experiment.model.layer_plan(), 0, 0.0
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        keys, size = path_name(path).split("/"), _size(leaf.shape)
+        total += size
+        if keys[0] == "runs" and "expert" in axes[path_name(path)]:
+            block = runs[int(keys[1])].pattern[int(keys[3])]
+            names = axes[path_name(path)]
+            experts = leaf.shape[len(leaf.shape) - len(names) + names.index("expert")]
+            size *= min(1.0, getattr(block.router, "num_experts_per_tok", 1) / experts)
+        active += size
+    return total, round(active)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size

@@ -1,0 +1,343 @@
+"""Memory, traffic and time of a step on a mesh, estimated: no compiler, no jax backend.
+
+Parameters, optimizer and batch are exact, by the shardings that a run would have. What the forward
+pass keeps is read from the traced program (`trace`); KEPT says what XLA makes of that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmjax import step as step_lib
+from mmjax.experiment import Experiment
+from mmjax.models.plan import Transformer
+from mmjax.parallel.mesh import BATCH_AXES, MeshConfig, check_slices
+from mmjax.plan import flops, tiles, trace
+from mmjax.plan.topology import Topology
+from mmjax.run import program as program_lib
+from mmjax.run.program import Program
+from mmjax.typing import PyTree, path_name
+
+# Matrix products reach this share of a chip's peak, the rest of a step its memory bandwidth.
+MATMUL_SHARE = 0.6
+PROCESS_BYTES = 4 << 30  # of a host: Python, jax, the compiler and what it compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeps:
+    """What a remat policy means for XLA, as shares of what jax says (calibrated: tests/plan).
+
+    Fields:
+      kept: share of the arrays that jax keeps for the backward pass. layer: share of what one
+        layer keeps without a policy, which the backward pass of a layer has in memory.
+      forwards: forward passes that a step computes.
+    """
+
+    kept: float = 1.0
+    layer: float = 1.0
+    forwards: float = 1.0
+
+
+KEPT: dict[str, Keeps] = {
+    "none": Keeps(layer=0.0),
+    "dots": Keeps(forwards=1.1),
+    "full": Keeps(forwards=2.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A task's step on a mesh; bytes are those of a device.
+
+    Fields:
+      memory: bytes by class. collectives: bytes by kind. networks: bytes by network.
+      roofline: seconds by what limits them.
+    """
+
+    memory: dict[str, int]
+    collectives: dict[str, int]
+    networks: dict[str, float]
+    roofline: dict[str, float]
+    flops: float
+    arguments: int
+
+    @property
+    def hbm_bytes(self) -> int:
+        """All of it."""
+        return sum(self.memory.values())
+
+    @property
+    def seconds(self) -> float:
+        """The slowest of what a step needs at the same time."""
+        return max(self.roofline.values())
+
+
+def abstract_mesh(sizes: dict[str, int], topology: Topology) -> Any:
+    """A mesh that says what its devices are, and has none."""
+    from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+    chip = topology.chip
+    kind = AbstractDevice(chip.kind, 1 if chip.platform == "tpu" else None, chip.platform)
+    return AbstractMesh(
+        tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes), abstract_device=kind
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """An experiment whose steps have been traced once, to be laid on meshes.
+
+    Fields:
+      kept: by (task, variant), of a global batch. full: the same without a remat policy.
+      step_flops: by (task, variant).
+    """
+
+    experiment: Experiment
+    topology: Topology
+    program: Program
+    batches: dict[tuple[str, str], Any]
+    kept: dict[tuple[str, str], trace.Kept]
+    full: dict[tuple[str, str], trace.Kept]
+    step_flops: dict[tuple[str, str], float]
+
+
+def trace_all(experiment: Experiment, topology: Topology, remat: str = "") -> Planned:
+    """Traces every (task, variant) for the devices of a topology; the mesh does not matter yet."""
+    one = dataclasses.replace(experiment, mesh=MeshConfig(data=1))
+    sizes = one.mesh.resolve(1)
+    program = program_lib.on_mesh(one, abstract_mesh(sizes, topology))
+    dtype = topology.chip.dtype if experiment.model.dtype == "auto" else experiment.model.dtype
+    program = dataclasses.replace(program, dtype=dtype)
+    policy = remat or getattr(experiment.model, "remat_policy", "none")
+    batches, kept, full, counted = {}, {}, {}, {}
+    for name, task in experiment.tasks.items():
+        for variant in task.variant_weights():
+            key = (name, variant)
+            batch = flops.batch_shapes(task, variant, experiment, program.vocabulary)
+            batches[key] = batch
+            kept[key] = trace.keep(program, name, variant, batch, policy)
+            layered = policy != "none" and isinstance(experiment.model, Transformer)
+            full[key] = trace.keep(program, name, variant, batch, "none") if layered else kept[key]
+            step = flops.step_flops(experiment, name, variant, program.vocabulary)
+            counted[key] = 3 * full[key].flops if step is None else step
+    return Planned(experiment, topology, program, batches, kept, full, counted)
+
+
+def estimate(planned: Planned, mesh: MeshConfig, key: tuple[str, str], remat: str = "") -> Estimate:
+    """A (task, variant) on a mesh.
+
+    Raises:
+      ValueError: batches or parameters do not divide over the mesh.
+    """
+    experiment = dataclasses.replace(planned.experiment, mesh=mesh)
+    sizes = mesh.resolve(planned.topology.num_devices)
+    experiment.check_mesh(planned.topology.num_devices)
+    if planned.topology.chip.platform == "tpu":
+        check_slices(sizes, planned.topology.slices)
+    layout = Layout(planned, sizes)
+    policy = remat or getattr(experiment.model, "remat_policy", "none")
+    memory = layout.memory(key, KEPT.get(policy, Keeps()))
+    sent = layout.traffic(key)
+    return Estimate(
+        memory={k: int(v) for k, v in memory.items()},
+        collectives={k: int(v) for k, v in sent.kinds.items() if v},
+        networks=sent.networks,
+        roofline=layout.roofline(key, KEPT.get(policy, Keeps()), memory, sent),
+        flops=planned.step_flops[key],
+        arguments=int(sum(memory[k] for k in ("parameters", "optimizer", "state", "batch"))),
+    )
+
+
+@dataclasses.dataclass
+class Traffic:
+    """Bytes of collectives by kind, as the buffers of one device, and seconds by network."""
+
+    kinds: dict[str, float] = dataclasses.field(default_factory=dict)
+    networks: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def add(self, kind: str, size: float, parts: int, network: str) -> None:
+        """A collective over so many devices; an all-reduce sends twice what a gather does."""
+        if parts > 1:
+            sent = size * (parts - 1) / parts * (2 if kind == "all-reduce" else 1)
+            self.kinds[kind] = self.kinds.get(kind, 0.0) + size
+            self.networks[network] = self.networks.get(network, 0.0) + sent
+
+
+class Layout:
+    """A traced experiment on a mesh of these sizes."""
+
+    def __init__(self, planned: Planned, sizes: dict[str, int]):
+        self.planned, self.sizes, self.topology = planned, sizes, planned.topology
+        program, mesh = planned.program, abstract_mesh(sizes, planned.topology)
+        rules = planned.experiment.rules
+        specs = step_lib.state_shardings(program, program.tx, program.extras, mesh, rules)
+        self.state = jax.tree.map(
+            lambda x, s: (x, s.spec), _shapes(program), specs, is_leaf=lambda x: hasattr(x, "dtype")
+        )
+        self.shards = math.prod(sizes[axis] for axis in BATCH_AXES)
+        self.itemsize = np.dtype(program.dtype).itemsize
+
+    def parts(self, spec) -> int:
+        """Number of parts that a spec cuts an array into."""
+        axes = [a for entry in spec for a in (entry if isinstance(entry, tuple) else (entry,)) if a]
+        return math.prod(self.sizes[a] for a in axes)
+
+    def bytes_of(self, tree: PyTree) -> int:
+        """Of a device, of a part of the state."""
+        is_pair = lambda x: isinstance(x, tuple) and len(x) == 2 and hasattr(x[0], "dtype")
+        leaves = jax.tree.leaves(tree, is_leaf=is_pair)
+        return sum(self._array(self._part(x.shape, spec), x.dtype.itemsize) for x, spec in leaves)
+
+    def _part(self, shape: tuple[int, ...], spec) -> tuple[int, ...]:
+        """The shape of a device's part."""
+        entries = [*spec, *[None] * (len(shape) - len(spec))]
+        return tuple(n // self.parts([e]) for n, e in zip(shape, entries, strict=True))
+
+    def _array(self, shape: tuple[int, ...], itemsize: int) -> int:
+        return tiles.size(shape, itemsize, self.topology.chip.platform)
+
+    @functools.cached_property
+    def leaves(self) -> list[tuple[str, Any, Any]]:
+        """(path, shape, spec) of every parameter."""
+        is_pair = lambda x: isinstance(x, tuple) and len(x) == 2 and hasattr(x[0], "dtype")
+        flat = jax.tree_util.tree_flatten_with_path(self.state.params, is_leaf=is_pair)[0]
+        return [(path_name(path), *pair) for path, pair in flat]
+
+    def memory(self, key: tuple[str, str], keeps: Keeps) -> dict[str, float]:
+        """Bytes of a device by class."""
+        planned, kept = self.planned, self.planned.kept[key]
+        batch = jax.tree.leaves(planned.batches[key])
+        used = [x for x, is_used in zip(batch, kept.used, strict=True) if is_used]
+        parameters = self.bytes_of(self.state.params)
+        rest = {
+            "state": self.bytes_of((self.state.extra, self.state.model_state, self.state.step)),
+            "optimizer": self.bytes_of(self.state.opt_state),
+            "batch": sum(
+                self._array((x.shape[0] // self.shards, *x.shape[1:]), x.dtype.itemsize)
+                for x in used
+            ),
+        }
+        activations = keeps.kept * self._local(kept.activations)
+        return {
+            "parameters": parameters,
+            **rest,
+            "gradients": parameters,
+            "activations": activations,
+            "logits": self._local(kept.logits),
+            "buffers": self._buffers(key, keeps),
+        }
+
+    def _local(self, kept: tuple[trace.Residual, ...]) -> int:
+        """Bytes of a device."""
+        tensor = self.sizes["tensor"]
+        return sum(self._array(r.local(self.shards, tensor), r.itemsize) for r in kept)
+
+    def _buffers(self, key: tuple[str, str], keeps: Keeps) -> float:
+        """In memory for a while: a layer that is computed again, and weights as they are used."""
+        layers = sum(len(r.pattern) * r.repeats for r in self.planned.experiment.model.layer_plan())
+        layer = keeps.layer * self._local(self.planned.full[key].activations) / max(layers, 1)
+        return layer + self._cast_weights()
+
+    def _cast_weights(self) -> float:
+        """Weights in the compute type as they are used: gathered over fsdp."""
+        whole = 0.0
+        for _, x, spec in self.leaves:
+            gathered = [a for a in spec if a != "fsdp"]
+            whole += _size(x) * self.itemsize / self.parts(gathered)
+        return whole
+
+    def traffic(self, key: tuple[str, str]) -> Traffic:
+        """Collectives of a step, as the shardings ask for them."""
+        sent, sizes = Traffic(), self.sizes
+        within = "dcn" if self.topology.slices > 1 and sizes["replica"] == 1 else "ici"
+        for path, x, spec in self.leaves:
+            axes = {a for a in spec if a}
+            whole = _size(x) / self.parts([a for a in spec if a != "fsdp"])
+            if "fsdp" in axes and sizes["fsdp"] > 1:
+                # Gathered in the compute type, forward and backward; gradients are scattered.
+                turns = 2 if path.startswith("runs/") else 1
+                sent.add("all-gather", turns * whole * self.itemsize, sizes["fsdp"], within)
+                sent.add("reduce-scatter", whole * 4, sizes["fsdp"], within)
+            own = _size(x) * 4 / self.parts(spec)
+            inside = [a for a in ("data", "fsdp", "expert") if a not in axes]
+            sent.add("all-reduce", own, math.prod(sizes[a] for a in inside), within)
+            across = "dcn" if self.topology.slices > 1 else "ici"
+            sent.add("all-reduce", own, sizes["replica"], across)
+        self._of_blocks(key, sent, within)
+        return sent
+
+    def _of_blocks(self, key: tuple[str, str], sent: Traffic, within: str) -> None:
+        """Of activations: sums over the tensor axis, tokens that go to their experts."""
+        experiment = self.planned.experiment
+        model = experiment.model
+        if not isinstance(model, Transformer):
+            return
+        task, batch = experiment.tasks[key[0]], self.planned.batches[key]
+        for lane, (rows, length, _) in flops.lanes(experiment, task, batch).items():
+            size = rows * length * model.width * self.itemsize / self.shards
+            for run in model.layer_plan():
+                for block in run.pattern:
+                    if block.lane != lane:
+                        continue
+                    sums = 3 if block.reads else 2
+                    sent.add(
+                        "all-reduce", 2 * sums * run.repeats * size, self.sizes["tensor"], within
+                    )
+                    if block.router is not None:
+                        chosen = getattr(block.router, "num_experts_per_tok", 1)
+                        moved = 4 * chosen * run.repeats * size  # there and back, and gradients
+                        sent.add("all-to-all", moved, self.sizes["expert"], within)
+
+    def roofline(self, key, keeps: Keeps, memory: dict, sent: Traffic) -> dict[str, float]:
+        """Seconds by what limits a step."""
+        chip, step = self.topology.chip, self.planned.step_flops[key]
+        devices = self.topology.num_devices
+        computed = step * (2 + keeps.forwards) / 3 / devices
+        moved = 3 * memory["activations"] + 2 * memory["logits"] + 3 * self._cast_weights()
+        moved += 2 * (memory["parameters"] + memory["optimizer"] + memory["gradients"])
+        hosts = self.topology.num_hosts / self.topology.slices
+        per_host = self.topology.devices_per_slice / hosts
+        found = {
+            "compute": computed / (chip.flops * MATMUL_SHARE),
+            "hbm": moved / chip.hbm_bandwidth,
+            "ici": sent.networks.get("ici", 0.0) / chip.ici_bandwidth,
+            "dcn": sent.networks.get("dcn", 0.0) / (chip.dcn_bandwidth / per_host),
+        }
+        return {name: seconds for name, seconds in found.items() if seconds}
+
+
+def host_bytes(planned: Planned, sizes: dict[str, int]) -> int:
+    """Of a host: its batches made ahead, the copy of its part of the state that a save makes."""
+    layout, topology = Layout(planned, sizes), planned.topology
+    devices = topology.num_devices / topology.num_hosts
+    state = layout.bytes_of(tuple(layout.state)) * devices
+    batches = max(
+        sum(_size(x) * x.dtype.itemsize for x in jax.tree.leaves(batch))
+        for batch in planned.batches.values()
+    )
+    ahead = planned.experiment.data.prefetch + 2
+    return int(PROCESS_BYTES + state + ahead * batches / topology.num_hosts)
+
+
+def checkpoint_bytes(planned: Planned) -> int:
+    """Of the state, whole."""
+    return sum(_size(x) * x.dtype.itemsize for x in jax.tree.leaves(_shapes(planned.program)))
+
+
+def _shapes(program: Program) -> step_lib.TrainState:
+    def init(params, model_state):
+        extra = {name: e.init(params) for name, e in program.extras.items()}
+        step = jax.numpy.zeros((), jax.numpy.int32)
+        return step_lib.TrainState(step, params, model_state, program.tx.init(params), extra)
+
+    return jax.eval_shape(init, program.params, program.model_state)
+
+
+def _size(x: Any) -> int:
+    return math.prod(x.shape)

@@ -1,0 +1,70 @@
+"""The training step of the tests' small world, compiled for the eight chips of a v5e host.
+
+A change fails here when it makes the step gather more weights in float32, materialise more of
+attention, lose a kernel or take more memory. Bounds are what holds today; tighten them with the
+change that improves on them.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from mmjax.plan import hlo
+
+pytestmark = [pytest.mark.compile, pytest.mark.timeout(1800)]  # with all programs
+
+INPUT, TARGET = 384, 272  # as in programs.py; no other dimension has these sizes
+KERNELS: set[str] = set()  # names of all its kernels: none today
+
+
+def gathered(reading: hlo.Reading) -> dict[str, int]:
+    """Bytes that one device gathers in a step, by dtype."""
+    gathers = reading.collectives.get("all-gather")
+    return gathers.by_dtype if gathers else {}
+
+
+def scores(text: str, least: int = 0) -> dict[tuple[int, ...], int]:
+    """Arrays of queries x keys, by shape: bytes of all of them. No kernel leaves any."""
+    found = {}
+    for array in hlo.arrays(text, max(least, INPUT * TARGET)):
+        if sum(dim in (INPUT, TARGET) for dim in array.shape) > 1:
+            found[array.shape] = found.get(array.shape, 0) + array.count * array.bytes
+    return found
+
+
+@pytest.fixture(scope="module")
+def reading(for_tpu) -> hlo.Reading:
+    return hlo.read(for_tpu.texts["step"])
+
+
+def test_it_compiles_and_every_loop_is_understood(for_tpu, reading):
+    assert reading.cycles > 0
+    assert reading.unknown_loops == 0
+    assert for_tpu.memory["step"]["temporary"] < 32 * 2**20
+
+
+def test_weights_are_gathered_in_bfloat16(for_tpu, reading):
+    parameters = for_tpu.memory["step"]["parameters"]
+    by_dtype = gathered(reading)
+    assert by_dtype["bf16"] <= 2 * 2 * parameters
+    # Embeddings and routers are gathered in float32 still.
+    assert by_dtype.get("f32", 0) <= 300_000
+
+
+def test_gradients_are_scattered(for_tpu, reading):
+    parameters = for_tpu.memory["step"]["parameters"]
+    assert reading.collectives["reduce-scatter"].bytes >= 0.5 * 2 * parameters
+    assert reading.collectives["all-reduce"].bytes < 0.25 * 4 * parameters
+
+
+def test_attention_is_materialised_no_further(for_tpu):
+    # Per device two rows, two heads; a self-attention of each stack and one across.
+    found = scores(for_tpu.texts["step"])
+    assert {tuple(sorted(shape[-2:])) for shape in found} <= {
+        (INPUT, INPUT), (TARGET, INPUT), (TARGET, TARGET)
+    }  # fmt: skip
+    assert sum(found.values()) <= 16 * 2**20
+
+
+def test_its_kernels_are_these(reading):
+    assert set(reading.kernels) == KERNELS
