@@ -102,10 +102,11 @@ def remat(body: Callable, policy: str, placement: Placement) -> Callable:
 
     Args:
       policy: `none` keeps everything but ready weights, so that those of all layers are never in
-        memory at once; `dots` keeps what products with weights and attention give; `attention`
-        keeps what attention gives; `full` keeps nothing. All keep the input of the layer.
+        memory at once, and so does `auto`, of which nobody has made a choice; `dots` keeps what
+        products with weights and attention give; `attention` keeps what attention gives; `full`
+        keeps nothing. All keep the input of the layer.
     """
-    if policy == "none":
+    if policy in ("none", "auto"):
         return body if placement.is_plain else jax.checkpoint(body, policy=_all_but_weights)
     policies = jax.checkpoint_policies
     attention = policies.save_only_these_names(ATTENTION)

@@ -130,7 +130,8 @@ def compute_dtype(dtype: str, mesh: jax.sharding.Mesh) -> str:
     if dtype != "auto":
         return dtype
     if platform(mesh) == "gpu":
-        capability = str(getattr(mesh.devices.flat[0], "compute_capability", ""))  # "7.5", "gfx942"
+        first = mesh.devices.flat[0] if isinstance(mesh, jax.sharding.Mesh) else None
+        capability = str(getattr(first, "compute_capability", ""))  # "7.5", "gfx942"
         return "float32" if capability[:2] in ("5.", "6.", "7.") else "bfloat16"
     return "float32" if platform(mesh) == "cpu" else "bfloat16"
 
