@@ -42,7 +42,7 @@ def choose(experiment: Experiment, where: Topology) -> tuple[str, int]:
     """The first policy, from much memory to little, whose estimate fits, and its bytes a device;
     the last one where none does."""
     found = ("", 0)
-    for found in sizes(experiment, where):  # noqa: B007 (the last one when none is left)
+    for found in sizes(experiment, where):
         if found[1] <= SPARE * where.hbm_limit:
             break
     return found
