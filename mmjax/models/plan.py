@@ -136,9 +136,9 @@ class Transformer(ModelConfig):
       heads: by name; what objectives need and the config does not name is added with defaults.
       runs: an explicit layer plan instead of the one made from the fields above.
       remat_policy: `none`, `dots` (keep matrix products) or `full`.
-      attention: `chunked` builds masks and scores for `query_block` queries at a time, so that
-        memory does not grow with length x length; `full` for all at once; `auto` takes what suits
-        the devices of the mesh (today `chunked` everywhere).
+      attention: `auto` takes what suits the devices of the mesh. `chunked` computes blocks of
+        `query_block` queries and keys, `full` all at once; `pallas` and `splash` are kernels for
+        TPU, `cudnn` for GPU (docs/attention.md).
     """
 
     shape: Literal["encoder", "encoder_decoder", "decoder", "towers"] = "encoder_decoder"
@@ -160,7 +160,7 @@ class Transformer(ModelConfig):
     runs: tuple[Run, ...] = ()
     remat_policy: Literal["none", "dots", "full"] = "none"
     query_block: ranges.Count = 512
-    attention: Literal["auto", "chunked", "full"] = dataclasses.field(
+    attention: Literal["auto", "chunked", "full", "splash", "pallas", "cudnn"] = dataclasses.field(
         default="auto", metadata={"is_new": True, "identity": "none"}
     )
 
