@@ -21,6 +21,8 @@ from mmjax.typing import Array
 HIDDEN, FLOOR, TINY = -1e30, -1e29, 1e-30  # exp(HIDDEN - FLOOR) is 0
 SCORES = 2**19  # that a loop over rows holds at a time on CPU, where they then stay in its cache
 
+KEPT = 2**16  # weights of a row and head that CPU keeps for the backward pass
+
 
 class _Side(NamedTuple):
     """Queries or keys, by block: [blocks, B, ...]."""
@@ -40,6 +42,8 @@ def attention(
     """Softmax attention [B, Q, H, G]; a query that sees nothing gives zero."""
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BQHG, k_BLKG, v_BLKG))
     run = functools.partial(_attention, block)
+    if _keeps_weights(q.shape[2], k.shape[2]):
+        run = _short
     rows = _rows_at_a_time(q.shape[0], q.shape[1] * min(q.shape[2], block) * min(k.shape[2], block))
     if rows == q.shape[0]:
         out = run(q, k, v, q_marks_BNQ, k_marks_BNL)
@@ -47,6 +51,11 @@ def attention(
         parts = [x.reshape(-1, rows, *x.shape[1:]) for x in (q, k, v, q_marks_BNQ, k_marks_BNL)]
         out = jax.lax.map(lambda some: run(*some), parts).reshape(q.shape)
     return jnp.swapaxes(out, 1, 2)
+
+
+def _keeps_weights(num_queries: int, length: int) -> bool:
+    """On CPU, weights of short rows are cheaper to keep than to compute again."""
+    return mesh_lib.platform() == "cpu" and num_queries * length <= KEPT
 
 
 def _rows_at_a_time(rows: int, scores: int) -> int:
@@ -162,6 +171,37 @@ def _backward(block: int, kept, d_out):
 
 
 _attention.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def _short(q, k, v, q_marks, k_marks):
+    """One block, whose weights the backward pass finds."""
+    return _short_forward(q, k, v, q_marks, k_marks)[0]
+
+
+def _short_forward(q, k, v, q_marks, k_marks):
+    grouped = q.reshape(q.shape[0], k.shape[1], -1, *q.shape[2:])
+    score = _scores(grouped, k, q_marks, k_marks)
+    weight = jnp.exp(score - jnp.maximum(jnp.max(score, axis=-1, keepdims=True), FLOOR))
+    weight = weight / jnp.maximum(jnp.sum(weight, axis=-1, keepdims=True), TINY)
+    weight = weight.astype(v.dtype)
+    out = _product("bkrql,bklg->bkrqg", weight, v).astype(q.dtype)
+    return out.reshape(q.shape), (grouped, k, v, weight)
+
+
+def _short_backward(kept, d_out):
+    q, k, v, weight = kept
+    d = d_out.reshape(q.shape)
+    d_weight = _product("bkrqg,bklg->bkrql", d, v)
+    exact = weight.astype(jnp.float32)
+    mean = jnp.sum(exact * d_weight, axis=-1, keepdims=True)
+    d_score = (exact * (d_weight - mean) * q.shape[-1] ** -0.5).astype(q.dtype)
+    d_q = _product("bkrql,bklg->bkrqg", d_score, k).astype(q.dtype).reshape(d_out.shape)
+    d_k = _product("bkrql,bkrqg->bklg", d_score, q).astype(k.dtype)
+    return d_q, d_k, _product("bkrql,bkrqg->bklg", weight, d).astype(v.dtype), None, None
+
+
+_short.defvjp(_short_forward, _short_backward)
 
 
 def _scan(step, first, xs):
