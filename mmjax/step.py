@@ -22,10 +22,12 @@ import optax
 from flax import nnx
 
 from mmjax.models.module import ModelState
+from mmjax.models.weights import Placement
 from mmjax.objectives import objective as objective_lib
 from mmjax.objectives.balance import normalise_weights
 from mmjax.optim import backward, freezing, gradients, optimizer
 from mmjax.optim.taps import Taps
+from mmjax.parallel import mesh as mesh_lib
 from mmjax.parallel import rules as rules_lib
 from mmjax.typing import Array, Batch, Metrics, PyTree, path_name
 
@@ -144,10 +146,12 @@ def bind(
     dtype: str,
     training: bool = False,
     taps: Taps | None = None,
+    placement: Placement | None = None,
 ):
     """The model with these arrays in it, ready for the model calls; `training` turns dropout on."""
     model: Any = nnx.merge(parts.graph, params, model_state)
     model.group_rows, model.compute_dtype, model.training = group_rows, dtype, training
+    model.placement = placement or Placement(dtype=dtype, reduce_dtype=dtype)
     if taps is not None:
         model.taps = taps
     return model
@@ -178,7 +182,7 @@ def eval_step(
     return objective_lib.total(losses), metrics, features
 
 
-def _gradient(parts, objective, mask, group_rows, dtype, *, rule, rule_state, task):
+def _gradient(parts, objective, mask, group_rows, placement, *, rule, rule_state, task):
     """(state, batch, key) -> (losses, gradient, what comes with the losses, state of the rule)."""
 
     def gradient(state: TrainState, batch: Batch, key: Array):
@@ -186,7 +190,8 @@ def _gradient(parts, objective, mask, group_rows, dtype, *, rule, rule_state, ta
 
         def losses_of(train, taps=None):
             params = freezing.join(train, frozen)
-            model = bind(parts, params, state.model_state, group_rows, dtype, True, taps)
+            how = (group_rows, placement.dtype, True, taps, placement)
+            model = bind(parts, params, state.model_state, *how)
             with jax.named_scope(type(objective).__name__):
                 losses, metrics, record, features = objective(model, batch, key, state.extra)
                 totals = objective_lib.total(losses)
@@ -213,6 +218,7 @@ def make_train_step(
     seed: int,
     group_rows: int,
     dtype: str = "float32",
+    grad_reduce_dtype: str = "",
     grad_clip_norm: float = 0.0,
     learning_rate_scale: float = 1.0,
     trainable: PyTree | None = None,
@@ -229,13 +235,16 @@ def make_train_step(
 
     Args:
       task: its name, which a rule is told. rule_state: the extra that holds the state of the rule;
-        "" = it has none.
+        "" = it has none. grad_reduce_dtype: in which gradients of matrices are added up over
+        devices; "" = `dtype`.
     """
     mask = trainable if trainable is not None else jax.tree.map(lambda _: True, parts.params)
     mesh = shardings.step.mesh
 
     how = {"rule": rule, "rule_state": rule_state, "task": task}
-    gradient = _gradient(parts, objective, mask, group_rows, dtype, **how)
+    specs = jax.tree.map(lambda s: s.spec, shardings.params)
+    placement = Placement(specs, dtype, grad_reduce_dtype or dtype)
+    gradient = _gradient(parts, objective, mask, group_rows, placement, **how)
 
     def step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -271,4 +280,5 @@ def make_train_step(
         in_shardings=(shardings, rules_lib.batch_sharding(mesh)),
         out_shardings=(shardings, none),
         donate_argnums=0,
+        compiler_options=mesh_lib.compiler_options(mesh),
     )

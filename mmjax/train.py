@@ -20,7 +20,7 @@ from mmjax.config.code_file import Code
 from mmjax.data import loader, mixture
 from mmjax.experiment import Experiment
 from mmjax.parallel import distributed
-from mmjax.plan import flops
+from mmjax.plan import flops, policy
 from mmjax.run import checkpoint, lifecycle, metrics, program, resume, warm_start
 from mmjax.run import workdir as workdir_lib
 from mmjax.run.view import View
@@ -77,6 +77,8 @@ def train(
             workdir_lib.open_run(folder, experiment, code, chosen, data)
         experiment.check_mesh(len(devices if devices is not None else jax.devices()))
         experiment = workdir_lib.ready_modalities(experiment, folder, main, manifest)
+        experiment, chosen_remat = policy.resolved(experiment, devices)
+        console.say(chosen_remat, main and bool(chosen_remat))
         built = program.build(experiment, devices, folder)
         source = None if chosen else warm_start.find(built)
         loop = _Loop(built, folder, main, stop, course, data)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from mmjax.models import attention, contracts, fused, moe, plan
+from mmjax.models import attention, contracts, fused, moe, plan, weights
 from mmjax.models.block import Stack
 from mmjax.models.module import BlockModule, Cache, Call, DecodeCall, Encoded, ModelState, param
 from mmjax.parallel import rules
@@ -21,11 +22,7 @@ class Norm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((width,)), axes=(axis,), reduce=())
 
     def __call__(self, x):
-        if self.kind == "layer":
-            y = x.astype(jnp.float32)
-            y = y - jnp.mean(y, axis=-1, keepdims=True)
-            return fused.rms_norm(y, self.scale[...], self.eps).astype(x.dtype)
-        return fused.rms_norm(x, self.scale[...], self.eps)
+        return fused.norm(x, self.scale[...], self.eps, self.kind == "layer")
 
 
 class Attention(nnx.Module):
@@ -47,15 +44,14 @@ class Attention(nnx.Module):
 
     def keys(self, x_BLD: Array, tokens: Tokens) -> tuple[Array, Array]:
         """Keys, rotated to their positions, and values [B, L, K, G] of what is looked at."""
-        dtype = x_BLD.dtype
-        k = fused.project(x_BLD, self.key[...].astype(dtype))
-        v = fused.project(x_BLD, self.value[...].astype(dtype))
+        k = fused.project(x_BLD, self.key[...])
+        v = fused.project(x_BLD, self.value[...])
         k = self.key_norm(k) if self.qk_norm else k
         return self._rotated(k, tokens), v
 
     def queries(self, x_BQD: Array, tokens: Tokens) -> Array:
         """Queries [B, Q, H, G], rotated to their positions."""
-        q = fused.project(x_BQD, self.query[...].astype(x_BQD.dtype))
+        q = fused.project(x_BQD, self.query[...])
         return self._rotated(self.query_norm(q) if self.qk_norm else q, tokens)
 
     def _rotated(self, x_BLHG: Array, tokens: Tokens) -> Array:
@@ -75,10 +71,10 @@ class Attention(nnx.Module):
             attention.visibility(key), causal=causal, isolate=isolate,
             implementation=self.implementation, query_block=self.query_block,
         )  # fmt: skip
-        return self._out(out)
+        return self._out(checkpoint_name(out, weights.ATTENTION))
 
     def _out(self, x_BQHG: Array) -> Array:
-        return fused.project(x_BQHG, self.out[...].astype(x_BQHG.dtype), inputs=2)
+        return fused.project(x_BQHG, self.out[...], inputs=2)
 
     # ---- decoding: keys and values lie as [B, K, L, G], as the products of a step read them
 
@@ -108,7 +104,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_BLD, tokens: Tokens, group_rows: int, key: Array | None):
         del tokens, group_rows, key
-        up, gate, down = (w[...].astype(x_BLD.dtype) for w in (self.up, self.gate, self.down))
+        up, gate, down = (w[...] for w in (self.up, self.gate, self.down))
         out = fused.swiglu(x_BLD.reshape(-1, x_BLD.shape[-1]), up, gate, down)
         return out.reshape(x_BLD.shape), {}
 

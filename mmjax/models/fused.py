@@ -1,4 +1,4 @@
-"""Products and sums as XLA computes them best; RMS norm and SwiGLU with derivatives by hand.
+"""Products and sums as XLA computes them best; norms and SwiGLU with derivatives by hand.
 
 What autodiff would keep for the backward pass of a scanned layer is written to memory once a layer
 and read back; these keep their inputs and no more.
@@ -6,6 +6,7 @@ and read back; these keep their inputs and no more.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -22,39 +23,91 @@ def row_sum(x: Array) -> Array:
     return jnp.matmul(x, jnp.ones((x.shape[-1], 1), x.dtype))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def project(x: Array, w: Array, inputs: int = 1) -> Array:
-    """x [..., *inputs] times w [*inputs, *outputs]: [..., *outputs].
+    """x [..., *inputs] times w [*inputs, *outputs] in the dtype of x: [..., *outputs].
 
-    On CPU as a product of two matrices: XLA would copy x, turned around, for the derivative of w.
+    The derivative of w has its dtype, from the product on: it may be added up over devices in more
+    digits than x has. On CPU as a product of two matrices: XLA would copy x, turned around.
     """
+    w = w.astype(x.dtype)
     if mesh.platform() != "cpu":
         return jnp.tensordot(x, w, axes=inputs)
     lead, size = x.shape[: x.ndim - inputs], math.prod(w.shape[:inputs])
     return jnp.matmul(x.reshape(-1, size), w.reshape(size, -1)).reshape(*lead, *w.shape[inputs:])
 
 
+def _project_forward(x, w, inputs):
+    return project(x, w, inputs), (x, w)
+
+
+def _project_backward(inputs, residuals, d):
+    x, w = residuals
+    lead, outputs = x.ndim - inputs, w.ndim - inputs
+    as_given, of_w = w.astype(x.dtype), w.dtype
+    if mesh.platform() != "cpu":
+        over = tuple(range(lead))
+        ends = tuple(range(lead, lead + outputs)), tuple(range(inputs, w.ndim))
+        d_x = jax.lax.dot_general(d, as_given, (ends, ((), ())))
+        d_w = jax.lax.dot_general(x, d, ((over, over), ((), ())), preferred_element_type=of_w)
+        return d_x, d_w
+    size = math.prod(w.shape[:inputs])
+    x_TI, d_TO = x.reshape(-1, size), d.reshape(math.prod(x.shape[:lead]), -1)
+    d_x = jnp.matmul(d_TO, as_given.reshape(size, -1).T).reshape(x.shape)
+    d_w = jnp.matmul(x_TI.T, d_TO, preferred_element_type=of_w)
+    return d_x, d_w.reshape(w.shape)
+
+
+project.defvjp(_project_forward, _project_backward)
+
+
 @jax.custom_vjp
-def rms_norm(x: Array, scale_D: Array, eps: float) -> Array:
-    """x / sqrt(mean(x^2) + eps) * scale over the last dim, in float32 (Zhang & Sennrich 2019)."""
-    return _rms_forward(x, scale_D, eps)[0]
+def rows(table_VD: Array, index: Array) -> Array:
+    """Rows of a table [..., D]; gradients are added up in float32 for any dtype."""
+    return table_VD[index]
 
 
-def _rms_forward(x, scale_D, eps):
+def _rows_forward(table_VD, index):
+    return table_VD[index], (index, table_VD)
+
+
+def _rows_backward(residuals, d):
+    index, table_VD = residuals
+    zeros = jnp.zeros(table_VD.shape, jnp.float32)
+    return zeros.at[index].add(d.astype(jnp.float32)).astype(table_VD.dtype), None
+
+
+rows.defvjp(_rows_forward, _rows_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def norm(x: Array, scale_D: Array, eps: float, centred: bool = False) -> Array:
+    """x / sqrt(mean(x^2) + eps) * scale over the last dim, in float32 (RMS norm, Zhang & Sennrich
+    2019); `centred` subtracts the mean first (layer norm)."""
+    return _norm_forward(x, scale_D, eps, centred)[0]
+
+
+def _centre(x: Array, centred: bool) -> Array:
     y = x.astype(jnp.float32)
+    return y - jnp.mean(y, axis=-1, keepdims=True) if centred else y
+
+
+def _norm_forward(x, scale_D, eps, centred):
+    y = _centre(x, centred)
     inverse = jax.lax.rsqrt(row_sum(jnp.square(y)) / x.shape[-1] + eps)
     return (y * inverse * _last(scale_D, x.ndim)).astype(x.dtype), (x, inverse, scale_D)
 
 
-def _rms_backward(residuals, d):
+def _norm_backward(eps, centred, residuals, d):
     x, inverse, scale_D = residuals
-    d, normal = d.astype(jnp.float32), x.astype(jnp.float32) * inverse
+    d, normal = d.astype(jnp.float32), _centre(x, centred) * inverse
     d_scale_D = jnp.sum(d * normal, axis=tuple(range(x.ndim - 1)))
     d_normal = d * _last(scale_D, x.ndim)
     d_x = inverse * (d_normal - normal * (row_sum(d_normal * normal) / x.shape[-1]))
-    return d_x.astype(x.dtype), d_scale_D, None
+    return _centre(d_x, centred).astype(x.dtype), d_scale_D
 
 
-rms_norm.defvjp(_rms_forward, _rms_backward)
+norm.defvjp(_norm_forward, _norm_backward)
 
 
 def _last(vector_D: Array, ndim: int) -> Array:
@@ -63,8 +116,8 @@ def _last(vector_D: Array, ndim: int) -> Array:
 
 @jax.custom_vjp
 def swiglu(x_TD: Array, up_DF: Array, gate_DF: Array, down_FD: Array) -> Array:
-    """(silu(x gate) * (x up)) down (Shazeer 2020)."""
-    return swiglu_forward(x_TD, up_DF, gate_DF, down_FD)[0]
+    """(silu(x gate) * (x up)) down in the dtype of x (Shazeer 2020)."""
+    return _swiglu_forward(x_TD, up_DF, gate_DF, down_FD)[0]
 
 
 def swiglu_forward(x_TD, up_DF, gate_DF, down_FD):
@@ -73,8 +126,8 @@ def swiglu_forward(x_TD, up_DF, gate_DF, down_FD):
     return jnp.matmul(jax.nn.silu(gate_TF) * up_TF, down_FD), up_TF, gate_TF
 
 
-def swiglu_backward(x_TD, up_TF, gate_TF, up_DF, gate_DF, down_FD, d_TD):
-    """Derivatives of x and, in float32, of the three matrices."""
+def swiglu_backward(x_TD, up_TF, gate_TF, up_DF, gate_DF, down_FD, d_TD, dtype=jnp.float32):
+    """Derivatives of x and of the three matrices, `dtype` from their products on."""
     sigmoid_TF = jax.nn.sigmoid(gate_TF)
     silu_TF = gate_TF * sigmoid_TF
     d_TF = jnp.matmul(d_TD, down_FD.T)
@@ -83,21 +136,22 @@ def swiglu_backward(x_TD, up_TF, gate_TF, up_DF, gate_DF, down_FD, d_TD):
     d_x_TD = jnp.matmul(d_up_TF, up_DF.T) + jnp.matmul(d_gate_TF, gate_DF.T)
 
     def product(a, b):
-        return jnp.matmul(a.T, b, preferred_element_type=jnp.float32)
+        return jnp.matmul(a.T, b, preferred_element_type=dtype)
 
     d_down_FD = product(silu_TF * up_TF, d_TD)
     return d_x_TD, product(x_TD, d_up_TF), product(x_TD, d_gate_TF), d_down_FD
 
 
 def _swiglu_forward(x_TD, up_DF, gate_DF, down_FD):
-    out_TD, *kept = swiglu_forward(x_TD, up_DF, gate_DF, down_FD)
+    cast = (w.astype(x_TD.dtype) for w in (up_DF, gate_DF, down_FD))
+    out_TD, *kept = swiglu_forward(x_TD, *cast)
     return out_TD, (x_TD, *kept, up_DF, gate_DF, down_FD)
 
 
 def _swiglu_backward(residuals, d_TD):
-    x_TD, up_TF, gate_TF, up_DF, gate_DF, down_FD = residuals
-    d_x_TD, *grads = swiglu_backward(x_TD, up_TF, gate_TF, up_DF, gate_DF, down_FD, d_TD)
-    return d_x_TD, *(g.astype(d_x_TD.dtype) for g in grads)
+    x_TD, up_TF, gate_TF, *matrices = residuals
+    cast = (w.astype(x_TD.dtype) for w in matrices)
+    return swiglu_backward(x_TD, up_TF, gate_TF, *cast, d_TD, dtype=matrices[0].dtype)
 
 
 swiglu.defvjp(_swiglu_forward, _swiglu_backward)

@@ -135,7 +135,10 @@ class Transformer(ModelConfig):
       moe: experts in chosen layers; None = dense.
       heads: by name; what objectives need and the config does not name is added with defaults.
       runs: an explicit layer plan instead of the one made from the fields above.
-      remat_policy: `none`, `dots` (keep matrix products) or `full`.
+      remat_policy: what a layer keeps for the backward pass beside its input, from much memory to
+        little: `none` (all is kept), `dots` (what products with weights and attention give),
+        `attention` (what attention gives), `full` (nothing); `auto` takes the first of them with
+        which `mmjax plan` says that a run fits its devices, and `none` on CPU.
       attention: `chunked` builds masks and scores for `query_block` queries at a time, so that
         memory does not grow with length x length; `full` for all at once; `auto` takes what suits
         the devices of the mesh (today `chunked` everywhere).
@@ -158,7 +161,9 @@ class Transformer(ModelConfig):
     heads: dict[str, Head] = dataclasses.field(default_factory=dict)
     lanes: tuple[str, ...] = ()
     runs: tuple[Run, ...] = ()
-    remat_policy: Literal["none", "dots", "full"] = "none"
+    remat_policy: Literal["auto", "none", "dots", "attention", "full"] = dataclasses.field(
+        default="auto", metadata={"identity": "none"}
+    )
     query_block: ranges.Count = 512
     attention: Literal["auto", "chunked", "full"] = dataclasses.field(
         default="auto", metadata={"is_new": True, "identity": "none"}

@@ -6,14 +6,15 @@ every parameter carries its logical `axes`, and `mmjax.parallel.rules` turns the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.models import attention, blocks, contracts, embed, fused, plan
-from mmjax.models.block import Stack, add_records
+from mmjax.models import attention, blocks, contracts, embed, fused, plan, stacked, weights
+from mmjax.models.block import add_records
 from mmjax.models.module import Call, Encoded, ModelState, param
 from mmjax.optim.taps import Taps
 from mmjax.parallel import rules
@@ -22,43 +23,14 @@ from mmjax.typing import Array, Tokens, Vocabulary
 UNROLLED = 2  # repeats up to which a run is no loop: it would store and read all activations
 
 
-class RunModule(nnx.Module):
-    """Blocks of a pattern; every leaf is stacked over the repeats of the run."""
-
-    def __init__(self, run: plan.Run, stack: Stack, rngs: nnx.Rngs):
-        def stacked(block):
-            @nnx.vmap(in_axes=0, out_axes=0)
-            def make(key):
-                return contracts.made(block, stack, nnx.Rngs(params=key))
-
-            return make(jax.random.split(rngs.params(), run.repeats))
-
-        self.blocks = nnx.List([stacked(block) for block in run.pattern])
-
-
-class Named(nnx.Module):
-    """Parameters by leaf name."""
-
-    def __init__(self, init: embed.Init, bounds: Mapping[str, tuple[float, float]] | None = None):
-        self.leaves = tuple(init)
-        for name, (value, axes) in init.items():
-            limits = (bounds or {}).get(name)
-            value = value.astype(jnp.float32)
-            setattr(self, name, nnx.Param(value, axes=axes, reduce=(), bounds=limits))
-
-    def arrays(self) -> dict[str, Array]:
-        """Leaf name -> array."""
-        return {name: getattr(self, name)[...] for name in self.leaves}
-
-
 class Model(nnx.Module):
     """The model calls that objectives know: `encode`, `decode`, `head`.
 
-    `group_rows` (rows of a group), `compute_dtype`, `training` and `taps` are set by the step
-    around a merge.
+    `group_rows` (rows of a group), `compute_dtype`, `training`, `taps` and `placement` are set by
+    the step around a merge.
     """
 
-    taps = Taps(())
+    taps, placement = Taps(()), weights.Placement()
 
     def __init__(self, config: plan.Transformer, vocabulary: Vocabulary, heads: dict, seed: int):
         rngs = nnx.Rngs(params=seed)
@@ -75,7 +47,7 @@ class Model(nnx.Module):
             )
             for s in embed.continuous_streams(vocabulary)
         }
-        self.pieces = Named(pieces)
+        self.pieces = stacked.Named(pieces)
         levels = {
             f"s{vocabulary.number(s.name)}": (
                 jax.random.normal(rngs.params(), (sum(s.levels), width)) * width**-0.5,
@@ -83,16 +55,19 @@ class Model(nnx.Module):
             )
             for s in embed.level_streams(vocabulary)
         }
-        self.levels = Named(levels)
+        self.levels = stacked.Named(levels)
         stack = config.stack(streams)
-        self.runs = nnx.List([RunModule(run, stack, rngs) for run in config.layer_plan()])
+        self.runs = nnx.List([stacked.RunModule(run, stack, rngs) for run in config.layer_plan()])
         lanes, reads = config.lane_names(), config.read_lanes()
         norms = [blocks.Norm(width, config.norm, config.norm_eps) for _ in lanes]
         self.final_norms = nnx.List(norms)
         shape, axes = (width, width), ("embed", "unsharded")
         self.memory = nnx.List([param(rngs, shape, axes, width, (0,)) for _ in reads])
         self.heads = nnx.List(
-            [Named(h.init(rngs.params(), width, vocabulary), h.bounds()) for h in heads.values()]
+            [
+                stacked.Named(h.init(rngs.params(), width, vocabulary), h.bounds())
+                for h in heads.values()
+            ]
         )
 
     def _table(self) -> Array:
@@ -105,7 +80,7 @@ class Model(nnx.Module):
                 digits, getattr(self.levels, f"s{self.vocabulary.number(spec.name)}")[...]
             )
             table = table.at[start : start + len(digits)].add(shared)
-        return table
+        return self.placement.below("table").ready(table)
 
     def embed(self, tokens: Tokens) -> Array:
         """Input features [B, L, D] of a view; padding is zero."""
@@ -113,13 +88,20 @@ class Model(nnx.Module):
         known = (tokens.ids_BL > 0)[:, :, None]
         index = jnp.maximum(tokens.stream_BL - 1, 0)
         # Rows have scale 1/sqrt(D), so that they also serve as a read-out.
-        x = jnp.where(known, self._table()[tokens.ids_BL] * width**0.5, self.mask[...][index])
+        x = fused.rows(self._table(), tokens.ids_BL) * width**0.5
+        x = jnp.where(known, x.astype(jnp.float32), self.mask[...][index])
         rows = jnp.arange(x.shape[0])[:, None]
         for name, values in tokens.values.items():
-            kernel = getattr(self.pieces, f"s{self.vocabulary.number(name)}")[...]
-            piece = jnp.matmul(values.value_BJP.astype(dtype), kernel.astype(dtype))
+            number = f"s{self.vocabulary.number(name)}"
+            kernel = self._ready("pieces", number)
+            piece = fused.project(values.value_BJP.astype(dtype), kernel)
             x = x.at[rows, values.slot_BJ].set(piece.astype(x.dtype), mode="drop")
         return (x + self._where(tokens)).astype(dtype) * self._valid(tokens, dtype)
+
+    def _ready(self, *path) -> Array:
+        """A matrix outside of the runs, as products use it."""
+        variable = functools.reduce(_part, path, self)
+        return self.placement.below(*path).ready(variable[...])
 
     def _valid(self, tokens: Tokens, dtype):
         return (tokens.stream_BL > 0)[:, :, None].astype(dtype)
@@ -198,8 +180,7 @@ class Model(nnx.Module):
                 f"Model: lane={lane!r} reads no other lane, shape={self.config.shape!r}; use"
                 " shape='encoder_decoder' or a task with a single view."
             )
-        kernel = self.memory[list(reads).index(lane)][...].astype(memory.x_BLD.dtype)
-        x = fused.project(memory.x_BLD, kernel)
+        x = fused.project(memory.x_BLD, self._ready("memory", list(reads).index(lane)))
         x = (x + self._where(memory.tokens).astype(x.dtype)) * self._valid(memory.tokens, x.dtype)
         return lane, memory._replace(x_BLD=x)
 
@@ -208,6 +189,10 @@ class Model(nnx.Module):
         active = [(p, b) for p, b in enumerate(run.pattern) if b.lane in views]
         parts = [nnx.split(self.runs[r].blocks[p], nnx.Param, ModelState) for p, _ in active]
         group_rows = self.group_rows or next(iter(xs.values())).shape[0]
+        ready = [
+            self.placement.below("runs", r, "blocks", p).layer(params)
+            for (p, _), (_, params, _) in zip(active, parts, strict=True)
+        ]
         draws = [b for _, b in active if b.draws] if self.training else []
         if draws and key is None:
             who = type(draws[0].router or draws[0]).__name__
@@ -219,7 +204,8 @@ class Model(nnx.Module):
         def body(xs, layer):
             states, number = layer
             xs, stats = dict(xs), []
-            for (p, block), (graph, _, _), state in zip(active, parts, states, strict=True):
+            for n, (p, block) in enumerate(active):
+                graph, (params, state) = parts[n][0], states[n]
                 memory, own = None, None
                 if block.reads:
                     memory = given.get(block.reads) or Encoded(xs[block.reads], views[block.reads])
@@ -227,16 +213,13 @@ class Model(nnx.Module):
                     own = jax.random.fold_in(jax.random.fold_in(key, 1000 * r + p), number)
                 call = Call(views[block.lane], group_rows, memory, own)
                 with jax.named_scope(f"{block.lane}_{r}_{p}"):  # as in metrics
-                    x, out = nnx.merge(graph, *state)(xs[block.lane], call)
+                    x, out = nnx.merge(graph, ready[n](params), state)(xs[block.lane], call)
                 contracts.check_output(block, xs[block.lane], x, out)
                 xs[block.lane] = x
                 stats.append(out)
             return xs, stats
 
-        policy = self.config.remat_policy
-        if policy != "none":
-            keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            body = jax.checkpoint(body, policy=keep if policy == "dots" else None)
+        body = weights.remat(body, self.config.remat_policy, self.placement)
         states = [nnx.as_pure((params, state)) for _, params, state in parts]
         numbers = jnp.arange(run.repeats) if draws else None
         unroll = UNROLLED if run.repeats <= UNROLLED else 1
@@ -257,4 +240,12 @@ class Model(nnx.Module):
             )
         context = embed.HeadContext(self._table(), self.vocabulary, stream)
         index = list(self.head_configs).index(name)
-        return self.head_configs[name].apply(self.heads[index].arrays(), x, context)
+        params = {
+            leaf: self._ready("heads", index, leaf) if array.ndim > 1 else array
+            for leaf, array in self.heads[index].arrays().items()
+        }
+        return self.head_configs[name].apply(params, x, context)
+
+
+def _part(module, key):
+    return module[key] if isinstance(key, int) else getattr(module, key)

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mmjax.parallel import rules
+from mmjax.parallel.mesh import BATCH_AXES
 from mmjax.typing import Array, PyTree
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of the quintic iteration
@@ -87,18 +89,28 @@ def orthogonal(leaves: list[Array], kinds: list, steps: int) -> list[Array]:
     stacks = {i: _stack(leaves[i], m) for i, m in enumerate(kinds) if m is not None}
     for i, stack in stacks.items():
         # On several devices a leaf stays alone: joined to others it would lose its sharding.
-        groups[stack.shape[1:] if _one_device() else i].append(i)
+        groups[stack.shape[1:] if rules.is_one_device() else i].append(i)
     out = list(leaves)
     for members in groups.values():
-        done = newton_schulz(jnp.concatenate([stacks[i] for i in members]), steps)
+        done = _shared_out(jnp.concatenate([stacks[i] for i in members]), steps)
         ends = list(itertools.accumulate(len(stacks[i]) for i in members))
         for i, part in zip(members, jnp.split(done, ends[:-1]), strict=True):
             out[i] = _unstack(part, leaves[i].shape, kinds[i])
     return out
 
 
-def _one_device() -> bool:
-    return math.prod(jax.sharding.get_abstract_mesh().axis_sizes) == 1
+def _shared_out(x_NRC: Array, steps: int) -> Array:
+    """`newton_schulz`, on several devices with whole matrices on each of them: an all-to-all takes
+    the place of a gather of the stack. Slices (`replica`) do not exchange matrices."""
+    if rules.is_one_device():
+        return newton_schulz(x_NRC, steps)
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(a for a in BATCH_AXES if a != "replica" and a in mesh.axis_names)
+    padding = -len(x_NRC) % math.prod(mesh.shape[a] for a in axes)
+    spec = jax.sharding.PartitionSpec(axes)
+    padded = jnp.pad(x_NRC, ((0, padding), (0, 0), (0, 0)))  # zeros stay zeros
+    done = newton_schulz(rules.constrain(padded, spec), steps)
+    return rules.constrain(done, spec)[: len(x_NRC)]
 
 
 def _order(shape: tuple[int, ...], matrix) -> tuple[tuple[int, ...], int, int, bool]:

@@ -24,6 +24,8 @@ class Optimizer:
       schedule: after the warm-up. final_scale: share of the peak at the end.
       weight_decay: on matrices only, never on embeddings, norms, heads, biases.
       grad_clip_norm: global norm; 0 = off.
+      grad_reduce_dtype: in which gradients of weights are added up over devices; `auto` = the
+        compute type of the model. They are clipped and applied in float32.
     """
 
     learning_rate: ranges.Positive = 1e-3
@@ -32,6 +34,9 @@ class Optimizer:
     final_scale: ranges.Fraction = 0.0
     weight_decay: ranges.NonNegative = 0.05
     grad_clip_norm: ranges.NonNegative = 1.0
+    grad_reduce_dtype: Literal["auto", "float32", "bfloat16"] = dataclasses.field(
+        default="auto", metadata={"is_new": True, "identity": "numerics"}
+    )
 
     def __post_init__(self):
         ranges.check(self)

@@ -125,10 +125,27 @@ def platform(mesh: jax.sharding.Mesh | None = None) -> str:
 
 
 def compute_dtype(dtype: str, mesh: jax.sharding.Mesh) -> str:
-    """Resolves "auto": bfloat16 where the devices of a mesh have it."""
+    """Resolves "auto": bfloat16 where the devices of a mesh have it, which are TPUs and GPUs from
+    compute capability 8.0 (Ampere) on: a T4 or V100 computes in float32."""
     if dtype != "auto":
         return dtype
+    if platform(mesh) == "gpu":
+        first = mesh.devices.flat[0] if isinstance(mesh, jax.sharding.Mesh) else None
+        capability = str(getattr(first, "compute_capability", ""))  # "7.5", "gfx942"
+        return "float32" if capability[:2] in ("5.", "6.", "7.") else "bfloat16"
     return "float32" if platform(mesh) == "cpu" else "bfloat16"
+
+
+def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
+    """Options of XLA for a step on a mesh.
+
+    On TPU no product is cut into steps of a ring along with the sum or gather of its weight: the
+    slices of a training step are too thin to fill the matrix units.
+    """
+    if platform(mesh) != "tpu":
+        return {}
+    rings = ("reduce_scatter", "all_gather")
+    return {f"xla_tpu_enable_windowed_einsum_for_{kind}": "false" for kind in rings}
 
 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:

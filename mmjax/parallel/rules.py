@@ -35,11 +35,13 @@ class MeshRules:
     ) -> jax.sharding.PartitionSpec:
         """Partition spec of a parameter `name` whose last dims have these logical axes.
 
-        Leading dims beyond `axes` (stacked layers) are replicated.
+        Leading dims beyond `axes` (stacked layers) are replicated, and so are vectors along the
+        axes of the batch: to gather one takes longer than to keep it.
 
         Raises:
           ValueError: a dim is not divisible by its mesh axis.
         """
+        whole = mesh_lib.BATCH_AXES if len(axes) == 1 else ()
         axes = ("layers",) * (len(shape) - len(axes)) + axes
         out = []
         for axis, size in zip(axes, shape, strict=True):
@@ -49,6 +51,7 @@ class MeshRules:
                     f" {', '.join(LOGICAL_AXES)}."
                 )
             target = getattr(self, axis, None)
+            target = None if target in whole else target
             parts = mesh.shape[target] if target else 1
             if size % parts:
                 fits = [n for n in range(1, size + 1) if size % n == 0]
@@ -70,12 +73,30 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
     return jax.sharding.NamedSharding(mesh, batch_spec())
 
 
+def is_one_device() -> bool:
+    """Whether the mesh in context is of one device, or there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or math.prod(mesh.axis_sizes) == 1
+
+
+def constrain(x: Array, spec: jax.sharding.PartitionSpec | None) -> Array:
+    """Keeps an array in these parts; as it is without a spec, or on one device."""
+    if spec is None or is_one_device():
+        return x
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
 def constrain_batch(x: Array) -> Array:
     """Keeps dim 0 of an activation on the batch axes; nothing without a mesh in context."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or math.prod(mesh.axis_sizes) == 1:
-        return x
-    return jax.lax.with_sharding_constraint(x, batch_spec())
+    return constrain(x, batch_spec())
+
+
+def gathered(spec: jax.sharding.PartitionSpec | None) -> jax.sharding.PartitionSpec | None:
+    """Spec of a weight in use: whole along batch axes; experts and tensor parts stay in place."""
+    if spec is None:
+        return None
+    stay = {*mesh_lib.AXES} - {*mesh_lib.BATCH_AXES} | {"expert"}
+    return jax.sharding.PartitionSpec(*(a if a in stay else None for a in spec))
 
 
 def shardings(specs: PyTree, mesh: jax.sharding.Mesh) -> PyTree:

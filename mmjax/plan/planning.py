@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -90,9 +91,11 @@ def plan(experiment: Experiment, topology: str = "v5e-16", compile: bool = False
       ValueError: batches or parameters do not divide over the mesh.
     """
     where = topology_lib.parse(topology)
-    from mmjax.plan import assumed, meshes, model
+    from mmjax.plan import assumed, meshes, model, policy
 
     experiment, said = assumed.ready(experiment)
+    with contextlib.suppress(ValueError):  # a mesh that does not fit is told of below
+        experiment, _ = policy.resolved(experiment, where)
     planned = model.trace_all(experiment, where)
     ranking = meshes.rank(planned)
     try:

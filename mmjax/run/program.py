@@ -86,6 +86,7 @@ class Program(step_lib.Parts):
             seed=config.seed,
             group_rows=t.shape(variant).group_rows,
             dtype=self.dtype,
+            grad_reduce_dtype=config.optimizer.grad_reduce_dtype.replace("auto", ""),
             grad_clip_norm=config.optimizer.grad_clip_norm,
             learning_rate_scale=t.learning_rate_scale,
             trainable=names_lib.trainable_mask(self.params, t.trainable, self.names_by_path()),

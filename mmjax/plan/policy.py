@@ -1,0 +1,67 @@
+"""`remat_policy="auto"`: the first policy with which a run fits the devices that it has."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from mmjax.experiment import Experiment
+from mmjax.plan import assumed, chips, model
+from mmjax.plan.topology import Topology
+
+SPARE = 0.9  # share of the memory that an estimate may take
+
+
+def resolved(
+    experiment: Experiment, where: Topology | Sequence[Any] | None = None
+) -> tuple[Experiment, str]:
+    """The experiment with a policy in place of `auto`, and a line that says which and why.
+
+    On CPU, and on a device of which nothing is known, everything is kept.
+
+    Args:
+      where: a topology or devices, by default all.
+    """
+    if getattr(experiment.model, "remat_policy", "") != "auto":
+        return experiment, ""
+    if not isinstance(where, Topology):
+        where = topology_of(jax.devices() if where is None else where)
+    if where is None:
+        return _with(experiment, "none"), ""
+    policy, size = choose(experiment, where)
+    return _with(experiment, policy), (
+        f"remat_policy {policy}: estimated {size / 2**30:.1f} GiB a device of"
+        f" {where.hbm_limit / 2**30:.1f}"
+    )
+
+
+def choose(experiment: Experiment, where: Topology) -> tuple[str, int]:
+    """The first policy, from much memory to little, whose estimate fits, and its bytes a device;
+    the last one where none does."""
+    experiment, _ = assumed.ready(experiment)
+    policy, size = "none", 0
+    for policy in model.KEPT:
+        planned = model.trace_all(_with(experiment, policy), where)
+        mesh = planned.experiment.mesh
+        size = max(model.estimate(planned, mesh, key).hbm_bytes for key in planned.kept)
+        if size <= SPARE * where.hbm_limit:
+            break
+    return policy, size
+
+
+def _with(experiment: Experiment, policy: str) -> Experiment:
+    changed: Any = {"remat_policy": policy}
+    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, **changed))
+
+
+def topology_of(devices: Sequence[Any]) -> Topology | None:
+    """What the devices of a run are; None for CPUs and chips that the table lacks."""
+    chip = next((c for c in chips.CHIPS.values() if c.kind == devices[0].device_kind), None)
+    if chip is None:
+        return None
+    nodes = {getattr(d, "slice_index", 0) if chip.dims else d.process_index for d in devices}
+    count = max(1, len(devices) // chip.devices_per_chip // len(nodes))
+    return Topology(f"{len(devices)} x {chip.kind}", chip, len(nodes), count)
