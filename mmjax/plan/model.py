@@ -45,7 +45,7 @@ class Keeps:
 
 
 KEPT: dict[str, Keeps] = {
-    "none": Keeps(layer=0.0),
+    "none": Keeps(),
     "dots": Keeps(forwards=1.1),
     "attention": Keeps(forwards=1.9),
     "full": Keeps(forwards=2.0),
