@@ -193,6 +193,19 @@ class Values(NamedTuple):
     slot_BJ: Array  # int32; L = unused
 
 
+class General(NamedTuple):
+    """Rule of a view of which nothing is promised: segments and orders are whatever they are."""
+
+
+class OneSegment(NamedTuple):
+    """Rule of a view with at most one segment in a row, in its first slots."""
+
+
+class InOrder(NamedTuple):
+    """Rule of a view with at most one segment in a row, in its first slots, each of which has a
+    later order than the one before."""
+
+
 class Tokens(NamedTuple):
     """One view of a batch: static shapes, a pytree.
 
@@ -206,6 +219,9 @@ class Tokens(NamedTuple):
     order_BL: Array  # int32 rank of visibility
     position_BLA: Array  # float32
     values: dict[str, Values] = {}  # noqa: RUF012 (never written to)
+    # What holds of every batch of this layout. It has no leaves, so a compiled program may rely on
+    # it; whoever joins or reorders tokens puts `General` here.
+    rule: General | OneSegment | InOrder = General()
 
 
 class Targets(NamedTuple):

@@ -18,7 +18,7 @@ from mmjax.data import masking, rows, spans
 from mmjax.data.masking import Policy
 from mmjax.data.prefix import Prefix
 from mmjax.data.task import Layout
-from mmjax.typing import TokenSpec
+from mmjax.typing import InOrder, TokenSpec
 
 __all__ = ["Aligned", "Masked", "Policy", "Prefix", "Spans"]
 
@@ -105,6 +105,8 @@ class Masked(Layout):
         for spec in targets:
             view, number = views.get("target", views["input"]), vocabulary.number(spec.name)
             wanted[spec.name] = filling.write_target(view, spec, number, rooms[spec.name], groups)
+        if "target" in views and len(targets) == 1 and targets[0].name in filling.splits:
+            views["target"].rule = InOrder()
         pieces = {n: p for n, (p, _) in pieces_and_cuts.items()}
         batch = rows.finish(samples, pieces, views, wanted, vocabulary)
         return batch, counts | rows.fill(views)
@@ -338,6 +340,8 @@ class Spans(Layout):
         room = {n: self._most(specs[n]) for n in streams.targets}
         view = rows.TokenArrays(len(samples), sum(s.max_tokens for s in specs.values()))
         target = rows.TokenArrays(len(samples), sum(room.values()))
+        if len(room) == 1:
+            target.rule = InOrder()
         groups, wanted = rows.groups(samples, num_groups), {}
         for name, (p, _) in pieces_and_cuts.items():
             number = vocabulary.number(name)

@@ -9,7 +9,7 @@ import numpy as np
 from mmjax.config import ranges
 from mmjax.data import rows
 from mmjax.data.task import Layout
-from mmjax.typing import Targets
+from mmjax.typing import InOrder, Targets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,10 @@ class Prefix(Layout):
         else:
             length = self._length(before + after + len(streams.targets) - 1)
             views = {"input": rows.TokenArrays(len(samples), length)}
+        if self.two_views and len(streams.targets) == 1:
+            views["target"].rule = InOrder()
+        elif not self.two_views and not context and self.prefix_fraction[1] == 0:
+            views["input"].rule = InOrder()
         for name in (*context, *streams.targets):
             p = pieces_and_cuts[name][0]
             if p.values_NP is not None:

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mmjax.typing import NUM_AXES, Batch, Targets, Tokens, TokenSpec, Values, Vocabulary
+from mmjax.typing import (
+    NUM_AXES,
+    Batch,
+    General,
+    InOrder,
+    OneSegment,
+    Targets,
+    Tokens,
+    TokenSpec,
+    Values,
+    Vocabulary,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from mmjax.data.task import Sample
@@ -97,9 +108,13 @@ class Places(NamedTuple):
 
 
 class TokenArrays:
-    """Tokens of a group, filled stream by stream; slots left over are padding."""
+    """Tokens of a group, filled stream by stream; slots left over are padding.
+
+    `rule` is what a layout promises of its batches.
+    """
 
     def __init__(self, num_rows: int, length: int):
+        self.rule: General | OneSegment | InOrder = OneSegment()
         self.length, self.filled_B = length, np.zeros(num_rows, np.int64)
         self.ids = np.zeros((num_rows, length), np.int32)
         self.stream = np.zeros((num_rows, length), np.int32)
@@ -235,7 +250,7 @@ def finish(
     for name, p in all_pieces.items():
         present[:, 0, vocabulary.number(name) - 1] = p.present_B
     return Batch(
-        views={role: view.tokens() for role, view in views.items()},
+        views={role: v.tokens()._replace(rule=v.rule) for role, v in views.items()},
         targets=wanted,
         present_BSM=present,
         identity_BS=np.asarray([[s.identity] for s in samples], np.int32),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from mmjax.generate import views
 from mmjax.models import cache as cache_lib
-from mmjax.typing import NUM_AXES, Array, Tokens
+from mmjax.typing import NUM_AXES, Array, General, Tokens
 
 
 class Style(NamedTuple):
@@ -246,7 +246,7 @@ def _twins(tokens: Tokens, style: Style) -> Tokens:
 def _joined(known: Tokens, own: Tokens) -> Tokens:
     """`own` in the last slots of `known`."""
     join = lambda a, b: a.at[:, a.shape[1] - b.shape[1] :].set(b)
-    joined = jax.tree.map(join, known._replace(values={}), own)
+    joined = jax.tree.map(join, known._replace(values={}, rule=General()), own)
     return joined._replace(values=known.values)
 
 

@@ -1,15 +1,20 @@
-"""Attention: positions, the one rule of visibility, and masked attention by query block."""
+"""Attention: positions, the one rule of visibility, and who computes it."""
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mmjax.typing import NUM_AXES, Array, Tokens
+from mmjax import console
+from mmjax.models import choose, chunked
+from mmjax.parallel import mesh as mesh_lib
+from mmjax.typing import NUM_AXES, Array, General, InOrder, OneSegment, Tokens
 
 
 class Visibility(NamedTuple):
@@ -18,11 +23,12 @@ class Visibility(NamedTuple):
     segment_BL: Array
     stream_BL: Array
     order_BL: Array
+    rule: General | OneSegment | InOrder = General()
 
 
 def visibility(tokens: Tokens) -> Visibility:
     """Segments, streams and orders of a view."""
-    return Visibility(tokens.segment_BL, tokens.stream_BL, tokens.order_BL)
+    return Visibility(tokens.segment_BL, tokens.stream_BL, tokens.order_BL, tokens.rule)
 
 
 def visible(query: Visibility, key: Visibility, *, causal: bool, isolate: bool) -> Array:
@@ -79,29 +85,104 @@ def attend(
     """Softmax attention; a query that sees nothing gives zero. Returns [B, Q, H, G].
 
     Args:
-      implementation: `chunked` makes the mask from integers for `query_block` queries at a time, so
-        memory grows with Q * block and not with Q * L; `full` makes it once. `auto` is `chunked`.
+      implementation: by name; `auto` takes what suits the devices of the mesh, and a kernel that
+        does not compute this falls back to `chunked` (see `choose`).
+      query_block: of `chunked`, queries and keys whose scores are in memory at a time.
     """
-    num_queries = q_BQHG.shape[1]
-    if implementation == "full" or num_queries <= query_block:
+    if implementation == "full":
         mask = visible(query, key, causal=causal, isolate=isolate)
-        return _attend_block(q_BQHG, k_BLKG, v_BLKG, mask)
-    padding = -num_queries % query_block
-    blocks = (num_queries + padding) // query_block
+        return _attend_at_once(q_BQHG, k_BLKG, v_BLKG, mask)
+    platform = mesh_lib.platform()
+    asked = _asked(q_BQHG, k_BLKG, query, key, causal=causal, isolate=isolate)
+    name = choose.chosen(implementation, platform, asked)
+    if implementation not in ("auto", name):
+        why = choose.refusal(implementation, platform, asked)
+        _say_once(f"attention={implementation!r} is computed by {name!r} here: {why}")
+    interpret = platform == "cpu"
+    if name != "chunked" and interpret:
+        _say_once(f"attention={name!r} is interpreted on cpu, which is slow; 'auto' is not")
+    q_marks = _marks(query, -1, causal=causal, isolate=isolate)
+    k_marks = _marks(key, 0, causal=causal, isolate=isolate)
+    compute = {
+        "chunked": functools.partial(chunked.attention, block=query_block),
+        "pallas": functools.partial(_pallas, interpret=interpret),
+        "splash": functools.partial(
+            _splash, causal=causal, is_self=_is_self(query, key), interpret=interpret
+        ),
+        "cudnn": functools.partial(_cudnn, causal=causal),
+    }[name]
+    return _on_shards(compute, q_BQHG, k_BLKG, v_BLKG, q_marks, k_marks)
 
-    def split(x):
-        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], blocks, query_block, *x.shape[2:]), 1, 0)
 
-    @jax.checkpoint
-    def one(block):
-        q, where = block
-        mask = visible(where, key, causal=causal, isolate=isolate)
-        return _attend_block(q, k_BLKG, v_BLKG, mask)
+def _asked(q_BQHG, k_BLKG, query: Visibility, key: Visibility, *, causal, isolate) -> choose.Asked:
+    (num_q, num_heads, width), (num_k, kv_heads) = q_BQHG.shape[1:], k_BLKG.shape[1:3]
+    rules = (query.rule, key.rule)
+    if causal and not _is_self(query, key):  # slots of two views do not compare
+        rules = (General(), General())
+    return choose.Asked(
+        num_q, num_k, num_heads, kv_heads, width, q_BQHG.dtype.name, causal, isolate, *rules
+    )
 
-    out = jax.lax.map(one, (split(q_BQHG), jax.tree.map(split, query)))
-    out = jnp.moveaxis(out, 0, 1).reshape(q_BQHG.shape[0], -1, *q_BQHG.shape[2:])
-    return out[:, :num_queries]
+
+def _is_self(query: Visibility, key: Visibility) -> bool:
+    return all(a is b for a, b in zip(query[:3], key[:3], strict=True))
+
+
+def _marks(x: Visibility, padding: int, *, causal: bool, isolate: bool) -> Array:
+    """What kernels compare, int32 [B, 1 or 2, L]: segment, with the stream in it if that isolates
+    (both are far below 2^15), `padding` where there is no token; and the order."""
+    number = x.segment_BL << 16 | x.stream_BL if isolate else x.segment_BL
+    number = jnp.where(x.segment_BL != 0, number, padding)
+    return jnp.stack([number, x.order_BL] if causal else [number], axis=1)
+
+
+def _pallas(*arrays, interpret: bool) -> Array:
+    from mmjax.models import flash  # imports for TPU, half a second
+
+    return flash.attention(*arrays, interpret=interpret)
+
+
+def _splash(q, k, v, q_marks, k_marks, **static: bool) -> Array:
+    from mmjax.models import splash
+
+    return splash.attention(q, k, v, q_marks[:, 0], k_marks[:, 0], **static)
+
+
+def _cudnn(q, k, v, q_marks, k_marks, *, causal: bool) -> Array:
+    used_BQ = q_marks[:, 0] > 0
+    lengths = [jnp.sum(x[:, 0] > 0, axis=1, dtype=jnp.int32) for x in (q_marks, k_marks)]
+    out = jax.nn.dot_product_attention(
+        q, k, v, is_causal=causal, query_seq_lengths=jnp.maximum(lengths[0], 1),
+        key_value_seq_lengths=jnp.maximum(lengths[1], 1), implementation="cudnn",
+    )  # fmt: skip
+    used_BQ &= (lengths[1] > 0)[:, None]
+    return jnp.where(used_BQ[:, :, None, None], out, jnp.zeros((), out.dtype))
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    console.say(text)
+
+
+def _on_shards(compute: Callable[..., Array], q, k, v, q_marks, k_marks) -> Array:
+    """`compute` over the rows and heads of each device: no partitioner divides a kernel."""
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = jax.sharding.AxisType.Manual
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    size = {name: mesh.shape[name] for name, kind in kinds if kind != manual}
+    if math.prod(size.values()) == 1:
+        return compute(q, k, v, q_marks, k_marks)
+    rows: tuple[str, ...] | None = tuple(name for name in mesh_lib.BATCH_AXES if name in size)
+    if q.shape[0] % math.prod(size[name] for name in rows):
+        rows = None  # each device computes all of them
+    heads = "tensor" if "tensor" in size else None
+    if heads and any(x.shape[2] % size[heads] for x in (q, k)):
+        heads = None
+    tokens, marks = (jax.sharding.PartitionSpec(*x) for x in ((rows, None, heads, None), (rows,)))
+    return jax.shard_map(
+        compute, in_specs=(tokens, tokens, tokens, marks, marks), out_specs=tokens,
+        axis_names=set(size), check_vma=False,
+    )(q, k, v, q_marks, k_marks)  # fmt: skip
 
 
 def attend_parts(
@@ -129,7 +210,7 @@ def attend_parts(
     return sum(outs[1:], outs[0]).reshape(batch, num_queries, num_heads, width)
 
 
-def _attend_block(q_BQHG: Array, k_BLKG: Array, v_BLKG: Array, mask_BQL: Array) -> Array:
+def _attend_at_once(q_BQHG: Array, k_BLKG: Array, v_BLKG: Array, mask_BQL: Array) -> Array:
     batch, num_queries, num_heads, width = q_BQHG.shape
     kv_heads = k_BLKG.shape[2]
     q = q_BQHG.reshape(batch, num_queries, kv_heads, num_heads // kv_heads, width)

@@ -27,8 +27,8 @@ class Stack:
       width: features D of a token. num_heads, kv_heads, head_width: H, K and G of attention.
       ffn_width: inner width F of a dense feed-forward. norm, norm_eps, qk_norm.
       rotary: whether attention rotates queries and keys by position. max_wavelength: of rotation.
-      attention: implementation of attention, and query_block: queries whose mask is in memory at a
-        time (see `attention.attend`).
+      attention: implementation of attention, and query_block: queries and keys whose scores are in
+        memory at a time (see `attention.attend`).
       depth: blocks of the stack, for the scale of what is added to the residual.
       num_streams: streams M of the vocabulary.
     """

@@ -18,7 +18,7 @@ from flax import nnx
 
 from mmjax.models import contracts, module
 from mmjax.parallel import rules
-from mmjax.typing import NUM_AXES, Array, Tokens
+from mmjax.typing import NUM_AXES, Array, General, Tokens
 
 __all__ = ["LaneCache", "decode_step", "init_cache", "take_rows"]
 
@@ -74,7 +74,7 @@ def decode_step(model, tokens: Tokens, cache: LaneCache, lane: str = "") -> tupl
     lane = lane or model.config.lane_names()[0]
     x, filled = rules.constrain_batch(model.embed(tokens)), cache.filled
     put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, filled, axis=1)
-    cached = jax.tree.map(put, cache.tokens, tokens._replace(values={}))
+    cached = jax.tree.map(put, cache.tokens, tokens._replace(values={}, rule=General()))
     group_rows, runs = model.group_rows or x.shape[0], {}
     call = module.DecodeCall(tokens, cached, filled, group_rows, cache.memory)
     for r, places in _places(model, lane).items():

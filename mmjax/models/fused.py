@@ -28,13 +28,20 @@ def project(x: Array, w: Array, inputs: int = 1) -> Array:
     """x [..., *inputs] times w [*inputs, *outputs] in the dtype of x: [..., *outputs].
 
     The derivative of w has its dtype, from the product on: it may be added up over devices in more
-    digits than x has. On CPU as a product of two matrices: XLA would copy x, turned around.
+    digits than x has. As a product with one matrix: on TPU XLA would lay the heads of the output
+    apart, which attention does not want, and on CPU copy x, turned around.
     """
-    w = w.astype(x.dtype)
-    if mesh.platform() != "cpu":
-        return jnp.tensordot(x, w, axes=inputs)
+    x_TI, w_IO = _as_matrices(x, w, inputs)
+    out_TO = jnp.matmul(x_TI, w_IO.astype(x.dtype))
+    return out_TO.reshape(*x.shape[: x.ndim - inputs], *w.shape[inputs:])
+
+
+def _as_matrices(x: Array, w: Array, inputs: int) -> tuple[Array, Array]:
+    """Both with their inputs as one dim; on CPU x has one dim before it, elsewhere those it has,
+    as they may lie on several devices."""
     lead, size = x.shape[: x.ndim - inputs], math.prod(w.shape[:inputs])
-    return jnp.matmul(x.reshape(-1, size), w.reshape(size, -1)).reshape(*lead, *w.shape[inputs:])
+    rows = (math.prod(lead),) if mesh.platform() == "cpu" else lead
+    return x.reshape(*rows, size), w.reshape(size, -1)
 
 
 def _project_forward(x, w, inputs):
@@ -43,18 +50,13 @@ def _project_forward(x, w, inputs):
 
 def _project_backward(inputs, residuals, d):
     x, w = residuals
-    lead, outputs = x.ndim - inputs, w.ndim - inputs
-    as_given, of_w = w.astype(x.dtype), w.dtype
-    if mesh.platform() != "cpu":
-        over = tuple(range(lead))
-        ends = tuple(range(lead, lead + outputs)), tuple(range(inputs, w.ndim))
-        d_x = jax.lax.dot_general(d, as_given, (ends, ((), ())))
-        d_w = jax.lax.dot_general(x, d, ((over, over), ((), ())), preferred_element_type=of_w)
-        return d_x, d_w
-    size = math.prod(w.shape[:inputs])
-    x_TI, d_TO = x.reshape(-1, size), d.reshape(math.prod(x.shape[:lead]), -1)
-    d_x = jnp.matmul(d_TO, as_given.reshape(size, -1).T).reshape(x.shape)
-    d_w = jnp.matmul(x_TI.T, d_TO, preferred_element_type=of_w)
+    x_TI, w_IO = _as_matrices(x, w, inputs)
+    d_TO = d.reshape(*x_TI.shape[:-1], -1)
+    d_x = jnp.matmul(d_TO, w_IO.astype(x.dtype).T).reshape(x.shape)
+    over = tuple(range(x_TI.ndim - 1))
+    d_w = jax.lax.dot_general(
+        x_TI, d_TO, ((over, over), ((), ())), preferred_element_type=w.dtype
+    )  # fmt: skip
     return d_x, d_w.reshape(w.shape)
 
 

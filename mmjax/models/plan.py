@@ -139,9 +139,9 @@ class Transformer(ModelConfig):
         little: `none` (all is kept), `dots` (what products with weights and attention give),
         `attention` (what attention gives), `full` (nothing); `auto` takes the first of them with
         which `mmjax plan` says that a run fits its devices, and `none` on CPU.
-      attention: `chunked` builds masks and scores for `query_block` queries at a time, so that
-        memory does not grow with length x length; `full` for all at once; `auto` takes what suits
-        the devices of the mesh (today `chunked` everywhere).
+      attention: `auto` takes what suits the devices of the mesh. `chunked` computes blocks of
+        `query_block` queries and keys, `full` all at once; `pallas` and `splash` are kernels for
+        TPU, `cudnn` for GPU (docs/attention.md).
     """
 
     shape: Literal["encoder", "encoder_decoder", "decoder", "towers"] = "encoder_decoder"
@@ -165,7 +165,7 @@ class Transformer(ModelConfig):
         default="auto", metadata={"identity": "none"}
     )
     query_block: ranges.Count = 512
-    attention: Literal["auto", "chunked", "full"] = dataclasses.field(
+    attention: Literal["auto", "chunked", "full", "splash", "pallas", "cudnn"] = dataclasses.field(
         default="auto", metadata={"is_new": True, "identity": "none"}
     )
 

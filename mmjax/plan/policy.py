@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -41,15 +41,20 @@ def resolved(
 def choose(experiment: Experiment, where: Topology) -> tuple[str, int]:
     """The first policy, from much memory to little, whose estimate fits, and its bytes a device;
     the last one where none does."""
+    found = ("", 0)
+    for found in sizes(experiment, where):
+        if found[1] <= SPARE * where.hbm_limit:
+            break
+    return found
+
+
+def sizes(experiment: Experiment, where: Topology) -> Iterator[tuple[str, int]]:
+    """Each policy and the bytes that its largest step takes of a device, estimated."""
     experiment, _ = assumed.ready(experiment)
-    policy, size = "none", 0
     for policy in model.KEPT:
         planned = model.trace_all(_with(experiment, policy), where)
-        mesh = planned.experiment.mesh
-        size = max(model.estimate(planned, mesh, key).hbm_bytes for key in planned.kept)
-        if size <= SPARE * where.hbm_limit:
-            break
-    return policy, size
+        found = [model.estimate(planned, experiment.mesh, key) for key in planned.kept]
+        yield policy, max(estimate.hbm_bytes for estimate in found)
 
 
 def _with(experiment: Experiment, policy: str) -> Experiment:

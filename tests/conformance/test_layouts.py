@@ -9,7 +9,8 @@ import pytest
 from mmjax.data import layouts, prefix
 from mmjax.data.masking import Policy
 from mmjax.data.task import Sample, Streams
-from mmjax.typing import Piece, TokenSpec, Vocabulary
+from mmjax.models import attention
+from mmjax.typing import General, InOrder, OneSegment, Piece, TokenSpec, Vocabulary
 
 WORDS = TokenSpec(
     name="words", kind="sequence", max_tokens=10, vocab_size=90, text=True,
@@ -50,6 +51,8 @@ TABLE = {
         prefix.Prefix(two_views=True),
         Streams(("patches",), ("words", "codes", "patches")),
     ),
+    "prefix_none": (prefix.Prefix(prefix_fraction=(0, 0)), Streams((), ("words", "codes"))),
+    "prefix_one_target": (prefix.Prefix(two_views=True), Streams(("patches",), ("words",))),
     "prefix_short": (prefix.Prefix(length=15), Streams(("patches", "boxes"), ("words",))),
 }
 ROWS = 6
@@ -110,6 +113,38 @@ def test_same_samples_give_the_same_batch(row):
     again = dataclasses.replace(layout)
     c = again.build(samples(streams, 5), streams, VOCABULARY)[0]
     jax.tree.map(np.testing.assert_array_equal, a, c)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_views_keep_the_rule_that_they_declare(row, seed):
+    layout, streams = row
+    batch, _ = layout.build(samples(streams, seed), streams, VOCABULARY)
+    for view in batch.views.values():
+        if isinstance(view.rule, General):
+            continue
+        slot_L = np.arange(view.segment_BL.shape[1])
+        used_B = (view.segment_BL > 0).sum(axis=1)
+        np.testing.assert_array_equal(view.segment_BL, slot_L < used_B[:, None])
+        place, key = attention.visibility(view), attention.visibility(view)
+        if isinstance(view.rule, InOrder):
+            mask = attention.visible(place, key, causal=True, isolate=False)
+            by_slot = attention.visible(place, key, causal=False, isolate=False)
+            by_slot &= slot_L[None, None, :] <= slot_L[None, :, None]
+            np.testing.assert_array_equal(mask, by_slot)
+
+
+def test_rules_are_declared_where_they_hold():
+    def rule(name, view):
+        layout, streams = TABLE[name]
+        return layout.build(samples(streams, 0), streams, VOCABULARY)[0].views[view].rule
+
+    for name, view in (
+        ("masked_caption", "target"), ("spans", "target"), ("prefix_none", "input"),
+        ("prefix_one_target", "target"),
+    ):  # fmt: skip
+        assert isinstance(rule(name, view), InOrder), name
+    for name, view in (("masked", "target"), ("prefix", "input"), ("aligned", "words")):
+        assert isinstance(rule(name, view), OneSegment), name
 
 
 @pytest.mark.parametrize("seed", range(3))
