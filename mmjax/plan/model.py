@@ -16,7 +16,7 @@ import numpy as np
 
 from mmjax import step as step_lib
 from mmjax.experiment import Experiment
-from mmjax.models.plan import Transformer, flops_per_token
+from mmjax.models.plan import Transformer
 from mmjax.parallel.mesh import BATCH_AXES, MeshConfig, check_slices
 from mmjax.plan import flops, tiles, trace
 from mmjax.plan.topology import Topology
@@ -254,12 +254,10 @@ class Layout:
         if not isinstance(model, Transformer):
             return 1.0
         blocks = [b.lane for run in model.layer_plan() for b in run.pattern * run.repeats]
-        task, batch = experiment.tasks[key[0]], self.planned.batches[key]
-        work = {
-            lane: rows * length * flops_per_token(model, lane, length, read)
-            for lane, (rows, length, read) in flops.lanes(experiment, task, batch).items()
-        }
-        return max(work[lane] / blocks.count(lane) for lane in work) / sum(work.values())
+        work: dict[str, float] = {}
+        for call in flops.calls(experiment, experiment.tasks[key[0]], self.planned.batches[key]):
+            work[call.lane] = work.get(call.lane, 0.0) + flops.call_flops(model, call)
+        return max(w / blocks.count(lane) for lane, w in work.items()) / sum(work.values())
 
     def _cast_weights(self) -> float:
         """Weights in the compute type as they are used: gathered over fsdp."""
@@ -296,11 +294,11 @@ class Layout:
         if not isinstance(model, Transformer):
             return
         task, batch = experiment.tasks[key[0]], self.planned.batches[key]
-        for lane, (rows, length, _) in flops.lanes(experiment, task, batch).items():
-            size = rows * length * model.width * self.itemsize / self.shards
+        for call in flops.calls(experiment, task, batch):
+            size = call.rows * call.length * model.width * self.itemsize / self.shards
             for run in model.layer_plan():
                 for block in run.pattern:
-                    if block.lane != lane:
+                    if block.lane != call.lane:
                         continue
                     sums = 3 if block.reads else 2
                     sent.add(
