@@ -112,8 +112,7 @@ class _Loop:
         self.flops, peak = flops.of_program(self.program)
         self.meter, self.skipped = metrics.Meter(self.program.mesh.size, peak), 0
         self.saver = checkpoint.Saver(folder, self.experiment.checkpoint)
-        settings = self.experiment.logging
-        self.writer = metrics.Writer(folder, main, settings.tensorboard)
+        self.writer = metrics.Writer(folder, main, self.experiment.logging.tensorboard)
         self.progress = console.Progress(self.experiment.total_steps, 0, False)
         self.state: Any = None
         self.scores: dict[str, float] = {}
@@ -214,27 +213,24 @@ class _Loop:
         jax.block_until_ready(self.state)  # collectives of two programs may not cross
         return distributed.any_process(self.stop.requested)
 
-    def _read(
-        self, step: int, place: mixture.Place, out: dict[str, Any], counts: dict[str, float]
-    ) -> None:
+    def _read(self, step: int, place: mixture.Place, out: dict[str, Any], counts: dict) -> None:
         """Metrics of a finished step: guards, and a log when it is due."""
-        task = place.task
         out = {name: np.asarray(value) for name, value in out.items()}
         record = {name: out.pop(name) for name in list(out) if name.startswith("load")}
         self.skipped = self.skipped + 1 if out["skipped"] else 0
         if self.skipped > self.experiment.guards.max_skipped_steps:
             raise errors.NumericsError(
-                f"Task {task!r}, step {step}: the loss or gradient was not finite for"
+                f"Task {place.task!r}, step {step}: the loss or gradient was not finite for"
                 f" {self.skipped} steps in a row; lower learning_rate, set grad_clip_norm, or look"
                 " at the data of this task."
             )
-        self.meter.add(task, out, counts, self.flops.get((task, place.variant), 0.0))
-        self.course.observe(task, float(out["loss"]))
+        self.meter.add(place.task, out, counts, self.flops.get(place[:2], 0.0))
+        self.course.observe(place.task, float(out["loss"]))
         done, every = step + 1, self.experiment.logging.log_every
         if done % every == 0 or done == self.experiment.total_steps:
             self.saver.check()
             streams = tuple(s.name for s in self.program.vocabulary.specs)
-            row = self.meter.row(done) | metrics.router_load(task, record, streams)
+            row = self.meter.row(done) | metrics.router_load(place.task, record, streams)
             self.writer.write(done, row)
             self.progress.log(done, metrics.summary(row))
 

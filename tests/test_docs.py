@@ -84,6 +84,12 @@ def test_the_examples_of_init_are_what_they_say(tmp_path):
     assert matching.matches("dec/blocks/3/mlp/up", module.upcycled.dense_to_experts)
 
 
+def test_the_example_of_the_page_of_plans_is_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    module = config.load_module(as_module(DOCS / "plan.md", tmp_path))
+    assert module.plan.as_dict()["topology"] == "v5e-1"
+
+
 def test_every_page_is_in_the_navigation():
     text = (ROOT / "mkdocs.yml").read_text()
     pages = {str(p.relative_to(DOCS)) for p in DOCS.rglob("*.md")}

@@ -86,6 +86,9 @@ def _task_lines(task: dict[str, Any], word: str) -> list[str]:
         f"  MiB          {_sizes(task['memory'])} ({word})",
         f"  collectives  {_sizes(task['collectives']) or 'none'} MiB ({word})",
     ]
+    if task["attention"]:
+        names = ", ".join(f"{lane}: {name}" for lane, name in task["attention"].items())
+        lines.append(f"  attention    {names}")
     if task["networks"]:
         lines.append(f"  sent         {_sizes(task['networks'])} MiB by a device (estimated)")
     if "compile_seconds" in task:

@@ -7,6 +7,7 @@ forward pass are a step. Padding of heads and rooms, and rematerialisation, are 
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -44,35 +45,45 @@ def forward_flops(
     """Of one forward pass of a stack of blocks over a global batch."""
     model = experiment.model
     assert isinstance(model, Transformer)
-    total, lengths = 0.0, lanes(experiment, task, batch)
-    for lane, (rows, length, read_length) in lengths.items():
-        total += rows * length * flops_per_token(model, lane, length, read_length)
-        total += 2.0 * rows * read_length * model.width**2  # the memory, projected
+    total = 0.0
+    for call in calls(experiment, task, batch):
+        total += call_flops(model, call)
+        total += 2.0 * call.rows * call.read_length * model.width**2  # the memory, projected
     for tokens in batch.views.values():
         for values in tokens.values.values():
             total += 2.0 * model.width * _size(values.value_BJP.shape)
     return total + _head_flops(model, batch, vocabulary)
 
 
-def lanes(experiment: Experiment, task: Task, batch: Batch) -> dict[str, tuple[int, int, int]]:
-    """Lane -> (rows, tokens of a row, tokens of the row that it reads); views of equal lane add."""
-    model, names = experiment.model, experiment.model.lane_names()
+class Call(NamedTuple):
+    """A view that a lane runs over: its shape, and the view that the lane reads ("" = none)."""
+
+    view: str
+    lane: str
+    rows: int
+    length: int
+    read: str
+    read_length: int
+
+
+def call_flops(model: Transformer, call: Call) -> float:
+    """Of the blocks of a lane over a view."""
+    tokens = call.rows * call.length
+    return tokens * flops_per_token(model, call.lane, call.length, call.read_length)
+
+
+def calls(experiment: Experiment, task: Task, batch: Batch) -> list[Call]:
+    """What objectives make of the views: `target` is for the lane that reads, the others for the
+    lane that the objective names, by default the first."""
+    model = experiment.model
     shapes = {view: tokens.ids_BL.shape for view, tokens in batch.views.items()}
     reads = model.read_lanes() if isinstance(model, Transformer) else {}
-    found: dict[str, tuple[int, int, int]] = {}
-    for view, (rows, length) in shapes.items():
-        lane = task.objective.lane(view) or names[0]
-        read = 0
-        if view == "target" and reads:
-            lane = next(iter(reads))
-            read = shapes["input"][1]
-        if lane in found:
-            before = found[lane]
-            # Rows of another length: as many tokens, of the mean length.
-            tokens = before[0] * before[1] + rows * length
-            rows = before[0] + rows
-            length = round(tokens / rows)
-        found[lane] = (rows, length, read)
+    found = []
+    for view, shape in shapes.items():
+        lane, read = task.objective.lane(view) or model.lane_names()[0], ""
+        if view == "target" and reads and "input" in shapes:
+            lane, read = next(iter(reads)), "input"
+        found.append(Call(view, lane, *shape, read, shapes[read][1] if read else 0))
     return found
 
 

@@ -45,7 +45,7 @@ class Keeps:
 
 
 KEPT: dict[str, Keeps] = {
-    "none": Keeps(layer=0.0),
+    "none": Keeps(),
     "dots": Keeps(forwards=1.1),
     "attention": Keeps(forwards=1.9),
     "full": Keeps(forwards=2.0),
@@ -110,11 +110,12 @@ class Planned:
 
 def trace_all(experiment: Experiment, topology: Topology, remat: str = "") -> Planned:
     """Traces every (task, variant) for the devices of a topology; the mesh does not matter yet."""
-    one = dataclasses.replace(experiment, mesh=MeshConfig(data=1))
-    sizes = one.mesh.resolve(1)
-    program = program_lib.on_mesh(one, abstract_mesh(sizes, topology))
-    dtype = topology.chip.dtype if experiment.model.dtype == "auto" else experiment.model.dtype
-    program = dataclasses.replace(program, dtype=dtype)
+    own = experiment.model
+    typed = dataclasses.replace(
+        own, dtype=topology.chip.dtype if own.dtype == "auto" else own.dtype
+    )
+    one = dataclasses.replace(experiment, model=typed, mesh=MeshConfig(data=1))
+    program = program_lib.on_mesh(one, abstract_mesh(one.mesh.resolve(1), topology))
     policy = remat or getattr(experiment.model, "remat_policy", "none")
     batches, kept, full, counted = {}, {}, {}, {}
     for name, task in experiment.tasks.items():
@@ -183,6 +184,9 @@ class Layout:
         )
         self.shards = math.prod(sizes[axis] for axis in BATCH_AXES)
         self.itemsize = np.dtype(program.dtype).itemsize
+        # In which gradients are added up over devices: that of the products by default.
+        reduced = getattr(planned.experiment.optimizer, "grad_reduce_dtype", "float32")
+        self.reduced = self.itemsize if reduced == "auto" else np.dtype(reduced).itemsize
 
     def parts(self, spec) -> int:
         """Number of parts that a spec cuts an array into."""
@@ -241,9 +245,19 @@ class Layout:
 
     def _buffers(self, key: tuple[str, str], keeps: Keeps) -> float:
         """In memory for a while: a layer that is computed again, and weights as they are used."""
-        layers = sum(len(r.pattern) * r.repeats for r in self.planned.experiment.model.layer_plan())
-        layer = keeps.layer * self._local(self.planned.full[key].activations) / max(layers, 1)
-        return layer + self._cast_weights()
+        whole = self._local(self.planned.full[key].activations)
+        return keeps.layer * whole * self._largest_layer(key) + self._cast_weights()
+
+    def _largest_layer(self, key: tuple[str, str]) -> float:
+        """Share of all layers' work, and so about of what they keep, that one layer has."""
+        experiment, model = self.planned.experiment, self.planned.experiment.model
+        if not isinstance(model, Transformer):
+            return 1.0
+        blocks = [b.lane for run in model.layer_plan() for b in run.pattern * run.repeats]
+        work: dict[str, float] = {}
+        for call in flops.calls(experiment, experiment.tasks[key[0]], self.planned.batches[key]):
+            work[call.lane] = work.get(call.lane, 0.0) + flops.call_flops(model, call)
+        return max(w / blocks.count(lane) for lane, w in work.items()) / sum(work.values())
 
     def _cast_weights(self) -> float:
         """Weights in the compute type as they are used: gathered over fsdp."""
@@ -264,8 +278,8 @@ class Layout:
                 # Gathered in the compute type, forward and backward; gradients are scattered.
                 turns = 2 if path.startswith("runs/") else 1
                 sent.add("all-gather", turns * whole * self.itemsize, sizes["fsdp"], within)
-                sent.add("reduce-scatter", whole * 4, sizes["fsdp"], within)
-            own = _size(x) * 4 / self.parts(spec)
+                sent.add("reduce-scatter", whole * self.reduced, sizes["fsdp"], within)
+            own = _size(x) * self.reduced / self.parts(spec)
             inside = [a for a in ("data", "fsdp", "expert") if a not in axes]
             sent.add("all-reduce", own, math.prod(sizes[a] for a in inside), within)
             across = "dcn" if self.topology.slices > 1 else "ici"
@@ -280,11 +294,11 @@ class Layout:
         if not isinstance(model, Transformer):
             return
         task, batch = experiment.tasks[key[0]], self.planned.batches[key]
-        for lane, (rows, length, _) in flops.lanes(experiment, task, batch).items():
-            size = rows * length * model.width * self.itemsize / self.shards
+        for call in flops.calls(experiment, task, batch):
+            size = call.rows * call.length * model.width * self.itemsize / self.shards
             for run in model.layer_plan():
                 for block in run.pattern:
-                    if block.lane != lane:
+                    if block.lane != call.lane:
                         continue
                     sums = 3 if block.reads else 2
                     sent.add(

@@ -43,8 +43,9 @@ class Plan:
       collectives: bytes of a step by kind, as the buffers of one device, in the largest step.
       networks: estimated bytes that a device sends in a step: inside its slice or node (`ici`), to
         others (`dcn`).
-      tasks: of each task's variants: memory by class, FLOPs, seconds by what limits them, and with
-        the compiler arguments, temporaries, kernels, cycles and seconds to compile.
+      tasks: of each task's variants: memory by class, FLOPs, seconds by what limits them, what
+        computes the attention of each lane, and with the compiler arguments, temporaries, kernels,
+        cycles and seconds to compile.
       meshes: the best few, best first. remedies: what would help when it does not fit.
       assumed: what was not known of the config.
     """
@@ -125,12 +126,15 @@ def _made(
     ranking: tuple[Row, ...],
     said: tuple[str, ...],
 ) -> Plan:
-    from mmjax.plan import flops, meshes, model
+    from mmjax.plan import flops, kernels, meshes, model
 
     experiment, where, program = planned.experiment, planned.topology, planned.program
     tasks: dict[str, dict[str, Any]] = {}
     for key, estimate in estimates.items():
         found = _of_task(planned, estimate, compiled.get(key))
+        found["attention"] = kernels.attention(
+            experiment, key[0], planned.batches[key], where.chip.platform, program.dtype
+        )
         tasks[key[0] if key[1] == "default" else "/".join(key)] = found
     parameters, active = flops.count_parameters(experiment, program.params, program.axes)
     shares = _shares(experiment)

@@ -112,7 +112,7 @@ def _dims(experiment, task: str) -> tuple[set[int], set[int]]:
     cut: set[int] = set()
     if model.layer_plan():
         stack = model.stack(0)
-        cut = {stack.num_heads, stack.kv_heads, stack.ffn_width, stack.num_heads * stack.head_width}
+        cut = {stack.num_heads, stack.kv_heads, stack.ffn_width} - {stack.width}
     config = experiment.tasks[task]
     ids = {vocabulary.spec(name).vocab_size for name in config.targets} - {0}
     chunk = getattr(config.objective, "vocab_chunk", 0)
