@@ -110,10 +110,12 @@ class Planned:
 
 def trace_all(experiment: Experiment, topology: Topology, remat: str = "") -> Planned:
     """Traces every (task, variant) for the devices of a topology; the mesh does not matter yet."""
-    own = experiment.model
-    typed = dataclasses.replace(
-        own, dtype=topology.chip.dtype if own.dtype == "auto" else own.dtype
-    )
+    own: Any = experiment.model
+    changed = {"dtype": topology.chip.dtype if own.dtype == "auto" else own.dtype}
+    if getattr(own, "attention", "full") != "full":
+        # It keeps what kernels keep; those of GPUs ask for their library even to be traced.
+        changed["attention"] = "chunked"
+    typed = dataclasses.replace(own, **changed)
     one = dataclasses.replace(experiment, model=typed, mesh=MeshConfig(data=1))
     program = program_lib.on_mesh(one, abstract_mesh(one.mesh.resolve(1), topology))
     policy = remat or getattr(experiment.model, "remat_policy", "none")
