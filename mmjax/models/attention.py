@@ -98,6 +98,10 @@ def attend(
     if implementation not in ("auto", name):
         why = choose.refusal(implementation, platform, asked)
         _say_once(f"attention={implementation!r} is computed by {name!r} here: {why}")
+    if name == "cudnn" and not _has_cudnn():
+        name = "chunked"  # so is traced what is planned without a GPU, where both keep the same
+        if jax.default_backend() == "gpu":
+            _say_once("attention='chunked' stands in for 'cudnn': cuDNN is not installed")
     interpret = platform == "cpu"
     if name != "chunked" and interpret:
         _say_once(f"attention={name!r} is interpreted on cpu, which is slow; 'auto' is not")
@@ -157,6 +161,18 @@ def _cudnn(q, k, v, q_marks, k_marks, *, causal: bool) -> Array:
     )  # fmt: skip
     used_BQ &= (lengths[1] > 0)[:, None]
     return jnp.where(used_BQ[:, :, None, None], out, jnp.zeros((), out.dtype))
+
+
+@functools.cache
+def _has_cudnn() -> bool:
+    """Whether jax finds the library that it needs to trace a call of cuDNN."""
+    x = jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.bfloat16)
+    attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    try:
+        jax.eval_shape(attend, x, x, x)
+    except RuntimeError:
+        return False
+    return True
 
 
 @functools.cache

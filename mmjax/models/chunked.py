@@ -19,7 +19,6 @@ from mmjax.parallel import mesh as mesh_lib
 from mmjax.typing import Array
 
 HIDDEN, FLOOR, TINY = -1e30, -1e29, 1e-30  # exp(HIDDEN - FLOOR) is 0
-SCORES = 2**19  # that a loop over rows holds at a time on CPU, where they then stay in its cache
 
 KEPT = 2**16  # weights of a row and head that CPU keeps for the backward pass
 
@@ -41,27 +40,15 @@ def attention(
 ) -> Array:
     """Softmax attention [B, Q, H, G]; a query that sees nothing gives zero."""
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BQHG, k_BLKG, v_BLKG))
-    run = functools.partial(_attention, block)
+    arrays = (q, k, v, q_marks_BNQ, k_marks_BNL)
     if _keeps_weights(q.shape[2], k.shape[2]):
-        run = _short
-    rows = _rows_at_a_time(q.shape[0], q.shape[1] * min(q.shape[2], block) * min(k.shape[2], block))
-    if rows == q.shape[0]:
-        out = run(q, k, v, q_marks_BNQ, k_marks_BNL)
-    else:
-        parts = [x.reshape(-1, rows, *x.shape[1:]) for x in (q, k, v, q_marks_BNQ, k_marks_BNL)]
-        out = jax.lax.map(lambda some: run(*some), parts).reshape(q.shape)
-    return jnp.swapaxes(out, 1, 2)
+        return jnp.swapaxes(_short(*arrays), 1, 2)
+    return jnp.swapaxes(_attention(block, *arrays), 1, 2)
 
 
 def _keeps_weights(num_queries: int, length: int) -> bool:
     """On CPU, weights of short rows are cheaper to keep than to compute again."""
     return mesh_lib.platform() == "cpu" and num_queries * length <= KEPT
-
-
-def _rows_at_a_time(rows: int, scores: int) -> int:
-    if mesh_lib.platform() != "cpu":
-        return rows
-    return max(n for n in range(1, max(1, min(rows, SCORES // scores)) + 1) if rows % n == 0)
 
 
 def _split(x: Array, axis: int, block: int, fill: int = 0) -> Array:

@@ -63,12 +63,8 @@ class Model(nnx.Module):
         self.final_norms = nnx.List(norms)
         shape, axes = (width, width), ("embed", "unsharded")
         self.memory = nnx.List([param(rngs, shape, axes, width, (0,)) for _ in reads])
-        self.heads = nnx.List(
-            [
-                stacked.Named(h.init(rngs.params(), width, vocabulary), h.bounds())
-                for h in heads.values()
-            ]
-        )
+        made = [(h.init(rngs.params(), width, vocabulary), h.bounds()) for h in heads.values()]
+        self.heads = nnx.List([stacked.Named(*head) for head in made])
 
     def _table(self) -> Array:
         """Vectors of all ids [V, D]. Ids with digits add a vector of each digit to their own, so
@@ -92,8 +88,7 @@ class Model(nnx.Module):
         x = jnp.where(known, x.astype(jnp.float32), self.mask[...][index])
         rows = jnp.arange(x.shape[0])[:, None]
         for name, values in tokens.values.items():
-            number = f"s{self.vocabulary.number(name)}"
-            kernel = self._ready("pieces", number)
+            kernel = self._ready("pieces", f"s{self.vocabulary.number(name)}")
             piece = fused.project(values.value_BJP.astype(dtype), kernel)
             x = x.at[rows, values.slot_BJ].set(piece.astype(x.dtype), mode="drop")
         return (x + self._where(tokens)).astype(dtype) * self._valid(tokens, dtype)

@@ -96,7 +96,7 @@ def plan(experiment: Experiment, topology: str = "v5e-16", compile: bool = False
 
     experiment, said = assumed.ready(experiment)
     with contextlib.suppress(ValueError):  # a mesh that does not fit is told of below
-        experiment, _ = policy.resolved(experiment, where)
+        experiment = policy.resolved(experiment, where)
     planned = model.trace_all(experiment, where)
     ranking = meshes.rank(planned)
     try:

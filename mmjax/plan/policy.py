@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from mmjax import console
 from mmjax.experiment import Experiment
 from mmjax.plan import assumed, chips, model
 from mmjax.plan.topology import Topology
@@ -16,26 +17,25 @@ SPARE = 0.9  # share of the memory that an estimate may take
 
 
 def resolved(
-    experiment: Experiment, where: Topology | Sequence[Any] | None = None
-) -> tuple[Experiment, str]:
-    """The experiment with a policy in place of `auto`, and a line that says which and why.
+    experiment: Experiment, where: Topology | Sequence[Any] | None = None, say: bool = False
+) -> Experiment:
+    """The experiment with a policy in place of `auto`.
 
     On CPU, and on a device of which nothing is known, everything is kept.
 
     Args:
-      where: a topology or devices, by default all.
+      where: a topology or devices, by default all. say: prints which was taken, and why.
     """
     if getattr(experiment.model, "remat_policy", "") != "auto":
-        return experiment, ""
+        return experiment
     if not isinstance(where, Topology):
         where = topology_of(jax.devices() if where is None else where)
     if where is None:
-        return _with(experiment, "none"), ""
+        return _with(experiment, "none")
     policy, size = choose(experiment, where)
-    return _with(experiment, policy), (
-        f"remat_policy {policy}: estimated {size / 2**30:.1f} GiB a device of"
-        f" {where.hbm_limit / 2**30:.1f}"
-    )
+    room = where.hbm_limit / 2**30
+    console.say(f"remat_policy {policy}: estimated {size / 2**30:.1f} of {room:.1f} GiB", say)
+    return _with(experiment, policy)
 
 
 def choose(experiment: Experiment, where: Topology) -> tuple[str, int]:
