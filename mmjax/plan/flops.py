@@ -79,11 +79,11 @@ def calls(experiment: Experiment, task: Task, batch: Batch) -> list[Call]:
     shapes = {view: tokens.ids_BL.shape for view, tokens in batch.views.items()}
     reads = model.read_lanes() if isinstance(model, Transformer) else {}
     found = []
-    for view, shape in shapes.items():
+    for view, (rows, length) in shapes.items():
         lane, read = task.objective.lane(view) or model.lane_names()[0], ""
         if view == "target" and reads and "input" in shapes:
             lane, read = next(iter(reads)), "input"
-        found.append(Call(view, lane, *shape, read, shapes[read][1] if read else 0))
+        found.append(Call(view, lane, rows, length, read, shapes[read][1] if read else 0))
     return found
 
 

@@ -110,10 +110,12 @@ class Planned:
 
 def trace_all(experiment: Experiment, topology: Topology, remat: str = "") -> Planned:
     """Traces every (task, variant) for the devices of a topology; the mesh does not matter yet."""
-    own = experiment.model
-    typed = dataclasses.replace(
-        own, dtype=topology.chip.dtype if own.dtype == "auto" else own.dtype
-    )
+    own: Any = experiment.model
+    changed = {"dtype": topology.chip.dtype if own.dtype == "auto" else own.dtype}
+    if topology.chip.platform == "gpu" and getattr(own, "attention", "full") != "full":
+        # A kernel of cuDNN asks for the library even to be traced; this keeps about the same.
+        changed["attention"] = "chunked"
+    typed = dataclasses.replace(own, **changed)
     one = dataclasses.replace(experiment, model=typed, mesh=MeshConfig(data=1))
     program = program_lib.on_mesh(one, abstract_mesh(one.mesh.resolve(1), topology))
     policy = remat or getattr(experiment.model, "remat_policy", "none")
@@ -246,7 +248,7 @@ class Layout:
     def _buffers(self, key: tuple[str, str], keeps: Keeps) -> float:
         """In memory for a while: a layer that is computed again, and weights as they are used."""
         whole = self._local(self.planned.full[key].activations)
-        return keeps.layer * whole * self._largest_layer(key) + self._cast_weights()
+        return keeps.layer * whole * self._largest_layer(key) + self._weights_in_use()
 
     def _largest_layer(self, key: tuple[str, str]) -> float:
         """Share of all layers' work, and so about of what they keep, that one layer has."""
@@ -259,13 +261,23 @@ class Layout:
             work[call.lane] = work.get(call.lane, 0.0) + flops.call_flops(model, call)
         return max(w / blocks.count(lane) for lane, w in work.items()) / sum(work.values())
 
-    def _cast_weights(self) -> float:
-        """Weights in the compute type as they are used: gathered over fsdp."""
-        whole = 0.0
-        for _, x, spec in self.leaves:
-            gathered = [a for a in spec if a != "fsdp"]
-            whole += _size(x) * self.itemsize / self.parts(gathered)
-        return whole
+    def _gathered(self, x: Any, spec: Any) -> float:
+        """Elements of a parameter as it is used: whole along fsdp."""
+        return _size(x) / self.parts([a for a in spec if a != "fsdp"])
+
+    def _weights_in_use(self) -> float:
+        """In the compute type: those of a layer and, gathered ahead, of the next; what stands
+        outside of the layers; and of the largest of that, the table, a gradient in float32."""
+        layers: dict[str, float] = {}
+        outside = [0.0]
+        for path, x, spec in self.leaves:
+            if path.startswith("runs/"):
+                block = "/".join(path.split("/")[:4])
+                layers[block] = layers.get(block, 0.0) + self._gathered(x, spec) / x.shape[0]
+            else:
+                outside.append(self._gathered(x, spec))
+        used = 2 * max(layers.values(), default=0.0) + sum(outside)
+        return used * self.itemsize + 4 * max(outside)
 
     def traffic(self, key: tuple[str, str]) -> Traffic:
         """Collectives of a step, as the shardings ask for them."""
@@ -273,7 +285,7 @@ class Layout:
         within = "dcn" if self.topology.slices > 1 and sizes["replica"] == 1 else "ici"
         for path, x, spec in self.leaves:
             axes = {a for a in spec if a}
-            whole = _size(x) / self.parts([a for a in spec if a != "fsdp"])
+            whole = self._gathered(x, spec)
             if "fsdp" in axes and sizes["fsdp"] > 1:
                 # Gathered in the compute type, forward and backward; gradients are scattered.
                 turns = 2 if path.startswith("runs/") else 1
@@ -314,7 +326,11 @@ class Layout:
         chip, step = self.topology.chip, self.planned.step_flops[key]
         devices = self.topology.num_devices
         computed = step * (2 + keeps.forwards) / 3 / devices
-        moved = 3 * memory["activations"] + 2 * memory["logits"] + 3 * self._cast_weights()
+        moved = (
+            3 * memory["activations"]
+            + 2 * memory["logits"]
+            + 3 * self.itemsize * sum(self._gathered(x, spec) for _, x, spec in self.leaves)
+        )
         moved += 2 * (memory["parameters"] + memory["optimizer"] + memory["gradients"])
         hosts = self.topology.num_hosts / self.topology.slices
         per_host = self.topology.devices_per_slice / hosts
