@@ -31,7 +31,9 @@ PROCESS_BYTES = 4 << 30  # of a host: Python, jax, the compiler and what it comp
 
 @dataclasses.dataclass(frozen=True)
 class Keeps:
-    """What a remat policy means for XLA, as shares of what jax says (calibrated: tests/plan).
+    """What a remat policy means for XLA, as shares of what jax says.
+
+    The shares are those with which estimates come near XLA:TPU (tests/compile/test_plan.py).
 
     Fields:
       kept: share of the arrays that jax keeps for the backward pass. layer: share of what one
@@ -40,7 +42,7 @@ class Keeps:
     """
 
     kept: float = 1.0
-    layer: float = 1.0
+    layer: float = 0.4
     forwards: float = 1.0
 
 
@@ -246,9 +248,12 @@ class Layout:
         return sum(self._array(r.local(self.shards, tensor), r.itemsize) for r in kept)
 
     def _buffers(self, key: tuple[str, str], keeps: Keeps) -> float:
-        """In memory for a while: a layer that is computed again, and weights as they are used."""
+        """In memory for a while: weights as they are used, and what is largest beside them: logits
+        and the gradient of the table, or, when they are gone, a layer in its backward pass."""
         whole = self._local(self.planned.full[key].activations)
-        return keeps.layer * whole * self._largest_layer(key) + self._weights_in_use()
+        layer = keeps.layer * whole * self._largest_layer(key)
+        used, table = self._weights_in_use()
+        return used + max(table, layer - self._local(self.planned.kept[key].logits))
 
     def _largest_layer(self, key: tuple[str, str]) -> float:
         """Share of all layers' work, and so about of what they keep, that one layer has."""
@@ -265,9 +270,9 @@ class Layout:
         """Elements of a parameter as it is used: whole along fsdp."""
         return _size(x) / self.parts([a for a in spec if a != "fsdp"])
 
-    def _weights_in_use(self) -> float:
-        """In the compute type: those of a layer and, gathered ahead, of the next; what stands
-        outside of the layers; and of the largest of that, the table, a gradient in float32."""
+    def _weights_in_use(self) -> tuple[float, float]:
+        """In the compute type those of a layer and, gathered ahead, of the next, and what stands
+        outside of the layers; and the gradient, in float32, of the largest of the latter."""
         layers: dict[str, float] = {}
         outside = [0.0]
         for path, x, spec in self.leaves:
@@ -277,7 +282,7 @@ class Layout:
             else:
                 outside.append(self._gathered(x, spec))
         used = 2 * max(layers.values(), default=0.0) + sum(outside)
-        return used * self.itemsize + 4 * max(outside)
+        return used * self.itemsize, 4 * max(outside)
 
     def traffic(self, key: tuple[str, str]) -> Traffic:
         """Collectives of a step, as the shardings ask for them."""
