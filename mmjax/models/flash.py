@@ -58,7 +58,7 @@ def attention(
     k, v = (_padded(x.reshape(rows, length, -1), pad_k) for x in (k_BLKG, v_BLKG))
     q_marks = jnp.pad(q_marks_BNQ, ((0, 0), (0, 0), (0, pad_q)), constant_values=-1)
     k_marks = jnp.pad(k_marks_BNL, ((0, 0), (0, 0), (0, pad_k)))
-    out = _attention(plan, q, k, v, q_marks, k_marks)
+    out: Array = _attention(plan, q, k, v, q_marks, k_marks)
     return out[:, :num_q].reshape(q_BQHG.shape)
 
 

@@ -193,7 +193,9 @@ def backward(plan: Plan, d_out, q, k, v, q_marks, k_marks, out, lse):
             of_queries, of_queries,
         ]  # fmt: skip
         out_spec = grid.tokens(outer_is_query)
-        scratch = [pltpu.VMEM(out_spec.block_shape[1:], jnp.float32) for _ in like_what]
+        lanes = plan.heads * plan.width * (plan.ratio if outer_is_query else 1)
+        shape = (plan.block_q if outer_is_query else plan.block_k, lanes)
+        scratch = [pltpu.VMEM(shape, jnp.float32) for _ in like_what]
         return grid.call(
             name, kernel, products, visits, operands, in_specs,
             [out_spec] * len(like_what), like(*like_what), scratch,

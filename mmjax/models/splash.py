@@ -44,7 +44,7 @@ def attention(
         jnp.pad(x, ((0, 0), (0, size - x.shape[1])))
         for x, size in zip((q_number_BQ, k_number_BL), shape, strict=True)
     ]
-    out = jax.vmap(kernel)(q, k, v, kernels.SegmentIds(*numbers))
+    out: Array = jax.vmap(kernel)(q, k, v, kernels.SegmentIds(*numbers))
     seen_BQ = q_number_BQ > 0
     if not is_self:
         equal_BQL = q_number_BQ[:, :, None] == k_number_BL[:, None, :]
