@@ -236,7 +236,7 @@ class Layout:
         return {
             "parameters": parameters,
             **rest,
-            "gradients": parameters,
+            "gradients": parameters + self._to_be_summed(),
             "activations": activations,
             "logits": self._local(kept.logits),
             "buffers": self._buffers(key, keeps),
@@ -265,6 +265,19 @@ class Layout:
         for call in flops.calls(experiment, experiment.tasks[key[0]], self.planned.batches[key]):
             work[call.lane] = work.get(call.lane, 0.0) + flops.call_flops(model, call)
         return max(w / blocks.count(lane) for lane, w in work.items()) / sum(work.values())
+
+    def _copies(self, spec: Any) -> int:
+        """Devices of a slice that have the same part of a parameter, and add up its gradient."""
+        return math.prod(self.sizes[a] for a in ("data", "fsdp", "expert") if a not in spec)
+
+    def _to_be_summed(self) -> float:
+        """Gradients before devices have added them up; those that are scattered have no room of
+        their own."""
+        return sum(
+            _size(x) * self.reduced / self.parts(spec)
+            for _, x, spec in self.leaves
+            if self._copies(spec) > 1
+        )
 
     def _gathered(self, x: Any, spec: Any) -> float:
         """Elements of a parameter as it is used: whole along fsdp."""
@@ -297,8 +310,7 @@ class Layout:
                 sent.add("all-gather", turns * whole * self.itemsize, sizes["fsdp"], within)
                 sent.add("reduce-scatter", whole * self.reduced, sizes["fsdp"], within)
             own = _size(x) * self.reduced / self.parts(spec)
-            inside = [a for a in ("data", "fsdp", "expert") if a not in axes]
-            sent.add("all-reduce", own, math.prod(sizes[a] for a in inside), within)
+            sent.add("all-reduce", own, self._copies(spec), within)
             across = "dcn" if self.topology.slices > 1 else "ici"
             sent.add("all-reduce", own, sizes["replica"], across)
         self._of_blocks(key, sent, within)
