@@ -137,8 +137,8 @@ class Transformer(ModelConfig):
       runs: an explicit layer plan instead of the one made from the fields above.
       remat_policy: what a layer keeps for the backward pass beside its input, from much memory to
         little: `none` (all is kept), `dots` (what products with weights and attention give),
-        `attention` (what attention gives), `full` (nothing); `auto` takes the first of them with
-        which `mmjax plan` says that a run fits its devices, and `none` on CPU.
+        `attention` (what attention gives), `full` (nothing); `auto` takes the quickest of those
+        with which `mmjax plan` says that a run fits its devices, and `none` on CPU.
       attention: `auto` takes what suits the devices of the mesh. `chunked` computes blocks of
         `query_block` queries and keys, `full` all at once; `pallas` and `splash` are kernels for
         TPU, `cudnn` for GPU (docs/attention.md).

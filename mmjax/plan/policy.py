@@ -1,10 +1,10 @@
-"""`remat_policy="auto"`: the first policy with which a run fits the devices that it has."""
+"""`remat_policy="auto"`: the quickest policy with which a run fits the devices that it has."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -32,29 +32,42 @@ def resolved(
         where = topology_of(jax.devices() if where is None else where)
     if where is None:
         return _with(experiment, "none")
-    policy, size = choose(experiment, where)
+    policy, size, _ = choose(experiment, where)
     room = where.hbm_limit / 2**30
     console.say(f"remat_policy {policy}: estimated {size / 2**30:.1f} of {room:.1f} GiB", say)
     return _with(experiment, policy)
 
 
-def choose(experiment: Experiment, where: Topology) -> tuple[str, int]:
-    """The first policy, from much memory to little, whose estimate fits, and its bytes a device;
-    the last one where none does."""
-    found = ("", 0)
-    for found in sizes(experiment, where):
-        if found[1] <= SPARE * where.hbm_limit:
-            break
-    return found
+class Found(NamedTuple):
+    """What a policy takes: bytes of a device, and seconds of compute and of its memory, one after
+    the other, for a step of each task."""
+
+    policy: str
+    size: int
+    seconds: float
 
 
-def sizes(experiment: Experiment, where: Topology) -> Iterator[tuple[str, int]]:
-    """Each policy and the bytes that its largest step takes of a device, estimated."""
+def choose(experiment: Experiment, where: Topology) -> Found:
+    """The quickest policy of those that fit, else the one that needs least.
+
+    What is kept is written and read again, which at the widths of 4M takes XLA:TPU longer than to
+    compute it twice: memory alone would choose a slower step.
+    """
+    found = list(estimates(experiment, where))
+    fits = [f for f in found if f.size <= SPARE * where.hbm_limit]
+    if not fits:
+        return min(found, key=lambda f: f.size)
+    return min(fits, key=lambda f: f.seconds)
+
+
+def estimates(experiment: Experiment, where: Topology) -> Iterator[Found]:
+    """Each policy, from much memory to little."""
     experiment, _ = assumed.ready(experiment)
     for policy in model.KEPT:
         planned = model.trace_all(_with(experiment, policy), where)
-        found = [model.estimate(planned, experiment.mesh, key) for key in planned.kept]
-        yield policy, max(estimate.hbm_bytes for estimate in found)
+        made = [model.estimate(planned, experiment.mesh, key) for key in planned.kept]
+        seconds = sum(e.roofline["compute"] + e.roofline["hbm"] for e in made)
+        yield Found(policy, max(e.hbm_bytes for e in made), seconds)
 
 
 def _with(experiment: Experiment, policy: str) -> Experiment:

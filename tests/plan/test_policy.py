@@ -30,19 +30,26 @@ def test_a_choice_of_the_config_stays():
     assert policy.resolved(experiment, [Device("TPU v5 lite")]) == experiment
 
 
-def test_the_first_that_fits_is_taken():
+def test_the_quickest_that_fits_is_taken():
     """A chip whose memory shrinks keeps less and less."""
     where, experiment = topology.parse("v5e-1"), mini.get_config()
-    sizes = dict(policy.sizes(experiment, where))
-    assert list(sizes) == ["none", "dots", "attention", "full"]
-    for size in sizes.values():
-        room = int(size / policy.SPARE / where.chip.usable) + 4096
+    found = {f.policy: f for f in policy.estimates(experiment, where)}
+    assert list(found) == ["none", "dots", "attention", "full"]
+    assert found["none"].size > found["full"].size
+    for one in found.values():
+        room = int(one.size / policy.SPARE / where.chip.usable) + 4096
         chip = dataclasses.replace(where.chip, hbm_bytes=room)
-        found, _ = policy.choose(experiment, dataclasses.replace(where, chip=chip))
-        assert found == next(name for name, other in sizes.items() if other <= size + 4096)
-    chip = dataclasses.replace(where.chip, hbm_bytes=1)
-    found, _ = policy.choose(experiment, dataclasses.replace(where, chip=chip))
-    assert found == "full"  # nothing fits
+        taken = policy.choose(experiment, dataclasses.replace(where, chip=chip))
+        fits = [f for f in found.values() if f.size <= one.size + 4096]
+        assert taken.seconds == min(f.seconds for f in fits)
+        assert taken.size <= one.size + 4096
+
+
+def test_where_nothing_fits_the_least_is_taken():
+    where = topology.parse("v5e-1")
+    nothing = dataclasses.replace(where, chip=dataclasses.replace(where.chip, hbm_bytes=1))
+    found = policy.choose(mini.get_config(), nothing)
+    assert found.size == min(f.size for f in policy.estimates(mini.get_config(), where))
 
 
 @pytest.mark.parametrize(
