@@ -14,7 +14,7 @@ NUM_IDS = 8192  # of a tokenizer that is not trained yet; 4M has 4,096 to 16,384
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Assumed(Modality):
+class _Assumed(Modality):
     """A modality of which nothing but the stream is known."""
 
     stream: TokenSpec
@@ -36,7 +36,7 @@ def ready(experiment: Experiment) -> tuple[Experiment, tuple[str, ...]]:
         if modality.path and (folder / MANIFEST).exists():
             made[name] = modality.fit(lambda: (), folder)  # it is there: nothing is copied
             continue
-        made[name] = Assumed(stream=_like(modality, name))
+        made[name] = _Assumed(stream=_like(modality, name))
         grid = made[name].spec(name).grid
         said.append(
             f"{name}: the tokenizer of {modality.path or 'no path'} is not trained; assumed"
