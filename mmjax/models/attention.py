@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax import console
-from mmjax.models import choose, chunked
+from mmjax.models import choose, chunked, kernels
 from mmjax.parallel import mesh as mesh_lib
 from mmjax.typing import NUM_AXES, Array, General, InOrder, OneSegment, Tokens
 
@@ -91,14 +91,14 @@ def attend(
     """
     if implementation == "full":
         mask = visible(query, key, causal=causal, isolate=isolate)
-        return _attend_at_once(q_BQHG, k_BLKG, v_BLKG, mask)
+        return kernels.full(q_BQHG, k_BLKG, v_BLKG, mask)
     platform = mesh_lib.platform()
     asked = _asked(q_BQHG, k_BLKG, query, key, causal=causal, isolate=isolate)
     name = choose.chosen(implementation, platform, asked)
     if implementation not in ("auto", name):
         why = choose.refusal(implementation, platform, asked)
         _say_once(f"attention={implementation!r} is computed by {name!r} here: {why}")
-    if name == "cudnn" and not _has_cudnn():
+    if name == "cudnn" and not kernels.has_cudnn():
         name = "chunked"  # so is traced what is planned without a GPU, where both keep the same
         if jax.default_backend() == "gpu":
             _say_once("attention='chunked' stands in for 'cudnn': cuDNN is not installed")
@@ -109,11 +109,11 @@ def attend(
     k_marks = _marks(key, 0, causal=causal, isolate=isolate)
     compute = {
         "chunked": functools.partial(chunked.attention, block=query_block),
-        "pallas": functools.partial(_pallas, interpret=interpret),
+        "pallas": functools.partial(kernels.pallas, interpret=interpret),
         "splash": functools.partial(
-            _splash, causal=causal, is_self=_is_self(query, key), interpret=interpret
+            kernels.splash, causal=causal, is_self=_is_self(query, key), interpret=interpret
         ),
-        "cudnn": functools.partial(_cudnn, causal=causal),
+        "cudnn": functools.partial(kernels.cudnn, causal=causal),
     }[name]
     return _on_shards(compute, q_BQHG, k_BLKG, v_BLKG, q_marks, k_marks)
 
@@ -138,41 +138,6 @@ def _marks(x: Visibility, padding: int, *, causal: bool, isolate: bool) -> Array
     number = x.segment_BL << 16 | x.stream_BL if isolate else x.segment_BL
     number = jnp.where(x.segment_BL != 0, number, padding)
     return jnp.stack([number, x.order_BL] if causal else [number], axis=1)
-
-
-def _pallas(*arrays, interpret: bool) -> Array:
-    from mmjax.models import flash  # imports for TPU, half a second
-
-    return flash.attention(*arrays, interpret=interpret)
-
-
-def _splash(q, k, v, q_marks, k_marks, **static: bool) -> Array:
-    from mmjax.models import splash
-
-    return splash.attention(q, k, v, q_marks[:, 0], k_marks[:, 0], **static)
-
-
-def _cudnn(q, k, v, q_marks, k_marks, *, causal: bool) -> Array:
-    used_BQ = q_marks[:, 0] > 0
-    lengths = [jnp.sum(x[:, 0] > 0, axis=1, dtype=jnp.int32) for x in (q_marks, k_marks)]
-    out = jax.nn.dot_product_attention(
-        q, k, v, is_causal=causal, query_seq_lengths=jnp.maximum(lengths[0], 1),
-        key_value_seq_lengths=jnp.maximum(lengths[1], 1), implementation="cudnn",
-    )  # fmt: skip
-    used_BQ &= (lengths[1] > 0)[:, None]
-    return jnp.where(used_BQ[:, :, None, None], out, jnp.zeros((), out.dtype))
-
-
-@functools.cache
-def _has_cudnn() -> bool:
-    """Whether jax finds the library that it needs to trace a call of cuDNN."""
-    x = jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.bfloat16)
-    attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-    try:
-        jax.eval_shape(attend, x, x, x)
-    except RuntimeError:
-        return False
-    return True
 
 
 @functools.cache
@@ -224,17 +189,3 @@ def attend_parts(
         for (_, v), end in zip(parts, ends, strict=True)
     ]
     return sum(outs[1:], outs[0]).reshape(batch, num_queries, num_heads, width)
-
-
-def _attend_at_once(q_BQHG: Array, k_BLKG: Array, v_BLKG: Array, mask_BQL: Array) -> Array:
-    batch, num_queries, num_heads, width = q_BQHG.shape
-    kv_heads = k_BLKG.shape[2]
-    q = q_BQHG.reshape(batch, num_queries, kv_heads, num_heads // kv_heads, width)
-    logits = jnp.einsum("BQKHG,BLKG->BKHQL", q, k_BLKG, preferred_element_type=jnp.float32)
-    mask = mask_BQL[:, None, None, :, :]
-    logits = jnp.where(mask, logits * width**-0.5, -1e30)
-    prob = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-    prob = jnp.where(mask, prob, 0.0)
-    prob = prob / jnp.maximum(jnp.sum(prob, axis=-1, keepdims=True), 1e-30)
-    out = jnp.einsum("BKHQL,BLKG->BQKHG", prob.astype(v_BLKG.dtype), v_BLKG)
-    return out.reshape(batch, num_queries, num_heads, width)
