@@ -12,9 +12,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from mmjax.models.chunked import FLOOR, TINY
 from mmjax.models.flash_kernels import (
-    FLOOR,
-    TINY,
     Plan,
     call,
     dot,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-HIDDEN, FLOOR, TINY = -1e30, -1e29, 1e-30  # exp(HIDDEN - FLOOR) is 0
+from mmjax.models.chunked import FLOOR, HIDDEN, TINY
 
 
 class Plan(NamedTuple):

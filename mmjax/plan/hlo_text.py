@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Iterator
 
 # Bits of an element, by the name that HLO gives the dtype.
 BITS = {
@@ -217,14 +218,14 @@ def parse(text: str) -> Text:
     """
     computations: dict[str, Computation] = {}
     entry, inside = "", None
-    for line in text.splitlines():
+    for line in _lines(text):
         if inside is None:
             head = _HEAD.match(line)
             if head and not line.startswith("HloModule"):
                 inside = Computation(head[2], {})
                 computations[head[2]] = inside
                 entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
+        elif line == "}":
             inside = None
         elif found := _INSTRUCTION.match(line):
             made = _instruction(found[2], found[3], bool(found[1]))
@@ -235,6 +236,20 @@ def parse(text: str) -> Text:
             "`compiled.as_text()` returns"
         )
     return Text(computations, entry)
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Lines, each instruction on one: attributes that a kernel brings may span several."""
+    instruction = ""
+    for line in map(str.rstrip, text.splitlines()):
+        if instruction and line != "}" and not _INSTRUCTION.match(line):
+            instruction += line
+            continue
+        if instruction:
+            yield instruction
+        instruction = line if _INSTRUCTION.match(line) else ""
+        if not instruction:
+            yield line
 
 
 def _instruction(name: str, line: str, root: bool) -> Instruction:

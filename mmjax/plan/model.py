@@ -110,8 +110,14 @@ class Planned:
     step_flops: dict[tuple[str, str], float]
 
 
-def trace_all(experiment: Experiment, topology: Topology, remat: str = "") -> Planned:
-    """Traces every (task, variant) for the devices of a topology; the mesh does not matter yet."""
+def trace_all(
+    experiment: Experiment, topology: Topology, remat: str = "", known: Planned | None = None
+) -> Planned:
+    """Traces every (task, variant) for the devices of a topology; the mesh does not matter yet.
+
+    Args:
+      known: the same under another policy; what no policy changes is taken from it.
+    """
     own: Any = experiment.model
     changed = {"dtype": topology.chip.dtype if own.dtype == "auto" else own.dtype}
     if topology.chip.platform == "gpu" and getattr(own, "attention", "full") != "full":
@@ -129,7 +135,12 @@ def trace_all(experiment: Experiment, topology: Topology, remat: str = "") -> Pl
             batches[key] = batch
             kept[key] = trace.keep(program, name, variant, batch, policy)
             layered = policy != "none" and isinstance(experiment.model, Transformer)
-            full[key] = trace.keep(program, name, variant, batch, "none") if layered else kept[key]
+            if known is not None:
+                full[key] = known.full[key]
+            elif layered:
+                full[key] = trace.keep(program, name, variant, batch, "none")
+            else:
+                full[key] = kept[key]
             step = flops.step_flops(experiment, name, variant, program.vocabulary)
             counted[key] = 3 * full[key].flops if step is None else step
     return Planned(experiment, topology, program, batches, kept, full, counted)
@@ -184,7 +195,10 @@ class Layout:
         rules = planned.experiment.rules
         specs = step_lib.state_shardings(program, program.tx, program.extras, mesh, rules)
         self.state = jax.tree.map(
-            lambda x, s: (x, s.spec), _shapes(program), specs, is_leaf=lambda x: hasattr(x, "dtype")
+            lambda x, s: (x, s.spec),
+            program.abstract_state(),
+            specs,
+            is_leaf=lambda x: hasattr(x, "dtype"),
         )
         self.shards = math.prod(sizes[axis] for axis in BATCH_AXES)
         self.itemsize = np.dtype(program.dtype).itemsize
@@ -377,16 +391,9 @@ def host_bytes(planned: Planned, sizes: dict[str, int]) -> int:
 
 def checkpoint_bytes(planned: Planned) -> int:
     """Of the state, whole."""
-    return sum(_size(x) * x.dtype.itemsize for x in jax.tree.leaves(_shapes(planned.program)))
-
-
-def _shapes(program: Program) -> step_lib.TrainState:
-    def init(params, model_state):
-        extra = {name: e.init(params) for name, e in program.extras.items()}
-        step = jax.numpy.zeros((), jax.numpy.int32)
-        return step_lib.TrainState(step, params, model_state, program.tx.init(params), extra)
-
-    return jax.eval_shape(init, program.params, program.model_state)
+    return sum(
+        _size(x) * x.dtype.itemsize for x in jax.tree.leaves(planned.program.abstract_state())
+    )
 
 
 def _size(x: Any) -> int:

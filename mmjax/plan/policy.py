@@ -63,8 +63,9 @@ def choose(experiment: Experiment, where: Topology) -> Found:
 def estimates(experiment: Experiment, where: Topology) -> Iterator[Found]:
     """Each policy, from much memory to little."""
     experiment, _ = assumed.ready(experiment)
+    planned = None
     for policy in model.KEPT:
-        planned = model.trace_all(_with(experiment, policy), where)
+        planned = model.trace_all(_with(experiment, policy), where, known=planned)
         made = [model.estimate(planned, experiment.mesh, key) for key in planned.kept]
         seconds = sum(e.roofline["compute"] + e.roofline["hbm"] for e in made)
         yield Found(policy, max(e.hbm_bytes for e in made), seconds)

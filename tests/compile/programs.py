@@ -23,13 +23,15 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mmjax import step as step_lib
+from mmjax.models import attention as attention_lib
 from mmjax.objectives import MaskedTokens
-from mmjax.optim import AdamW
+from mmjax.optim import AdamW, Muon, optimizer
 from mmjax.parallel import MeshConfig, MeshRules
 from mmjax.plan import described, topology
+from mmjax.typing import General
 
 # Lengths that no other dimension has, so that an array of queries x keys is known by its shape.
-INPUT, TARGET, HEADS = 384, 272, 2
+INPUT, TARGET, HEADS, LONG = 384, 272, 2, 1280
 
 
 def chips(name: str) -> list[Any]:
@@ -127,6 +129,49 @@ def kernel(mesh):
     return run, like(mesh, (128, 128), jnp.float32)
 
 
+def attention(mesh):
+    """Gradients of attention over rows of 1,280 tokens, causal by numbers known at run time."""
+    return _attention(mesh, "pallas", True)
+
+
+def splash(mesh):
+    """The same with jax's kernel, not causal."""
+    return _attention(mesh, "splash", False)
+
+
+def _attention(mesh, name: str, causal: bool):
+    where = attention_lib.Visibility(
+        *(like(mesh, (8, LONG), jnp.int32, "fsdp") for _ in range(3)), General()
+    )
+    tokens = like(mesh, (8, LONG, 4, 128), jnp.bfloat16, "fsdp")
+
+    def loss(q, k, v, where):
+        out = attention_lib.attend(
+            q, k, v, where, where, causal=causal, isolate=True, implementation=name
+        )
+        return jnp.sum(out.astype(jnp.float32) ** 2)
+
+    return jax.grad(loss, (0, 1, 2)), tokens, tokens, tokens, where
+
+
+def muon(mesh):
+    """An update of a stack of 12 matrices of 256 x 512 whose rows lie in eight parts."""
+    matrices = {"w": optimizer.matrix_of(("embed", "mlp"), (0,), 3)}
+    tx = Muon().make(matrices, 100)
+    params = {"w": like(mesh, (12, 256, 512), jnp.float32, None, "fsdp")}
+    where = jax.sharding.NamedSharding(mesh, P(None, "fsdp"))
+    state = jax.eval_shape(tx.init, params)
+    state = jax.tree.map(
+        lambda x: like(mesh, x.shape, x.dtype, *((None, "fsdp") if x.ndim else ())), state
+    )
+
+    def run(grads, state, params):
+        with step_lib.standard_promotion():
+            return jax.lax.with_sharding_constraint(tx.update(grads, state, params)[0]["w"], where)
+
+    return run, params, state, params
+
+
 def step(mesh):
     """A training step of the tests' small world in bfloat16, parameters over `fsdp`."""
     model = small.config(width=128, num_heads=HEADS, mlp_width=320)
@@ -160,7 +205,7 @@ def step(mesh):
 
 
 PROGRAMS = {
-    "tpu": (step, gather, gradient, scatter, others, matmul, kernel),
+    "tpu": (step, gather, gradient, scatter, others, matmul, kernel, attention, splash, muon),
     "cuda": (step, gather, scatter, others, kernel),
 }
 

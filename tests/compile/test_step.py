@@ -13,7 +13,8 @@ from mmjax.plan import hlo
 
 pytestmark = [pytest.mark.compile, pytest.mark.timeout(1800)]  # with all programs
 
-INPUT, TARGET = 384, 272  # as in programs.py; no other dimension has these sizes
+INPUT, TARGET, LONG = 384, 272, 1280  # as in programs.py; no other dimension has these sizes
+SPLASH = ("fwd_segmented_residuals", *(f"{n}_segmented_no_residuals" for n in ("dq", "dkv")))
 KERNELS = {"mmjax_attention_forward", "mmjax_attention_backward"}
 
 
@@ -69,3 +70,25 @@ def test_its_kernels_are_these(reading):
     assert set(reading.kernels) == KERNELS
     # Two layers of a stack: attention of each, and one across in those of the decoder.
     assert {kernel.count for kernel in reading.kernels.values()} == {6}
+
+
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [
+        ("attention", {f"mmjax_attention_{n}" for n in ("forward", "backward_q", "backward_kv")}),
+        ("splash", {f"splash_mha_{n}" for n in SPLASH}),
+    ],
+)
+def test_long_rows_are_computed_by_kernels(for_tpu, name, kernels):
+    text = for_tpu.texts[name]
+    reading = hlo.read(text)
+    assert set(reading.kernels) == kernels
+    assert reading.collectives == {}
+    assert not [a for a in hlo.arrays(text, LONG * LONG) if a.shape.count(LONG) > 1]
+
+
+def test_muon_exchanges_matrices_and_gathers_no_stack(for_tpu):
+    stack = 12 * 256 * 512 * 4
+    collectives = hlo.read(for_tpu.texts["muon"]).collectives
+    assert "all-to-all" in collectives
+    assert collectives.get("all-gather", hlo.Collective(0, 0, {})).bytes < stack

@@ -267,7 +267,7 @@ def test_auto_follows_the_devices_of_the_mesh(monkeypatch):
         assert mesh_lib.compute_dtype("auto", pod) == "bfloat16"
 
 
-@pytest.mark.parametrize("policy", ["dots", "full"])
+@pytest.mark.parametrize("policy", ["dots", "attention", "full"])
 def test_rematerialisation_is_the_same(world, policy):
     config, arrays, tokens, expected = world
     saving = dataclasses.replace(config, remat_policy=policy)

@@ -63,6 +63,17 @@ def test_gradients_come_in_parts_and_in_the_dtype_of_their_sum(reduce_dtype):
     assert seen == [reduce_dtype, jnp.float32]
 
 
+def test_weights_are_cast_before_they_are_gathered():
+    with jax.set_mesh(MESH.make()):
+        jaxpr = jax.make_jaxpr(BF16.ready)(jnp.ones((64, 64)))
+    (call,) = jaxpr.eqns
+    (gather,) = (
+        e for e in call.params["call_jaxpr"].eqns if e.primitive.name == "sharding_constraint"
+    )
+    assert gather.invars[0].aval.dtype == jnp.bfloat16
+    assert gather.params["sharding"].spec == P(None, None)
+
+
 def test_what_is_no_matrix_stays_in_float32():
     with jax.set_mesh(MESH.make()):
         assert BF16.ready(jnp.ones((64, 64)), is_matrix=False).dtype == jnp.float32

@@ -350,3 +350,18 @@ def test_shapes_of_any_dtype_and_space():
 def test_what_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY computation"):
         hlo.read("module @jit_f { func.func public @main() }")
+
+
+def test_attributes_of_a_kernel_may_span_lines():
+    call = 'custom-call(%x), custom_call_target="tpu_custom_call"'
+    text = f"""HloModule jit_f
+
+ENTRY %main (x: f32[8]) -> f32[8] {{
+  %x = f32[8]{{0}} parameter(0)
+  %first.1 = f32[8]{{0}} {call}, frontend_attributes={{kernel_metadata={{
+"xprof_metadata":"{{\\"block_q\\": 256}}"
+}}}}, metadata={{op_name="jit(f)/first"}}
+  ROOT %second.1 = f32[8]{{0}} {call}, metadata={{op_name="jit(f)/second"}}
+}}
+"""
+    assert set(hlo.read(text).kernels) == {"first", "second"}
