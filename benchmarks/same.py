@@ -1,6 +1,6 @@
 """Whether a change of structure changed anything: losses and a resumed run against another commit.
 
-    python benchmarks/same.py [--commit 3ca3de6] [--config configs/quickstart.py:tiny]
+    python benchmarks/same.py --commit COMMIT [--config configs/quickstart.py:tiny]
 
 Trains the config here and in a worktree of the other commit: losses of all steps must be equal bit
 for bit. Then a workdir that was begun there goes on here: the steps after must be equal, too.
@@ -53,7 +53,7 @@ def differences(one: dict, two: dict) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--commit", default="3ca3de6")
+    parser.add_argument("--commit", required=True, help="the other one")
     parser.add_argument("--config", default="configs/quickstart.py:tiny")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
