@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
-import statistics
 import sys
 from pathlib import Path
 
@@ -58,19 +56,6 @@ def contenders(length: int, tokens: int, heads: int, width: int):
     return {"mmjax": passes(ours), "jax": passes(jaxs)}
 
 
-def measured(runs, rounds: int) -> dict[str, list[float]]:
-    """CPU milliseconds by contender, one a round; another is first in each."""
-    for run in runs.values():
-        jax.block_until_ready(run())
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for r in range(rounds):
-        for name in sorted(runs, reverse=r % 2 == 1):
-            begin = turns.cpu_seconds()
-            jax.block_until_ready(runs[name]())
-            found[name].append(1000 * (turns.cpu_seconds() - begin))
-    return found
-
-
 def main() -> None:
     """Measures and prints one JSON line."""
     parser = argparse.ArgumentParser()
@@ -81,19 +66,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    report = vars(options) | {"out": None, "device": jax.devices()[0].device_kind}
-    report |= {"cpu_ms": {}, "ratio": {}}
-    for length in options.lengths:
-        runs = contenders(length, options.tokens, options.heads, options.width)
-        found = measured(runs, options.rounds)
-        report["cpu_ms"][length] = {n: round(statistics.median(t), 1) for n, t in found.items()}
-        ratios = [a / b for a, b in zip(found["mmjax"], found["jax"], strict=True)]
-        report["ratio"][length] = [round(x, 3) for x in turns.quartiles(ratios)]
-    line = json.dumps(report)
-    print(line)
-    if options.out:
-        options.out.write_text(line)
+    made = lambda n: contenders(n, options.tokens, options.heads, options.width)
+    turns.on_one_core(vars(options), options.lengths, made, ("mmjax", "jax"))
 
 
 if __name__ == "__main__":

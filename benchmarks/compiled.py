@@ -85,8 +85,9 @@ def compiled(options: argparse.Namespace, fields: list[str]) -> dict[str, Any]:
             raise SystemExit(f"--task {options.task}: tasks are {', '.join(experiment.tasks)}")
         tasks = {options.task: experiment.tasks[options.task]}
         experiment = dataclasses.replace(experiment, tasks=tasks)
-    reports = {}
-    for (task, variant), step in compiler.compile_all(experiment, where).items():
+    reports, tasks = {}, experiment.tasks.items()
+    keys = [(name, variant) for name, t in tasks for variant in t.variant_weights()]
+    for (task, variant), step in compiler.compile_steps(experiment, where, keys).items():
         name = task if variant == "default" else f"{task}_{variant}"
         if step.refused:
             reports[name] = {"refused": step.refused}

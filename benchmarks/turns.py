@@ -78,3 +78,45 @@ class Turns:
 def quartiles(ratios: Sequence[float]) -> list[float]:
     """First quartile, median, third quartile."""
     return statistics.quantiles(ratios, n=4) if len(ratios) > 1 else list(ratios) * 3
+
+
+def on_one_core(
+    options: dict[str, Any],
+    sizes: Sequence[int],
+    make: Callable[[int], Mapping[str, Callable[[], Any]]],
+    pair: tuple[str, str],
+) -> None:
+    """Contenders of this process that take turns on one core, for each size; prints a JSON line.
+
+    The line holds the options, medians of CPU milliseconds by size and name, and the quartiles of
+    the ratio of the pair inside each round. `options` has `rounds`, and `out`, a file or None.
+    """
+    import jax
+
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    report = options | {"out": None, "device": jax.devices()[0].device_kind}
+    report |= {"cpu_ms": {}, "ratio": {}}
+    for size in sizes:
+        found = _measured(make(size), options["rounds"])
+        report["cpu_ms"][size] = {n: round(statistics.median(t), 1) for n, t in found.items()}
+        ratios = [a / b for a, b in zip(found[pair[0]], found[pair[1]], strict=True)]
+        report["ratio"][size] = [round(x, 3) for x in quartiles(ratios)]
+    line = json.dumps(report)
+    print(line)
+    if options["out"]:
+        options["out"].write_text(line)
+
+
+def _measured(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """CPU milliseconds by contender, one a round; another is first in each."""
+    import jax
+
+    for run in runs.values():
+        jax.block_until_ready(run())
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for r in range(rounds):
+        for name in sorted(runs, reverse=r % 2 == 1):
+            begin = cpu_seconds()
+            jax.block_until_ready(runs[name]())
+            found[name].append(1000 * (cpu_seconds() - begin))
+    return found

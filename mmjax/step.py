@@ -29,6 +29,7 @@ from mmjax.optim import backward, freezing, gradients, optimizer
 from mmjax.optim.taps import Taps
 from mmjax.parallel import mesh as mesh_lib
 from mmjax.parallel import rules as rules_lib
+from mmjax.parallel import together
 from mmjax.typing import Array, Batch, Metrics, PyTree, path_name
 
 
@@ -131,11 +132,10 @@ def init_state(
         _, params, model_state = nnx.split(parts.make(), nnx.Param, ModelState)
         params, model_state = nnx.as_pure(params), nnx.as_pure(model_state)
         extra = {name: e.init(params) for name, e in extras.items()}
-        step = jnp.zeros((), jnp.int32)
         with standard_promotion():
-            return TrainState(step, params, model_state, tx.init(params), extra)
+            return TrainState(jnp.zeros((), jnp.int32), params, model_state, tx.init(params), extra)
 
-    return jax.jit(init, out_shardings=shardings)()
+    return together.jit(init, out_shardings=shardings)()
 
 
 def bind(
@@ -271,14 +271,13 @@ def make_train_step(
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         out = {"loss": loss, "grad_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32)}
         out |= {f"loss/{name}": value for name, value in totals.items()} | metrics
-        out |= {name: value for name, value in record.items() if name.startswith("load")}
+        out |= {n: v for n, v in record.items() if n.startswith(("load/", "overflow/"))}
         return new._replace(step=state.step + 1), out
 
-    none = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return jax.jit(
         step,
         in_shardings=(shardings, rules_lib.batch_sharding(mesh)),
-        out_shardings=(shardings, none),
+        out_shardings=(shardings, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())),
         donate_argnums=0,
         compiler_options=mesh_lib.compiler_options(mesh),
     )

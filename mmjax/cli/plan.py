@@ -11,9 +11,12 @@ from mmjax.errors import CheckFailed
 if TYPE_CHECKING:
     from mmjax.plan import Plan, Row
 
-__all__ = ["parser", "run", "text"]
+__all__ = ["parser", "run", "short", "text"]
 
-USAGE = "CONFIG [--topology T] [--compile] [--json] [--code FILE|MODULE] [--any.field value ...]"
+USAGE = (
+    "CONFIG [--topology T] [--compile | --compile-all] [--json] [--code FILE|MODULE]"
+    " [--any.field value ...]"
+)
 MIB, GIB = 2**20, 2**30
 
 
@@ -29,8 +32,11 @@ def parser() -> options.Parser:
     made.add_argument("config", metavar="CONFIG", help="file.py or file.py:function")
     made.add_argument("--topology", default="v5e-16", metavar="T", help=topology.EXAMPLES)
     made.add_argument(
-        "--compile", action="store_true", help="ask XLA's compiler for those chips, in minutes"
+        "--compile",
+        action="store_true",
+        help="ask XLA's compiler for those chips about the largest step, in minutes",
     )
+    made.add_argument("--compile-all", action="store_true", help="ask it about every step")
     options.add_json(made)
     text = "the config file of the run, or a module of an installed package"
     made.add_argument("--code", action="append", default=[], metavar="FILE|MODULE", help=text)
@@ -44,23 +50,29 @@ def run(args: list[str]) -> None:
     from mmjax.experiment import Experiment
     from mmjax.plan import plan
 
-    if given.compile:
+    wants_compiler = given.compile or given.compile_all
+    if wants_compiler:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the chips are described, arrays lie here
     experiment = config.load(given.config, kind=Experiment, code=given.code)
-    made = plan(config.override(experiment, fields), given.topology, given.compile)
+    experiment = config.override(experiment, fields)
+    made = plan(experiment, given.topology, wants_compiler, given.compile_all)
     print(printing.as_json(made.as_dict()) if given.json else text(made))
     if not made.fits:
-        raise CheckFailed(f"{given.config} does not fit {given.topology}: {_short(made)}")
+        raise CheckFailed(f"{given.config} does not fit {given.topology}: {short(made)}")
 
 
 def text(plan: Plan) -> str:
     """A plan as text."""
-    word = "compiled" if plan.source == "compiler" else "estimated"
+    word = _word(max(plan.tasks.values(), key=lambda task: task["hbm_bytes"]))
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "1 device"
     gib = lambda size: f"{size / GIB:.2f} GiB"
+    # A TPU7x shows two devices a chip; of the others a device is a chip.
+    shown = f", {plan.devices} devices" if plan.devices != plan.chips else ""
+    slow = f" ({', '.join(plan.slow_axes)} across slices or nodes)" if plan.slow_axes else ""
     lines = [
-        f"{plan.name} on {plan.topology}: {plan.devices} devices, {plan.hosts} hosts; mesh {mesh};"
-        f" {plan.dtype}, remat {plan.remat_policy}",
+        f"{plan.name} on {plan.topology}: {_count(plan.chips, 'chip')}{shown},"
+        f" {_count(plan.hosts, 'host')}; mesh {mesh}{slow}; {plan.dtype}, remat"
+        f" {plan.remat_policy}",
         f"parameters     {plan.parameters:,}" + f", active {plan.active_parameters:,}",
         f"memory         {gib(plan.hbm_bytes)} {word} of {gib(plan.hbm_limit)} a device:"
         f" {'fits' if plan.fits else 'DOES NOT FIT'}",
@@ -70,7 +82,7 @@ def text(plan: Plan) -> str:
         f" a checkpoint {gib(plan.checkpoint_bytes)}",
     ]
     for name, task in plan.tasks.items():
-        lines += ["", f"task {name}", *_task_lines(task, word)]
+        lines += ["", f"task {name}", *_task_lines(task)]
     lines += ["", "best meshes, estimated", *_rows(plan.meshes)]
     if plan.remedies:
         lines += ["", "what would help, estimated", *_rows(plan.remedies)]
@@ -78,7 +90,16 @@ def text(plan: Plan) -> str:
     return printing.visible("\n".join(lines))
 
 
-def _task_lines(task: dict[str, Any], word: str) -> list[str]:
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _word(task: dict[str, Any]) -> str:
+    return "compiled" if "compile_seconds" in task else "estimated"
+
+
+def _task_lines(task: dict[str, Any]) -> list[str]:
+    word = _word(task)
     limits = {name: f"{name} {1e3 * s:,.1f}" for name, s in task["roofline_seconds"].items()}
     lines = [
         f"  FLOPs        {task['flops'] / 1e12:,.2f} T",
@@ -89,6 +110,9 @@ def _task_lines(task: dict[str, Any], word: str) -> list[str]:
     if task["attention"]:
         names = ", ".join(f"{lane}: {name}" for lane, name in task["attention"].items())
         lines.append(f"  attention    {names}")
+    if task["experts"]:
+        names = ", ".join(f"{lane}: {name}" for lane, name in task["experts"].items())
+        lines.append(f"  experts      {names}")
     if task["networks"]:
         lines.append(f"  sent         {_sizes(task['networks'])} MiB by a device (estimated)")
     if "compile_seconds" in task:
@@ -114,7 +138,7 @@ def _rows(rows: tuple[Row, ...]) -> list[str]:
     ]
 
 
-def _short(plan: Plan) -> str:
+def short(plan: Plan) -> str:
     """What it takes, and what would help."""
     helps = [f"{r.what} ({r.hbm_bytes / GIB:.1f} GiB)" for r in plan.remedies if r.fits]
     advice = f"; use {' or '.join(helps)}" if helps else "; use more or larger chips"

@@ -15,6 +15,7 @@ from mmjax.models.routers import (
     SoftmaxTopK,
     TokenChoice,
 )
+from mmjax.models.stems import Convolutions, Patches, Stem
 
 __all__ = [
     "FSQ",
@@ -25,12 +26,14 @@ __all__ = [
     "BlockConfig",
     "ByStream",
     "Classify",
+    "Convolutions",
     "ExpertChoice",
     "GatedCrossAttention",
     "Head",
     "LoRA",
     "MoE",
     "ModelConfig",
+    "Patches",
     "Projection",
     "Quantizer",
     "Queries",
@@ -39,6 +42,7 @@ __all__ = [
     "Scale",
     "Soft",
     "SoftmaxTopK",
+    "Stem",
     "TokenChoice",
     "Transformer",
     "ValueHead",

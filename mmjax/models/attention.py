@@ -97,14 +97,14 @@ def attend(
     name = choose.chosen(implementation, platform, asked)
     if implementation not in ("auto", name):
         why = choose.refusal(implementation, platform, asked)
-        _say_once(f"attention={implementation!r} is computed by {name!r} here: {why}")
+        console.say_once(f"attention={implementation!r} is computed by {name!r} here: {why}")
     if name == "cudnn" and not kernels.has_cudnn():
         name = "chunked"  # so is traced what is planned without a GPU, where both keep the same
         if jax.default_backend() == "gpu":
-            _say_once("attention='chunked' stands in for 'cudnn': cuDNN is not installed")
+            console.say_once("attention='chunked' stands in for 'cudnn': cuDNN is not installed")
     interpret = platform == "cpu"
     if name != "chunked" and interpret:
-        _say_once(f"attention={name!r} is interpreted on cpu, which is slow; 'auto' is not")
+        console.say_once(f"attention={name!r} is interpreted on cpu, which is slow; 'auto' is not")
     q_marks = _marks(query, -1, causal=causal, isolate=isolate)
     k_marks = _marks(key, 0, causal=causal, isolate=isolate)
     compute = {
@@ -138,11 +138,6 @@ def _marks(x: Visibility, padding: int, *, causal: bool, isolate: bool) -> Array
     number = x.segment_BL << 16 | x.stream_BL if isolate else x.segment_BL
     number = jnp.where(x.segment_BL != 0, number, padding)
     return jnp.stack([number, x.order_BL] if causal else [number], axis=1)
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    console.say(text)
 
 
 def _on_shards(compute: Callable[..., Array], q, k, v, q_marks, k_marks) -> Array:

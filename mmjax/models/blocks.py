@@ -153,15 +153,15 @@ class Experts(nnx.Module):
         state = {n: jax.lax.stop_gradient(getattr(self, n)[...]) for n in self.state_names}
         routing = router.route(x_WTD, logits_WTE, state, stream_WT, stream_WT > 0, key)
         contracts.check_routing(router, routing, (*stream_WT.shape, self.config.num_experts))
-        up, gate, down = (w[...].astype(x_BLD.dtype) for w in (self.up, self.gate, self.down))
-        out = moe.expert_ffn(
-            x_WTD, routing, up, gate, down, self.config.implementation, self.config.block_rows
-        )
+        matrices = (w[...] for w in (self.up, self.gate, self.down))
+        out_WTD, overflow_2 = moe.expert_ffn(x_WTD, routing, *matrices, self.config)
         load_ME = moe.load_by_stream(routing, stream_WT, self.streams, self.config.num_experts)
         stats = {"load": jax.lax.stop_gradient(load_ME)}
         if not isinstance(routing.aux_loss, float):
             stats["aux_loss"] = routing.aux_loss
-        out = out.reshape(x_BLD.shape)
+        if overflow_2 is not None:
+            stats["overflow"] = overflow_2
+        out = out_WTD.reshape(x_BLD.shape)
         if self.config.shared_width:
             out = out + self.shared(x_BLD, tokens, group_rows, None)[0]
         return out, stats

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from mmjax.models.embed import Head
-from mmjax.typing import PyTree, Vocabulary
+from mmjax.typing import PyTree, TokenSpec, Vocabulary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,10 @@ class ModelConfig:
     """
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def check(self, specs: Mapping[str, TokenSpec]) -> None:
+        """Raises ValueError for a field that does not suit the streams, by name."""
+        del specs
 
     def make(self, vocabulary: Vocabulary, heads: dict[str, Head], seed: int) -> Any:
         """The NNX module with fresh parameters; call it inside jit or `jax.eval_shape`."""

@@ -128,19 +128,22 @@ def swiglu_forward(x_TD, up_DF, gate_DF, down_FD):
     return jnp.matmul(jax.nn.silu(gate_TF) * up_TF, down_FD), up_TF, gate_TF
 
 
+def gated_backward(up: Array, gate: Array, d: Array) -> tuple[Array, Array, Array]:
+    """silu(gate) * up, and for a derivative d of that those of up and gate."""
+    sigmoid = jax.nn.sigmoid(gate)
+    silu = gate * sigmoid
+    return silu * up, d * silu, d * up * (sigmoid * (1 + gate * (1 - sigmoid)))
+
+
 def swiglu_backward(x_TD, up_TF, gate_TF, up_DF, gate_DF, down_FD, d_TD, dtype=jnp.float32):
     """Derivatives of x and of the three matrices, `dtype` from their products on."""
-    sigmoid_TF = jax.nn.sigmoid(gate_TF)
-    silu_TF = gate_TF * sigmoid_TF
-    d_TF = jnp.matmul(d_TD, down_FD.T)
-    d_up_TF = d_TF * silu_TF
-    d_gate_TF = d_TF * up_TF * (sigmoid_TF * (1 + gate_TF * (1 - sigmoid_TF)))
+    inner_TF, d_up_TF, d_gate_TF = gated_backward(up_TF, gate_TF, jnp.matmul(d_TD, down_FD.T))
     d_x_TD = jnp.matmul(d_up_TF, up_DF.T) + jnp.matmul(d_gate_TF, gate_DF.T)
 
     def product(a, b):
         return jnp.matmul(a.T, b, preferred_element_type=dtype)
 
-    d_down_FD = product(silu_TF * up_TF, d_TD)
+    d_down_FD = product(inner_TF, d_TD)
     return d_x_TD, product(x_TD, d_up_TF), product(x_TD, d_gate_TF), d_down_FD
 
 

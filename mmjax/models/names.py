@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mmjax.models import plan
+from mmjax.models import plan, stems
 from mmjax.typing import RANGE_MULTIPLE, PyTree, Vocabulary, path_name
 
 
@@ -53,9 +53,9 @@ def canonical_parts(
             for i, spec in enumerate(vocabulary.specs):
                 names[f"embed/{spec.name}/{keys[0]}"] = Part(path, i)
         elif keys[0] in ("pieces", "levels"):
-            spec = vocabulary.specs[int(keys[1][1:]) - 1]
-            leaf = {"pieces": "piece", "levels": "levels"}[keys[0]]
-            names[f"embed/{spec.name}/{leaf}"] = Part(path, None)
+            number, leaf = stems.leaf(keys[1])
+            leaf = "levels" if keys[0] == "levels" else leaf
+            names[f"embed/{vocabulary.specs[number - 1].name}/{leaf}"] = Part(path, None)
         elif keys[0] == "heads":
             names[f"heads/{head_names[int(keys[1])]}/{'/'.join(keys[2:])}"] = Part(path, None)
         elif keys[0] == "final_norms":

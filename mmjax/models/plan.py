@@ -14,6 +14,7 @@ from mmjax.models.block import BlockConfig, Stack
 from mmjax.models.config import ModelConfig
 from mmjax.models.embed import Head
 from mmjax.models.routers import Router, TokenChoice
+from mmjax.models.stems import Patches, Stem
 from mmjax.typing import Vocabulary
 
 
@@ -26,10 +27,16 @@ class MoE:
         chosen experts cost what the dense layer costs.
       every: each `every`-th block of a lane has experts (the last of each `every`).
       router: how tokens find experts.
-      implementation: of chosen experts. `blocks` sorts tokens into padded blocks of `block_rows`
-        rows, `ragged` calls `jax.lax.ragged_dot` on sorted tokens, which is a grouped kernel on TPU
-        and a dense product over all experts elsewhere; `auto` is `ragged` on TPU, else `blocks`.
-      block_rows: rows of a padded block.
+      implementation: of the products of experts that tokens choose; `auto` takes what suits the
+        devices: `megablox` on TPU, `triton` on GPU, both kernels on sorted tokens, and `blocks`, a
+        loop over blocks of them, on CPU. `ragged` is `jax.lax.ragged_dot`, and `capacity` gives
+        each expert equal room and drops what finds it full (see `docs/experts.md`).
+      block_rows: rows of a block of `blocks` and `triton`, whose last one of each expert is padded;
+        `triton` takes the next power of two below.
+      capacity_factor: room for choices, in fair shares: of the devices along the mesh axis
+        `expert`, and of each expert with `capacity`. What overflows is dropped and counted.
+      exchange: between devices along `expert`: `equal` sends rooms whole, `ragged` the rows that
+        are used, with a collective that only TPUs have.
       shared_width: inner width of a feed-forward beside the experts that every token passes
         (DeepSeekMoE, Dai et al. 2024); 0 = none.
     """
@@ -40,8 +47,12 @@ class MoE:
     router: Router = TokenChoice()
     block_rows: ranges.Count = 128
     shared_width: ranges.Natural = dataclasses.field(default=0, metadata={"is_new": True})
-    implementation: Literal["auto", "blocks", "ragged"] = dataclasses.field(
-        default="auto", metadata={"is_new": True, "identity": "none"}
+    implementation: Literal["auto", "blocks", "ragged", "megablox", "triton", "capacity"] = (
+        dataclasses.field(default="auto", metadata={"is_new": True, "identity": "none"})
+    )
+    capacity_factor: ranges.Positive = dataclasses.field(default=2.0, metadata={"is_new": True})
+    exchange: Literal["equal", "ragged"] = dataclasses.field(
+        default="equal", metadata={"is_new": True, "identity": "none"}
     )
 
     def __post_init__(self):
@@ -135,6 +146,7 @@ class Transformer(ModelConfig):
       moe: experts in chosen layers; None = dense.
       heads: by name; what objectives need and the config does not name is added with defaults.
       runs: an explicit layer plan instead of the one made from the fields above.
+      stems: what turns continuous pieces into vectors, by stream; others have `Patches`, a matrix.
       remat_policy: what a layer keeps for the backward pass beside its input, from much memory to
         little: `none` (all is kept), `dots` (what products with weights and attention give),
         `attention` (what attention gives), `full` (nothing); `auto` takes the quickest of those
@@ -161,6 +173,7 @@ class Transformer(ModelConfig):
     heads: dict[str, Head] = dataclasses.field(default_factory=dict)
     lanes: tuple[str, ...] = ()
     runs: tuple[Run, ...] = ()
+    stems: dict[str, Stem] = dataclasses.field(default_factory=dict, metadata={"is_new": True})
     remat_policy: Literal["auto", "none", "dots", "attention", "full"] = dataclasses.field(
         default="auto", metadata={"identity": "none"}
     )
@@ -197,6 +210,20 @@ class Transformer(ModelConfig):
                         f"Transformer: router {router} looks at the whole group, which leaks the"
                         f" future in causal lane {block.lane!r}; use TokenChoice there."
                     )
+
+    def check(self, specs):
+        for name, stem in self.stems.items():
+            if name not in specs or not specs[name].width:
+                known = [n for n in specs if specs[n].width]
+                raise ValueError(
+                    f"Transformer: stems has {name!r}, which is no stream of continuous pieces;"
+                    f" there are {', '.join(known) or 'none'}."
+                )
+            stem.check(specs[name])
+
+    def stem(self, stream: str) -> Stem:
+        """What turns the continuous pieces of a stream into vectors."""
+        return self.stems.get(stream, Patches())
 
     @property
     def head_width(self) -> int:
@@ -295,7 +322,7 @@ class Transformer(ModelConfig):
         return names.canonical_parts(self, vocabulary, tuple(heads), list(paths))
 
 
-def block_places(model: Transformer) -> dict[tuple[int, int, int], tuple[str, int]]:
+def block_places(model: ModelConfig) -> dict[tuple[int, int, int], tuple[str, int]]:
     """(run, pattern place, repeat) -> (lane, number of the block in its lane)."""
     places: dict[tuple[int, int, int], tuple[str, int]] = {}
     next_number: dict[str, int] = {}

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.models import attention, blocks, contracts, embed, fused, plan, stacked, weights
+from mmjax.models import attention, blocks, contracts, embed, fused, plan, stacked, stems, weights
 from mmjax.models.block import add_records
 from mmjax.models.module import Call, Encoded, ModelState, param
 from mmjax.optim.taps import Taps
@@ -41,11 +42,9 @@ class Model(nnx.Module):
         self.mask = param(rngs, (streams, width), ("stream", "embed"), width)
         self.stream = param(rngs, (streams, width), ("stream", "embed"), width)
         pieces = {
-            f"s{vocabulary.number(s.name)}": (
-                jax.random.normal(rngs.params(), (s.width, width)) * s.width**-0.5,
-                ("piece", "embed"),
-            )
+            stems.key(vocabulary.number(s.name), leaf): value
             for s in embed.continuous_streams(vocabulary)
+            for leaf, value in config.stem(s.name).init(rngs.params(), s, width).items()
         }
         self.pieces = stacked.Named(pieces)
         levels = {
@@ -59,8 +58,7 @@ class Model(nnx.Module):
         stack = config.stack(streams)
         self.runs = nnx.List([stacked.RunModule(run, stack, rngs) for run in config.layer_plan()])
         lanes, reads = config.lane_names(), config.read_lanes()
-        norms = [blocks.Norm(width, config.norm, config.norm_eps) for _ in lanes]
-        self.final_norms = nnx.List(norms)
+        self.final_norms = nnx.List(blocks.Norm(width, config.norm, config.norm_eps) for _ in lanes)
         shape, axes = (width, width), ("embed", "unsharded")
         self.memory = nnx.List([param(rngs, shape, axes, width, (0,)) for _ in reads])
         made = [(h.init(rngs.params(), width, vocabulary), h.bounds()) for h in heads.values()]
@@ -86,17 +84,22 @@ class Model(nnx.Module):
         # Rows have scale 1/sqrt(D), so that they also serve as a read-out.
         x = fused.rows(self._table(), tokens.ids_BL) * width**0.5
         x = jnp.where(known, x.astype(jnp.float32), self.mask[...][index])
-        rows = jnp.arange(x.shape[0])[:, None]
+        rows, params = jnp.arange(x.shape[0])[:, None], self._ready_below("pieces")
         for name, values in tokens.values.items():
-            kernel = self._ready("pieces", f"s{self.vocabulary.number(name)}")
-            piece = fused.project(values.value_BJP.astype(dtype), kernel)
+            own = stems.own(params, self.vocabulary.number(name))
+            spec = self.vocabulary.spec(name)
+            piece = self.config.stem(name).apply(own, values, tokens, spec, dtype)
             x = x.at[rows, values.slot_BJ].set(piece.astype(x.dtype), mode="drop")
         return (x + self._where(tokens)).astype(dtype) * self._valid(tokens, dtype)
 
     def _ready(self, *path) -> Array:
         """A matrix outside of the runs, as products use it."""
-        variable = functools.reduce(_part, path, self)
-        return self.placement.below(*path).ready(variable[...])
+        return self.placement.below(*path).ready(_at(self, path)[...])
+
+    def _ready_below(self, *path) -> dict[str, Array]:
+        """Parameters with names, matrices as products use them."""
+        found = _at(self, path).arrays().items()
+        return {leaf: self._ready(*path, leaf) if x.ndim > 1 else x for leaf, x in found}
 
     def _valid(self, tokens: Tokens, dtype):
         return (tokens.stream_BL > 0)[:, :, None].astype(dtype)
@@ -234,13 +237,10 @@ class Model(nnx.Module):
                 f"Model: no head {name!r}; there are {', '.join(self.head_configs) or 'none'}."
             )
         context = embed.HeadContext(self._table(), self.vocabulary, stream)
-        index = list(self.head_configs).index(name)
-        params = {
-            leaf: self._ready("heads", index, leaf) if array.ndim > 1 else array
-            for leaf, array in self.heads[index].arrays().items()
-        }
+        params = self._ready_below("heads", list(self.head_configs).index(name))
         return self.head_configs[name].apply(params, x, context)
 
 
-def _part(module, key):
-    return module[key] if isinstance(key, int) else getattr(module, key)
+def _at(module: Any, path) -> Any:
+    part = lambda m, key: m[key] if isinstance(key, int) else getattr(m, key)
+    return functools.reduce(part, path, module)

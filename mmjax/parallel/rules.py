@@ -55,9 +55,10 @@ class MeshRules:
             parts = mesh.shape[target] if target else 1
             if size % parts:
                 fits = [n for n in range(1, size + 1) if size % n == 0]
+                fits.sort(key=lambda n: abs(math.log2(n / parts)))
                 raise ValueError(
                     f"Parameter {name}: dim {axis}={size} is not divisible by mesh axis"
-                    f" {target}={parts}; use {target} of {', '.join(map(str, fits[:8]))}."
+                    f" {target}={parts}; use {target} of {', '.join(map(str, sorted(fits[:4])))}."
                 )
             out.append(target if parts > 1 else None)
         return jax.sharding.PartitionSpec(*out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from mmjax import files
 from mmjax.experiment import Experiment
 from mmjax.modalities.codes import Codes
 from mmjax.modalities.modality import Modality
@@ -33,7 +34,7 @@ def ready(experiment: Experiment) -> tuple[Experiment, tuple[str, ...]]:
         if not isinstance(modality, Codes):
             continue
         folder = epath.Path(modality.path or ".") / "tokenizer"
-        if modality.path and (folder / MANIFEST).exists():
+        if modality.path and files.exists(folder / MANIFEST):
             made[name] = modality.fit(lambda: (), folder)  # it is there: nothing is copied
             continue
         made[name] = _Assumed(stream=_like(modality, name))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 
+from mmjax import console
 from mmjax.experiment import Experiment
 from mmjax.plan import hlo
 from mmjax.plan.described import devices
+from mmjax.plan.experts import GROUPED
 from mmjax.plan.model import Estimate
 from mmjax.plan.topology import Topology
 from mmjax.run import program as program_lib
@@ -44,8 +47,14 @@ class Compiled:
             return int(max(sizes, default=0))
         return self.arguments + self.temporaries + self.outputs - self.aliased
 
-    def as_dict(self, topology: Topology, estimate: Estimate) -> dict[str, Any]:
-        """What stands in for the estimates of a step, as plain data."""
+    def as_dict(
+        self, topology: Topology, estimate: Estimate, grouped: float = 1.0
+    ) -> dict[str, Any]:
+        """What stands in for the estimates of a step, as plain data.
+
+        Args:
+          grouped: share of the FLOPs that kernels of experts tell which they compute.
+        """
         found: dict[str, Any] = {
             "hbm_bytes": self.hbm_bytes,
             "compile_seconds": round(self.seconds, 1),
@@ -53,6 +62,11 @@ class Compiled:
         if self.refused:
             return {**found, "refused": self.refused}
         chip, reading = topology.chip, hlo.read(self.text)
+        used = {
+            name: hlo.Kernel(k.count, round(k.flops * (grouped if name in GROUPED else 1.0)))
+            for name, k in reading.kernels.items()
+        }
+        reading = dataclasses.replace(reading, kernels=used)
         found |= {
             "arguments": self.arguments,
             "temporaries": self.temporaries,
@@ -75,11 +89,15 @@ class Compiled:
         return found
 
 
-def compile_all(experiment: Experiment, topology: Topology) -> dict[tuple[str, str], Compiled]:
-    """Compiles each (task, variant) for the devices of a topology."""
-    program = program_lib.build(experiment, devices(topology))
-    keys = [(name, v) for name, task in experiment.tasks.items() for v in task.variant_weights()]
-    return {key: _compile(program, *key) for key in keys}
+def compile_steps(
+    experiment: Experiment, topology: Topology, keys: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], Compiled]:
+    """Compiles steps, by (task, variant), for the devices of a topology; says a line for each."""
+    program, found = program_lib.build(experiment, devices(topology)), {}
+    for key in keys:
+        console.say(f"compiling {'/'.join(key)} for {topology.name}; this takes minutes ...")
+        found[key] = _compile(program, *key)
+    return found
 
 
 def _compile(program: program_lib.Program, task: str, variant: str) -> Compiled:

@@ -6,7 +6,6 @@ forward pass are a step. Padding of heads and rooms, and rematerialisation, are 
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -21,24 +20,6 @@ from mmjax.run.program import Program
 from mmjax.typing import Batch, PyTree, Vocabulary, path_name
 
 
-def group_shapes(task: Task, variant: str, experiment: Experiment, vocabulary: Vocabulary) -> Batch:
-    """Shapes of one group of a task's variant."""
-    layout, _, rows = task.shape(variant)
-    one = dataclasses.replace(task, layout=layout, batch_size=rows, group_rows=rows, variants={})
-    batch = loader.example_batch(one, "default", experiment.modalities, vocabulary)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-
-
-def batch_shapes(task: Task, variant: str, experiment: Experiment, vocabulary: Vocabulary) -> Batch:
-    """Shapes of a global batch, without making one."""
-    _, batch_size, rows = task.shape(variant)
-    groups = batch_size // rows
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((x.shape[0] * groups, *x.shape[1:]), x.dtype),
-        group_shapes(task, variant, experiment, vocabulary),
-    )
-
-
 def forward_flops(
     experiment: Experiment, task: Task, batch: Batch, vocabulary: Vocabulary
 ) -> float:
@@ -50,8 +31,9 @@ def forward_flops(
         total += call_flops(model, call)
         total += 2.0 * call.rows * call.read_length * model.width**2  # the memory, projected
     for tokens in batch.views.values():
-        for values in tokens.values.values():
-            total += 2.0 * model.width * _size(values.value_BJP.shape)
+        for name, values in tokens.values.items():
+            stem, spec = model.stem(name), vocabulary.spec(name)
+            total += stem.flops(spec, model.width, *values.slot_BJ.shape)
     return total + _head_flops(model, batch, vocabulary)
 
 
@@ -105,8 +87,22 @@ def step_flops(
     if not isinstance(experiment.model, Transformer):
         return None
     config = experiment.tasks[task]
-    batch = batch_shapes(config, variant, experiment, vocabulary)
+    batch = loader.batch_shapes(config, variant, experiment.modalities, vocabulary)
     return 3.0 * forward_flops(experiment, config, batch, vocabulary)
+
+
+def largest(experiment: Experiment) -> tuple[str, str]:
+    """The (task, variant) whose step is most work, or has most slots in its views."""
+    vocabulary = experiment.vocabulary()
+
+    def work(key: tuple[str, str]) -> float:
+        task = experiment.tasks[key[0]]
+        batch = loader.batch_shapes(task, key[1], experiment.modalities, vocabulary)
+        slots = sum(_size(view.ids_BL.shape) for view in batch.views.values())
+        return step_flops(experiment, *key, vocabulary) or float(slots)
+
+    keys = [(n, v) for n, task in experiment.tasks.items() for v in task.variant_weights()]
+    return max(keys, key=work)
 
 
 def of_program(program: Program) -> tuple[dict[tuple[str, str], float], float]:

@@ -15,10 +15,11 @@ import jax
 import numpy as np
 
 from mmjax import step as step_lib
+from mmjax.data import loader
 from mmjax.experiment import Experiment
 from mmjax.models.plan import Transformer
 from mmjax.parallel.mesh import BATCH_AXES, MeshConfig, check_slices
-from mmjax.plan import flops, tiles, trace
+from mmjax.plan import experts, flops, tiles, trace
 from mmjax.plan.topology import Topology
 from mmjax.run import program as program_lib
 from mmjax.run.program import Program
@@ -48,7 +49,7 @@ class Keeps:
 
 KEPT: dict[str, Keeps] = {
     "none": Keeps(),
-    "dots": Keeps(forwards=1.1),
+    "dots": Keeps(forwards=1.3),
     "attention": Keeps(forwards=1.9),
     "full": Keeps(forwards=2.0),
 }
@@ -92,11 +93,12 @@ def abstract_mesh(sizes: dict[str, int], topology: Topology) -> Any:
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Planned:
     """An experiment whose steps have been traced once, to be laid on meshes.
 
     Fields:
+      state: shapes of the training state.
       kept: by (task, variant), of a global batch. full: the same without a remat policy.
       step_flops: by (task, variant).
     """
@@ -104,6 +106,7 @@ class Planned:
     experiment: Experiment
     topology: Topology
     program: Program
+    state: Any
     batches: dict[tuple[str, str], Any]
     kept: dict[tuple[str, str], trace.Kept]
     full: dict[tuple[str, str], trace.Kept]
@@ -111,12 +114,17 @@ class Planned:
 
 
 def trace_all(
-    experiment: Experiment, topology: Topology, remat: str = "", known: Planned | None = None
+    experiment: Experiment,
+    topology: Topology,
+    remat: str = "",
+    known: Planned | None = None,
+    only: tuple[str, str] | None = None,
 ) -> Planned:
     """Traces every (task, variant) for the devices of a topology; the mesh does not matter yet.
 
     Args:
       known: the same under another policy; what no policy changes is taken from it.
+      only: of these, the one to trace.
     """
     own: Any = experiment.model
     changed = {"dtype": topology.chip.dtype if own.dtype == "auto" else own.dtype}
@@ -131,7 +139,9 @@ def trace_all(
     for name, task in experiment.tasks.items():
         for variant in task.variant_weights():
             key = (name, variant)
-            batch = flops.batch_shapes(task, variant, experiment, program.vocabulary)
+            if only not in (None, key):
+                continue
+            batch = loader.batch_shapes(task, variant, experiment.modalities, program.vocabulary)
             batches[key] = batch
             kept[key] = trace.keep(program, name, variant, batch, policy)
             layered = policy != "none" and isinstance(experiment.model, Transformer)
@@ -143,7 +153,8 @@ def trace_all(
                 full[key] = kept[key]
             step = flops.step_flops(experiment, name, variant, program.vocabulary)
             counted[key] = 3 * full[key].flops if step is None else step
-    return Planned(experiment, topology, program, batches, kept, full, counted)
+    state = program.abstract_state()
+    return Planned(experiment, topology, program, state, batches, kept, full, counted)
 
 
 def estimate(planned: Planned, mesh: MeshConfig, key: tuple[str, str], remat: str = "") -> Estimate:
@@ -157,7 +168,7 @@ def estimate(planned: Planned, mesh: MeshConfig, key: tuple[str, str], remat: st
     experiment.check_mesh(planned.topology.num_devices)
     if planned.topology.chip.platform == "tpu":
         check_slices(sizes, planned.topology.slices)
-    layout = Layout(planned, sizes)
+    layout = _layout(planned, tuple(sizes.items()))
     policy = remat or getattr(experiment.model, "remat_policy", "none")
     memory = layout.memory(key, KEPT.get(policy, Keeps()))
     sent = layout.traffic(key)
@@ -186,6 +197,11 @@ class Traffic:
             self.networks[network] = self.networks.get(network, 0.0) + sent
 
 
+@functools.lru_cache(maxsize=2)  # all steps on a mesh, then the next mesh
+def _layout(planned: Planned, sizes: tuple[tuple[str, int], ...]) -> Layout:
+    return Layout(planned, dict(sizes))
+
+
 class Layout:
     """A traced experiment on a mesh of these sizes."""
 
@@ -196,11 +212,12 @@ class Layout:
         specs = step_lib.state_shardings(program, program.tx, program.extras, mesh, rules)
         self.state = jax.tree.map(
             lambda x, s: (x, s.spec),
-            program.abstract_state(),
+            planned.state,
             specs,
             is_leaf=lambda x: hasattr(x, "dtype"),
         )
         self.shards = math.prod(sizes[axis] for axis in BATCH_AXES)
+        self.slow = MeshConfig(**sizes).slow_axes(self.topology.num_devices, self.topology.slices)
         self.itemsize = np.dtype(program.dtype).itemsize
         # In which gradients are added up over devices: that of the products by default.
         reduced = getattr(planned.experiment.optimizer, "grad_reduce_dtype", "float32")
@@ -247,14 +264,30 @@ class Layout:
             ),
         }
         activations = keeps.kept * self._local(kept.activations)
+        kept_rooms, rooms = self._rooms(key)
+        if keeps == KEPT["none"]:
+            activations += kept_rooms
         return {
             "parameters": parameters,
             **rest,
             "gradients": parameters + self._to_be_summed(),
             "activations": activations,
             "logits": self._local(kept.logits),
-            "buffers": self._buffers(key, keeps),
+            "buffers": self._buffers(key, keeps) + rooms,
         }
+
+    def _rooms(self, key: tuple[str, str]) -> tuple[float, float]:
+        """Bytes of what experts get beyond the choices of a device, which is what was traced: in
+        all layers; and of one layer, with the buffers in which rows go and come."""
+        experiment, batch = self.planned.experiment, self.planned.batches[key]
+        width, tensor = getattr(experiment.model, "width", 0), self.sizes["tensor"]
+        kept, largest = 0.0, 0.0
+        if self.sizes["expert"] > 1:
+            for rows in experts.rows(experiment, key[0], batch, self.sizes):
+                more = (rows.rooms - rows.choices) * (width + 2 * rows.inner / tensor)
+                kept += rows.layers * more * self.itemsize
+                largest = max(largest, (more + 2 * rows.rooms * width) * self.itemsize)
+        return kept, largest
 
     def _local(self, kept: tuple[trace.Residual, ...]) -> int:
         """Bytes of a device."""
@@ -293,6 +326,10 @@ class Layout:
             if self._copies(spec) > 1
         )
 
+    def _network(self, *axes: str) -> str:
+        """The slowest network that collectives along these axes cross."""
+        return "dcn" if set(axes) & set(self.slow) else "ici"
+
     def _gathered(self, x: Any, spec: Any) -> float:
         """Elements of a parameter as it is used: whole along fsdp."""
         return _size(x) / self.parts([a for a in spec if a != "fsdp"])
@@ -314,23 +351,23 @@ class Layout:
     def traffic(self, key: tuple[str, str]) -> Traffic:
         """Collectives of a step, as the shardings ask for them."""
         sent, sizes = Traffic(), self.sizes
-        within = "dcn" if self.topology.slices > 1 and sizes["replica"] == 1 else "ici"
+        within = {axis: self._network(axis) for axis in sizes}
         for path, x, spec in self.leaves:
             axes = {a for a in spec if a}
             whole = self._gathered(x, spec)
             if "fsdp" in axes and sizes["fsdp"] > 1:
                 # Gathered in the compute type, forward and backward; gradients are scattered.
                 turns = 2 if path.startswith("runs/") else 1
-                sent.add("all-gather", turns * whole * self.itemsize, sizes["fsdp"], within)
-                sent.add("reduce-scatter", whole * self.reduced, sizes["fsdp"], within)
+                sent.add("all-gather", turns * whole * self.itemsize, sizes["fsdp"], within["fsdp"])
+                sent.add("reduce-scatter", whole * self.reduced, sizes["fsdp"], within["fsdp"])
             own = _size(x) * self.reduced / self.parts(spec)
-            sent.add("all-reduce", own, self._copies(spec), within)
-            across = "dcn" if self.topology.slices > 1 else "ici"
-            sent.add("all-reduce", own, sizes["replica"], across)
+            copies = self._network(*(a for a in ("data", "fsdp", "expert") if a not in spec))
+            sent.add("all-reduce", own, self._copies(spec), copies)
+            sent.add("all-reduce", own, sizes["replica"], within["replica"])
         self._of_blocks(key, sent, within)
         return sent
 
-    def _of_blocks(self, key: tuple[str, str], sent: Traffic, within: str) -> None:
+    def _of_blocks(self, key: tuple[str, str], sent: Traffic, within: dict[str, str]) -> None:
         """Of activations: sums over the tensor axis, tokens that go to their experts."""
         experiment = self.planned.experiment
         model = experiment.model
@@ -344,13 +381,12 @@ class Layout:
                     if block.lane != call.lane:
                         continue
                     sums = 3 if block.reads else 2
-                    sent.add(
-                        "all-reduce", 2 * sums * run.repeats * size, self.sizes["tensor"], within
-                    )
-                    if block.router is not None:
-                        chosen = getattr(block.router, "num_experts_per_tok", 1)
-                        moved = 4 * chosen * run.repeats * size  # there and back, and gradients
-                        sent.add("all-to-all", moved, self.sizes["expert"], within)
+                    total = 2 * sums * run.repeats * size
+                    sent.add("all-reduce", total, self.sizes["tensor"], within["tensor"])
+        for rows in experts.rows(experiment, key[0], batch, self.sizes):
+            row = rows.layers * rows.rooms * model.width * self.itemsize
+            # There and back, and their gradients.
+            sent.add("all-to-all", 4 * row, self.sizes["expert"], within["expert"])
 
     def roofline(self, key, keeps: Keeps, memory: dict, sent: Traffic) -> dict[str, float]:
         """Seconds by what limits a step."""
@@ -377,23 +413,23 @@ class Layout:
 
 
 def host_bytes(planned: Planned, sizes: dict[str, int]) -> int:
-    """Of a host: its batches made ahead, the copy of its part of the state that a save makes."""
-    layout, topology = Layout(planned, sizes), planned.topology
+    """Of a host: its batches made ahead, encoded examples, and the copy of its part of the state
+    that a save makes."""
+    layout, topology = _layout(planned, tuple(sizes.items())), planned.topology
     devices = topology.num_devices / topology.num_hosts
     state = layout.bytes_of(tuple(layout.state)) * devices
     batches = max(
         sum(_size(x) * x.dtype.itemsize for x in jax.tree.leaves(batch))
         for batch in planned.batches.values()
     )
-    ahead = planned.experiment.data.prefetch + 2
-    return int(PROCESS_BYTES + state + ahead * batches / topology.num_hosts)
+    data = planned.experiment.data
+    made = (data.prefetch + 2) * batches / topology.num_hosts + data.cache_bytes
+    return int(PROCESS_BYTES + state + made)
 
 
 def checkpoint_bytes(planned: Planned) -> int:
     """Of the state, whole."""
-    return sum(
-        _size(x) * x.dtype.itemsize for x in jax.tree.leaves(planned.program.abstract_state())
-    )
+    return sum(_size(x) * x.dtype.itemsize for x in jax.tree.leaves(planned.state))
 
 
 def _size(x: Any) -> int:

@@ -34,12 +34,14 @@ class Plan:
     """What an experiment takes on a topology; nothing of it was run.
 
     Fields:
+      chips: all; a name of v4, v5p or tpu7x counts cores, two a chip.
       source: `model` = estimated from shapes, `compiler` = memory, collectives and, on TPU, cycles
-        are those of the compiled program.
+        are those of the compiled programs; a task that was compiled has `compile_seconds`.
       fits: whether every step fits into `hbm_limit`. hbm_bytes: of a device, in the largest step.
       parameters, active_parameters: all, and those that one token uses.
       flops_per_step, estimated_seconds: means over the tasks by their weight. estimated_mfu: share
         of the chips' peak.
+      slow_axes: axes of the mesh that cross the network of the data center.
       collectives: bytes of a step by kind, as the buffers of one device, in the largest step.
       networks: estimated bytes that a device sends in a step: inside its slice or node (`ici`), to
         others (`dcn`).
@@ -52,6 +54,7 @@ class Plan:
 
     name: str
     topology: str
+    chips: int
     devices: int
     hosts: int
     source: str
@@ -67,6 +70,7 @@ class Plan:
     networks: dict[str, int]
     tasks: dict[str, dict[str, Any]]
     mesh: dict[str, int]
+    slow_axes: tuple[str, ...]
     dtype: str
     remat_policy: str
     host_bytes: int
@@ -81,11 +85,17 @@ class Plan:
         return dataclasses.asdict(self)
 
 
-def plan(experiment: Experiment, topology: str = "v5e-16", compile: bool = False) -> Plan:
+def plan(
+    experiment: Experiment,
+    topology: str = "v5e-16",
+    compile: bool = False,
+    every_step: bool = False,
+) -> Plan:
     """What an experiment takes on a topology: memory, FLOPs, traffic, time, the best meshes.
 
-    Without `compile` no jax backend is initialised; with it XLA compiles every step for the
-    described devices, on this machine's CPU.
+    Without `compile` no jax backend is initialised; with it XLA compiles a step for the described
+    devices, on this machine's CPU: the one that is estimated to take most memory, which says what
+    fits. The other steps stay estimates, unless `every_step` is set.
 
     Raises:
       ConfigError: the topology is unknown, its compiler is not installed, or the mesh does not fit.
@@ -108,7 +118,9 @@ def plan(experiment: Experiment, topology: str = "v5e-16", compile: bool = False
     if compile:
         from mmjax.plan import compiler
 
-        compiled = compiler.compile_all(experiment, where)
+        largest = max(estimates, key=lambda key: estimates[key].hbm_bytes)
+        keys = tuple(estimates) if every_step else (largest,)
+        compiled = compiler.compile_steps(experiment, where, keys)
     return _made(planned, sizes, estimates, compiled, ranking, said)
 
 
@@ -126,15 +138,18 @@ def _made(
     ranking: tuple[Row, ...],
     said: tuple[str, ...],
 ) -> Plan:
-    from mmjax.plan import flops, kernels, meshes, model
+    from mmjax.plan import experts, flops, kernels, meshes, model
 
     experiment, where, program = planned.experiment, planned.topology, planned.program
     tasks: dict[str, dict[str, Any]] = {}
     for key, estimate in estimates.items():
-        found = _of_task(planned, estimate, compiled.get(key))
+        batch = planned.batches[key]
+        in_use = experts.share_in_use(experiment, key[0], batch, sizes)
+        found = _of_task(planned, estimate, compiled.get(key), in_use)
         found["attention"] = kernels.attention(
-            experiment, key[0], planned.batches[key], where.chip.platform, program.dtype
+            experiment, key[0], batch, where.chip.platform, program.dtype
         )
+        found["experts"] = experts.implementations(experiment, where.chip.platform, sizes)
         tasks[key[0] if key[1] == "default" else "/".join(key)] = found
     parameters, active = flops.count_parameters(experiment, program.params, program.axes)
     shares = _shares(experiment)
@@ -147,6 +162,7 @@ def _made(
     return Plan(
         name=experiment.name,
         topology=where.name,
+        chips=where.slices * where.chips,
         devices=where.num_devices,
         hosts=where.num_hosts,
         source="compiler" if compiled else "model",
@@ -162,6 +178,7 @@ def _made(
         networks=largest["networks"],
         tasks=tasks,
         mesh=sizes,
+        slow_axes=experiment.mesh.slow_axes(where.num_devices, where.slices),
         dtype=program.dtype,
         remat_policy=getattr(experiment.model, "remat_policy", "none"),
         host_bytes=model.host_bytes(planned, sizes),
@@ -185,7 +202,9 @@ def _shares(experiment: Experiment) -> dict[tuple[str, str], float]:
     return {key: w / total if total else 1.0 / len(weights) for key, w in weights.items()}
 
 
-def _of_task(planned: Planned, estimate: Estimate, compiled: Compiled | None) -> dict[str, Any]:
+def _of_task(
+    planned: Planned, estimate: Estimate, compiled: Compiled | None, grouped: float
+) -> dict[str, Any]:
     where = planned.topology
     found: dict[str, Any] = {
         "flops": estimate.flops,
@@ -199,6 +218,6 @@ def _of_task(planned: Planned, estimate: Estimate, compiled: Compiled | None) ->
         "networks": {name: int(size) for name, size in estimate.networks.items()},
     }
     if compiled is not None:
-        found |= compiled.as_dict(where, estimate)
+        found |= compiled.as_dict(where, estimate, grouped)
     found["fits"] = found["hbm_bytes"] <= where.hbm_limit and not found.get("refused")
     return found

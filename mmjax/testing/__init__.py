@@ -10,6 +10,7 @@ an AssertionError that names class, method and rule.
 """
 
 from mmjax.testing.data import (
+    check_augment,
     check_layout,
     check_modality,
     check_schedule,
@@ -23,11 +24,13 @@ from mmjax.testing.model import (
     check_objective,
     check_router,
     check_rule,
+    check_stem,
 )
 from mmjax.testing.require import Broken
 
 __all__ = [
     "Broken",
+    "check_augment",
     "check_block",
     "check_evaluator",
     "check_head",
@@ -38,5 +41,6 @@ __all__ = [
     "check_rule",
     "check_schedule",
     "check_source",
+    "check_stem",
     "check_tokenizer",
 ]

@@ -1,4 +1,4 @@
-"""Contracts of the data side: modalities, tokenizers, sources, layouts, schedules."""
+"""Contracts of the data side: modalities, augmentations, tokenizers, sources, layouts, ..."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.data import schedules
+from mmjax.data.augment import Augment
 from mmjax.data.source import BadRecord, Source
 from mmjax.data.task import Layout, Sample, Streams
 from mmjax.modalities.modality import Modality
@@ -63,6 +64,40 @@ def check_modality(
         except ValueError:
             continue
         raise Broken(f"{type(modality).__name__}.encode(): {value!r} must raise ValueError.")
+
+
+def check_augment(
+    augment: Augment, modality: Modality, values: Sequence[Any], at_rest: bool = False
+) -> None:
+    """Variations keep the spec, repeat exactly by their seed, and leave what they are given alone.
+
+    Args:
+      modality: ready (`fit`). values: raw ones. at_rest: whether all its ranges are at rest, so
+        that a variation is the piece of the value; otherwise seeds must make a difference.
+    """
+    copy, spec = inert(augment, Augment), modality.spec("name")
+    told = lambda condition, rule: require(condition, augment, "__call__()", rule)
+    for value in values:
+        given = pickle.dumps(value)
+        kept = augment.prepare(value, modality)
+        told(pickle.dumps(value) == given, "prepare() must leave the value alone")
+        told(kept is not None, "a value must not become absent in prepare()")
+        plain, frozen, varied = modality.encode(value), pickle.dumps(kept), []
+        if augment.of_pieces:
+            told(same(kept, plain), "prepare() gives the piece of encode(), as of_pieces says")
+        for seed in range(8):
+            piece = augment(kept, modality, augment.generator("name", seed))
+            told(piece is not None, "a value must not become absent")
+            assert piece is not None
+            _check_piece(modality, piece, spec)
+            told(pickle.dumps(kept) == frozen, "it must leave the prepared value alone")
+            again = copy(kept, modality, copy.generator("name", seed))
+            told(same(again, piece), "the same seed gives the same bytes, also in a worker's copy")
+            varied.append(piece)
+        if at_rest:
+            told(all(same(v, plain) for v in varied), "at rest it gives the piece of the value")
+        else:
+            told(not all(same(v, varied[0]) for v in varied), "other seeds give other variations")
 
 
 def _check_piece(modality: Modality, piece: Piece, spec: TokenSpec) -> None:

@@ -19,11 +19,12 @@ from mmjax.data import layouts
 from mmjax.data.source import Source
 from mmjax.data.task import Layout, Streams, Task
 from mmjax.experiment import Evaluator
-from mmjax.models import cache, names, plan
+from mmjax.models import cache, names, plan, stems
 from mmjax.models.block import BlockConfig
 from mmjax.models.embed import Head, HeadContext
 from mmjax.models.module import ModelState
 from mmjax.models.routers import Router
+from mmjax.models.stems import Stem
 from mmjax.objectives.objective import Objective, total
 from mmjax.optim.gradients import GradientRule
 from mmjax.optim.gradients import check as check_returned
@@ -36,6 +37,9 @@ from mmjax.typing import Batch, Tokens, TokenSpec, Vocabulary
 TEXT = TokenSpec(name="text", kind="sequence", max_tokens=8, vocab_size=100, text=True)
 IMAGE = TokenSpec(name="image", kind="grid", max_tokens=8, width=6, grid=(1, 2, 4))
 SPECS = (TEXT, IMAGE)
+PICTURE = TokenSpec(
+    name="picture", kind="grid", max_tokens=6, width=32, grid=(1, 2, 3), piece=(4, 4, 2)
+)
 
 
 def small_model(**fields: Any) -> plan.Transformer:
@@ -149,6 +153,42 @@ def check_head(head: Head, x: Any, specs: Sequence[TokenSpec] = SPECS, width: in
     value, grads = jax.jit(jax.value_and_grad(run))(params)
     finite = [bool(jnp.isfinite(g).all()) for g in (value, *jax.tree.leaves(grads))]
     require(all(finite), head, "apply()", "outputs and gradients are finite")
+
+
+def check_stem(stem: Stem, spec: TokenSpec = PICTURE, width: int = 32) -> None:
+    """Parameters are float32 with logical axes; vectors have the width and dtype of the model; what
+    a view does not show has no influence; gradients reach the parameters."""
+    inert(stem, Stem)
+    stem.check(spec)
+    made = stem.init(jax.random.key(0), spec, width)
+    require(stems.PIECE in made, stem, "init()", f"there is a leaf {stems.PIECE!r}")
+    for leaf, (array, axes) in made.items():
+        require(array.dtype == jnp.float32, stem, "init()", f"{leaf!r} is float32")
+        require(len(axes) == array.ndim, stem, "init()", f"{leaf!r} has a logical axis a dim")
+    made_of = data.samples([spec], rows=4, absent=0.25)
+    batch, _ = layouts.Aligned().build(made_of, Streams((spec.name,), ()), Vocabulary((spec,)))
+    view = jax.tree.map(jnp.asarray, batch.views[spec.name])
+    params = {leaf: array for leaf, (array, _) in made.items()}
+
+    values = view.values[spec.name]
+
+    def run(params, dtype=jnp.float32, values=values):
+        return stem.apply(params, values, view, spec, dtype)
+
+    wanted = (*values.slot_BJ.shape, width)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        out = jax.eval_shape(functools.partial(run, dtype=dtype), params)
+        fits = (out.shape, out.dtype) == (wanted, dtype)
+        require(fits, stem, "apply()", f"it gives {wanted} in the dtype that is asked for")
+    used = (values.slot_BJ < view.ids_BL.shape[1])[:, :, None]
+    other = values._replace(value_BJP=jnp.where(used, values.value_BJP, 7.0))
+    same = jnp.where(used, run(params) - run(params, values=other), 0.0)
+    require(bool(jnp.all(same == 0)), stem, "apply()", "unused pieces have no influence")
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(jnp.where(used, jnp.sin(run(p)), 0.0))))(params)
+    finite = all(bool(jnp.isfinite(g).all()) and bool(jnp.any(g)) for g in jax.tree.leaves(grads))
+    require(finite, stem, "apply()", "each parameter has a gradient that is finite and not zero")
+    flops = stem.flops(spec, width, *values.slot_BJ.shape)
+    require(flops > 0, stem, "flops()", "it is more than 0")
 
 
 def check_objective(
@@ -283,6 +323,7 @@ def check_rule(rule: GradientRule) -> None:
 def check_evaluator(evaluator: Evaluator, view: View) -> None:
     """Metrics are finite numbers by name, and a second run gives the same."""
     inert(evaluator, Evaluator)
+    evaluator.check(view)  # what can run may not be refused before
     first, second = evaluator.run(view), evaluator.run(view)
     told = lambda condition, rule: require(condition, evaluator, "run()", rule)
     told(isinstance(first, dict) and first, "it returns metrics by name")

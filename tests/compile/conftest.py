@@ -23,19 +23,36 @@ class Compiled:
     memory: dict[str, dict[str, int]]
 
 
+def require(chips: str) -> None:
+    """Skips where the compiler for these chips, `tpu` or `cuda`, is missing."""
+    module = {"tpu": "libtpu", "cuda": "jax_plugins.xla_cuda13"}[chips]
+    if importlib.util.find_spec(module) is None:
+        make = "test-compile" if chips == "tpu" else "test-cuda"
+        pytest.skip(f"no compiler for {chips.upper()} here: `make {make}` sets one up")
+
+
+@pytest.fixture(scope="session")
+def scripts(alone):
+    """Runs a script of this folder, which asks the compiler of `tpu` or `cuda` for devices."""
+
+    def run(chips: str, script: str, *args) -> None:
+        require(chips)
+        _run(alone, script, *map(str, args))
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def for_tpu(tmp_path_factory, alone) -> Compiled:
     """Programs for the eight chips of a v5e host."""
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("no compiler for TPU here: `make test-compile` sets one up")
+    require("tpu")
     return _compile(tmp_path_factory.mktemp("tpu"), "tpu", alone)
 
 
 @pytest.fixture(scope="session")
 def for_gpu(tmp_path_factory, alone) -> Compiled:
     """Programs for eight H100."""
-    if importlib.util.find_spec("jax_plugins.xla_cuda13") is None:
-        pytest.skip("no compiler for GPU here: `make test-cuda` sets one up")
+    require("cuda")
     return _compile(tmp_path_factory.mktemp("gpu"), "cuda", alone)
 
 
@@ -54,8 +71,7 @@ def alone() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def planned_for_tpu(tmp_path_factory, alone):
     """name -> what plans.py says of one of its programs, on four chips."""
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("no compiler for TPU here: `make test-compile` sets one up")
+    require("tpu")
     out = tmp_path_factory.mktemp("plans")
 
     def plan(name: str) -> dict:

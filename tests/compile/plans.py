@@ -55,7 +55,7 @@ def main(out: Path, chips: str, *names: str) -> None:
     for name in names:
         config, key = experiment(*PROGRAMS[name]), ("masked", "default")
         found = model.estimate(model.trace_all(config, where), config.mesh, key)
-        compiled = compiler.compile_all(config, where)[key]
+        compiled = compiler.compile_steps(config, where, [key])[key]
         said = {
             "estimated": {
                 "arguments": found.arguments,

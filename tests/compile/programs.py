@@ -23,12 +23,16 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mmjax import step as step_lib
+from mmjax.models import MoE, moe
 from mmjax.models import attention as attention_lib
+from mmjax.models import weights as weights_lib
+from mmjax.models.routers import Routing
 from mmjax.objectives import MaskedTokens
 from mmjax.optim import AdamW, Muon, optimizer
 from mmjax.parallel import MeshConfig, MeshRules
+from mmjax.parallel.mesh import BATCH_AXES
 from mmjax.plan import described, topology
-from mmjax.typing import General
+from mmjax.typing import General, InOrder, OneSegment
 
 # Lengths that no other dimension has, so that an array of queries x keys is known by its shape.
 INPUT, TARGET, HEADS, LONG = 384, 272, 2, 1280
@@ -139,15 +143,26 @@ def splash(mesh):
     return _attention(mesh, "splash", False)
 
 
-def _attention(mesh, name: str, causal: bool):
+def cudnn(mesh):
+    """The same with cuDNN, over rows that are one segment."""
+    return _attention(mesh, "cudnn", False, OneSegment())
+
+
+def cudnn_causal(mesh):
+    """The same in the order of slots."""
+    return _attention(mesh, "cudnn", True, InOrder())
+
+
+def _attention(mesh, name: str, causal: bool, rule: Any = General()):
     where = attention_lib.Visibility(
-        *(like(mesh, (8, LONG), jnp.int32, "fsdp") for _ in range(3)), General()
+        *(like(mesh, (8, LONG), jnp.int32, "fsdp") for _ in range(3)), rule
     )
+    isolate = isinstance(rule, General)
     tokens = like(mesh, (8, LONG, 4, 128), jnp.bfloat16, "fsdp")
 
     def loss(q, k, v, where):
         out = attention_lib.attend(
-            q, k, v, where, where, causal=causal, isolate=True, implementation=name
+            q, k, v, where, where, causal=causal, isolate=isolate, implementation=name
         )
         return jnp.sum(out.astype(jnp.float32) ** 2)
 
@@ -170,6 +185,34 @@ def muon(mesh):
             return jax.lax.with_sharding_constraint(tx.update(grads, state, params)[0]["w"], where)
 
     return run, params, state, params
+
+
+def experts(mesh, exchange="equal"):
+    """Gradients of a layer of eight experts, two on each device of an axis; 256 tokens a device
+    choose two each, and rooms hold twice the fair share: 4 x 256 rows."""
+    tokens = like(mesh, (8, 256, 256), jnp.bfloat16, BATCH_AXES)
+    choices = like(mesh, (8, 256, 2), jnp.int32, BATCH_AXES)
+    weights = like(mesh, (8, 256, 2), jnp.float32, BATCH_AXES)
+    wide = like(mesh, (8, 256, 512), jnp.float32, "expert", "fsdp")
+    down = like(mesh, (8, 512, 256), jnp.float32, "expert", None, "fsdp")
+    specs = [P("expert", "fsdp"), P("expert", "fsdp"), P("expert", None, "fsdp")]
+    config = MoE(num_experts=8, exchange=exchange)
+
+    def loss(x, weight, matrices, expert):
+        ready = [
+            weights_lib.Placement(spec, "bfloat16", "bfloat16").ready(w)
+            for w, spec in zip(matrices, specs, strict=True)
+        ]
+        routing = Routing(expert_WTX=expert, weight_WTX=weight)
+        out = moe.expert_ffn(x, routing, *ready, config).x_WTD
+        return jnp.sum(out.astype(jnp.float32) ** 2)
+
+    return jax.grad(loss, (0, 1, 2)), tokens, weights, (wide, wide, down), choices
+
+
+def ragged_experts(mesh):
+    """The same, where devices send the rows that are used."""
+    return experts(mesh, "ragged")
 
 
 def step(mesh):
@@ -205,15 +248,30 @@ def step(mesh):
 
 
 PROGRAMS = {
-    "tpu": (step, gather, gradient, scatter, others, matmul, kernel, attention, splash, muon),
-    "cuda": (step, gather, scatter, others, kernel),
+    "tpu": (
+        step,
+        gather,
+        gradient,
+        scatter,
+        others,
+        matmul,
+        kernel,
+        attention,
+        splash,
+        muon,
+        experts,
+        ragged_experts,
+    ),
+    "cuda": (step, gather, scatter, others, kernel, cudnn, cudnn_causal, experts),
 }
+MESHES = {"experts": MeshConfig(data=1, fsdp=2, expert=4)}
+MESHES["ragged_experts"] = MESHES["experts"]
 
 
 def main(out: Path, name: str) -> None:
-    mesh = MeshConfig(fsdp=8).make(chips(name))
-    memory = {}
+    memory, devices = {}, chips(name)
     for make in PROGRAMS[name]:
+        mesh = MESHES.get(make.__name__, MeshConfig(fsdp=8)).make(devices)
         with jax.set_mesh(mesh):
             run, *arguments = make(mesh)
             run = run if hasattr(run, "lower") else jax.jit(run)

@@ -46,3 +46,25 @@ def test_arguments_are_exact_and_memory_is_within_15_percent(name, planned_for_t
     estimated, compiled = said["estimated"], said["compiled"]
     assert estimated["arguments"] == compiled["arguments"]
     assert estimated["bytes"] == pytest.approx(compiled["bytes"], rel=0.15)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("topology", "batch", "mesh"),
+    [
+        ("v5e-256", 16_384, {"data": 4, "fsdp": 64}),
+        ("4xv5e-256", 65_536, {"replica": 4, "data": 4, "fsdp": 64}),
+    ],
+)
+def test_4m_base_compiles_for_many_chips(alone, for_tpu, topology, batch, mesh):
+    """Those of docs/scale.md: as much memory of a chip as on few, and copies across slices."""
+    command = [sys.executable, "-m", "mmjax", "plan", f"{ROOT}/configs/anyany/fourm.py:base"]
+    command += ["--topology", topology, "--tasks.masked.batch_size", str(batch), "--compile"]
+    command += [word for axis, size in mesh.items() for word in (f"--mesh.{axis}", str(size))]
+    done = subprocess.run([*command, "--json"], env=alone, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = json.loads(done.stdout)
+    assert said["source"] == "compiler"
+    assert said["hbm_bytes"] < 4 * 2**30
+    gathered = said["tasks"]["masked"]["collectives"]["all-gather"]
+    assert 0.8 < gathered / (2 * 2 * said["parameters"]) < 1.05

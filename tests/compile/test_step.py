@@ -15,7 +15,10 @@ pytestmark = [pytest.mark.compile, pytest.mark.timeout(1800)]  # with all progra
 
 INPUT, TARGET, LONG = 384, 272, 1280  # as in programs.py; no other dimension has these sizes
 SPLASH = ("fwd_segmented_residuals", *(f"{n}_segmented_no_residuals" for n in ("dq", "dkv")))
-KERNELS = {"mmjax_attention_forward", "mmjax_attention_backward"}
+# Of two layers in each stack: attention of each and one across in those of the decoder, forward and
+# backward; three products of the experts in one layer of each stack, their inputs' derivatives, and
+# their sums over rows.
+KERNELS = {"mmjax_attention_forward": 6, "mmjax_attention_backward": 6, "gmm": 12, "tgmm": 6}
 
 
 def gathered(reading: hlo.Reading) -> dict[str, int]:
@@ -41,7 +44,7 @@ def reading(for_tpu) -> hlo.Reading:
 def test_it_compiles_and_every_loop_is_understood(for_tpu, reading):
     assert reading.cycles > 0
     assert reading.unknown_loops == 0
-    assert for_tpu.memory["step"]["temporary"] < 20 * 2**20
+    assert for_tpu.memory["step"]["temporary"] < 26 * 2**20
 
 
 def test_weights_are_gathered_twice_in_bfloat16(for_tpu, reading):
@@ -67,9 +70,7 @@ def test_attention_is_not_materialised(for_tpu):
 
 
 def test_its_kernels_are_these(reading):
-    assert set(reading.kernels) == KERNELS
-    # Two layers of a stack: attention of each, and one across in those of the decoder.
-    assert {kernel.count for kernel in reading.kernels.values()} == {6}
+    assert {name: kernel.count for name, kernel in reading.kernels.items()} == KERNELS
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmjax import console
 from mmjax.models import attention, choose, chunked, flash
 from mmjax.models.attention import Visibility
 from mmjax.parallel import MeshConfig
@@ -221,7 +222,7 @@ def test_auto_takes_what_is_exact_and_suits(platform, fields, name):
 
 
 def test_what_refuses_falls_back_by_name_and_says_so_once(capsys):
-    attention._say_once.cache_clear()
+    console.say_once.cache_clear()
     rng = np.random.default_rng(0)
     q, k, v = arrays(rng, 1, 8, 8, 2, 2, 8)
     place = numbers(rng, 1, 8, "prefix")

@@ -69,6 +69,7 @@ def train(kind: str, devices: int, steps: int = 3, mesh_config=MeshConfig()):
 
 
 @pytest.mark.parametrize("kind", toy_codes.QUANTIZERS)
+@pytest.mark.slow
 def test_any_number_of_devices_does_the_same(kind):
     losses, state = train(kind, 1)
     for devices, mesh in ((2, MeshConfig()), (8, MeshConfig(data=2, fsdp=2, tensor=2))):

@@ -69,6 +69,7 @@ def test_the_cache_changes_nothing(name, cuts):
 
 
 @pytest.mark.parametrize("position", ["rotary", "sincos"])
+@pytest.mark.slow
 def test_a_decoder_starts_behind_its_prefix(position):
     bind, state = bound(small.config("decoder", position=position))
     _, tokens = views()
@@ -84,6 +85,7 @@ def test_a_decoder_starts_behind_its_prefix(position):
     np.testing.assert_allclose(parts[real], whole[real], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_later_token_leaves_earlier_features_alone():
     bind, state = bound(small.config())
     source, target = views()

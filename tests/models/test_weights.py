@@ -97,6 +97,7 @@ def test_vectors_are_whole():
 
 
 @pytest.mark.parametrize("reduce_dtype", ["", "float32"])
+@pytest.mark.slow
 def test_sharded_bfloat16_is_near_one_device(reduce_dtype):
     losses = []
     for sizes, devices in (({}, 1), ({"data": 2, "fsdp": 4}, 8)):

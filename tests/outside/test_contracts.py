@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import letters
@@ -13,6 +14,7 @@ import pytest
 
 from mmjax import testing
 from mmjax.data import layouts, prefix, schedules
+from mmjax.data.pictures import Pictures
 from mmjax.data.task import Streams
 from mmjax.demo.numbers import Numbers
 from mmjax.evaluate import Losses
@@ -20,13 +22,15 @@ from mmjax.modalities.image import Image
 from mmjax.modalities.structured import Bins, Boxes, Metadata
 from mmjax.models import Block, ExpertChoice, GatedCrossAttention, LoRA, Soft, TokenChoice
 from mmjax.models.embed import Classify, Projection, Scale, ValueHead
-from mmjax.objectives import InfoNCE, MaskedTokens, NextToken, Sigmoid
+from mmjax.objectives import InfoNCE, MaskedTokens, NextToken, Sigmoid, Symile
 from mmjax.optim import GradientRule, PCGrad
 from mmjax.testing.data import random_piece
 from mmjax.testing.model import IMAGE, SPECS, TEXT, small_model
 from mmjax.typing import TokenSpec
 
-sys.path.extend(str(Path(__file__).parent / name) for name in ("blocks", "objectives", "rules"))
+sys.path.extend(
+    str(Path(__file__).parent / name) for name in ("augments", "blocks", "objectives", "rules")
+)
 import between_tasks
 import depthwise
 import ema_teacher
@@ -34,10 +38,13 @@ import harmonize
 import late_interaction
 import matching
 import queue_of_negatives
+import solarize
 import state_space
-import symile
 
 CODES = TokenSpec(name="codes", kind="grid", max_tokens=8, vocab_size=50, grid=(1, 2, 4))
+AT_REST: dict[str, Any] = {
+    "area": (1.0, 1.0), "aspect": (1.0, 1.0), "brightness": 0.0, "contrast": 0.0, "saturation": 0.0,
+}  # fmt: skip
 PIXELS = np.random.default_rng(0).random((8, 8, 3)).astype(np.float32)
 
 
@@ -47,6 +54,23 @@ def test_modalities():
     testing.check_modality(image, [PIXELS], bad=[np.zeros(3)], alike=close)
     testing.check_modality(Metadata(schema={"age": Bins(num=9)}), [{"age": 3}, {}], bad=[{"a": 1}])
     testing.check_modality(Boxes(max_boxes=2), [np.zeros((0, 4))], bad=["box"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InPlace(solarize.Solarize):
+    def __call__(self, value, modality, rng):
+        value *= rng.random()
+        return modality.encode(value)
+
+
+def test_augmentations():
+    image = Image(size=(8, 8), patch=4)
+    testing.check_augment(Pictures(), image, [PIXELS])
+    testing.check_augment(solarize.Solarize(), image, [PIXELS])
+    with pytest.raises(testing.Broken, match=r"InPlace.*leave the prepared value alone"):
+        testing.check_augment(InPlace(), image, [PIXELS])
+    with pytest.raises(testing.Broken, match=r"Pictures.__call__\(\): other seeds give other"):
+        testing.check_augment(Pictures(**AT_REST), image, [PIXELS])
 
 
 def test_sources_layouts_and_schedules():
@@ -101,7 +125,7 @@ def test_the_ordinary_block():
         matching.Matching(),
         ema_teacher.EmaTeacher(),
         queue_of_negatives.Queue(names=("image", "text")),
-        symile.Symile(),
+        Symile(),
     ],
     ids=lambda objective: type(objective).__name__,
 )
@@ -136,7 +160,7 @@ class Wide(Image):
     """Its pieces are wider than its spec says."""
 
     def spec(self, name):
-        return dataclasses.replace(super().spec(name), width=7)
+        return dataclasses.replace(super().spec(name), width=7, piece=())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

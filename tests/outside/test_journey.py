@@ -18,6 +18,7 @@ PAGES = {
     "modality": "Thermal", "tokenizer": "Characters", "source": "Sums", "layout": "Ask",
     "objective": "Margin", "rule": "BetweenTasks", "block": "RunningMean", "router": "",
     "head": "DeepProjection", "schedule": "Curriculum", "evaluator": "Spread",
+    "stem": "TwoLayers", "augmentation": "Solarize",
 }  # fmt: skip
 ONE_DEVICE = "--xla_backend_optimization_level=0"
 CONFIG = """
@@ -50,6 +51,7 @@ CONFIG = """
                 shape="encoder", width=32, num_heads=4,
                 runs=(Run(pattern=(block, s.RunningMean()), repeats=2),),
                 heads={"project/text": s.DeepProjection()},
+                stems={"heat": s.TwoLayers()},
             ),
             tasks={
                 "pair": mmjax.Task(

@@ -21,7 +21,7 @@ from mmjax.evaluate import Retrieval, ZeroShot
 from mmjax.export import describe
 from mmjax.generate.plan import Decoding
 from mmjax.generate.sampling import sample
-from mmjax.objectives import InfoNCE, MaskedTokens, Objective, Sigmoid
+from mmjax.objectives import InfoNCE, MaskedTokens, Objective, Sigmoid, Symile
 from mmjax.parallel import MeshConfig
 from mmjax.run.view import View
 
@@ -30,14 +30,13 @@ import ema_teacher
 import late_interaction
 import matching
 import queue_of_negatives
-import symile
 
-OBJECTIVES: dict[str, InfoNCE | symile.Symile] = {
+OBJECTIVES: dict[str, InfoNCE | Symile] = {
     "late_interaction": late_interaction.LateInteraction(width=16),
     "matching": matching.Matching(),
     "ema_teacher": ema_teacher.EmaTeacher(width=16),
     "queue": queue_of_negatives.Queue(names=("image", "text"), size=96),
-    "symile": symile.Symile(width=16),
+    "symile": Symile(width=16),
 }
 NAMES = [
     pytest.param(n, marks=[] if n == "late_interaction" else pytest.mark.ci) for n in OBJECTIVES
@@ -74,6 +73,7 @@ def trained(name: str):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_it_trains_and_is_retrieved_by_its_own_similarity(name):
     view, metrics, losses, _ = trained(name)
     assert np.isfinite(losses).all()
@@ -102,6 +102,7 @@ def test_sets_of_vectors_are_not_scored_by_a_pooled_one():
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_beams_are_reranked_by_it(name):
     view, _, _, _ = trained(name)
     known = [

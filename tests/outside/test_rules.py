@@ -109,6 +109,7 @@ class SumAtActivations(GradientRule):
 
 
 @pytest.mark.parametrize("over", [("output",), ("embed",)])
+@pytest.mark.slow
 def test_the_sum_at_activations_is_the_plain_step(over):
     _, plain, metrics = stepped(None)
     _, ruled, other = stepped(SumAtActivations(over=over))

@@ -52,6 +52,7 @@ def test_the_shares_change_with_the_step():
         seen[place.task] += 1
 
 
+@pytest.mark.slow
 def test_it_trains_and_resumes_bit_for_bit(tmp_path):
     whole = mmjax.train(mini.get_config(mixture=EASY_FIRST), tmp_path / "whole", devices=ONE)
     rows = mini.rows(tmp_path / "whole")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -13,10 +14,11 @@ import numpy as np
 import pytest
 
 import mmjax
-from mmjax import config
+from mmjax import cli, config
+from mmjax.cli import plan as cli_plan
 from mmjax.models import MoE
 from mmjax.parallel import MeshConfig
-from mmjax.plan import assumed, flops, meshes, model, planning, topology
+from mmjax.plan import assumed, compiler, flops, meshes, model, planning, topology
 from mmjax.run import metrics, program
 
 FOURM = "configs/anyany/fourm.py"
@@ -57,6 +59,7 @@ def test_parameters_are_those_of_the_model(tiny):
     assert made.checkpoint_bytes == sum(x.size * x.dtype.itemsize for x in state)
 
 
+@pytest.mark.slow
 def test_experts_that_are_not_chosen_are_not_active(tiny):
     dense = mmjax.plan(tiny, "v5e-1")
     sparse = mmjax.plan(with_model(tiny, moe=MoE(num_experts=4, every=1)), "v5e-1")
@@ -103,6 +106,7 @@ def test_arguments_are_those_of_the_compiled_step(tiny, mesh):
 # ---------------------------------------------------------------------------------- estimates
 
 
+@pytest.mark.slow
 def test_memory_follows_batch_mesh_and_policy(tiny, traced):
     key, mesh = ("masked", "default"), MeshConfig()
     base = model.estimate(traced, mesh, key).memory
@@ -118,15 +122,16 @@ def test_memory_follows_batch_mesh_and_policy(tiny, traced):
     assert set(fsdp.collectives) >= {"all-gather", "reduce-scatter"}
 
 
+@pytest.mark.slow
 def test_slices_talk_over_the_network_of_the_data_center(tiny):
     found = planned(tiny, "2xv5e-4")
     across = model.estimate(found, MeshConfig(replica=2, data=4), ("masked", "default"))
     assert across.networks["dcn"] < across.networks["ici"]
-    with pytest.raises(ValueError, match="set replica=2"):
+    with pytest.raises(ValueError, match="use replica=2, data=4"):
         model.estimate(found, MeshConfig(data=8), ("masked", "default"))
     nodes = planned(tiny, "2xh100x4")
     crossing = model.estimate(nodes, MeshConfig(data=8), ("masked", "default"))
-    assert "ici" not in crossing.networks  # all of it may cross
+    assert "ici" not in crossing.networks
     assert all(m.replica == 2 for m in meshes.candidates(found))
 
 
@@ -140,6 +145,7 @@ def test_meshes_are_ranked_and_resolve(traced):
         assert np.prod(list(sizes.values())) == 8
 
 
+@pytest.mark.slow
 def test_what_would_help_is_said_with_figures(tiny, monkeypatch):
     monkeypatch.setattr(
         planning.topology_lib.Topology, "hbm_limit", property(lambda self: 1_000_000)
@@ -151,6 +157,7 @@ def test_what_would_help_is_said_with_figures(tiny, monkeypatch):
     assert any("fsdp" in row.what for row in made.remedies)
 
 
+@pytest.mark.slow
 def test_each_lane_says_what_computes_its_attention(tiny):
     (task,) = mmjax.plan(tiny, "v5e-1").tasks.values()
     assert task["attention"] == {"enc": "pallas", "dec": "pallas", "dec reads enc": "pallas"}
@@ -160,6 +167,7 @@ def test_each_lane_says_what_computes_its_attention(tiny):
     assert task["attention"]["dec"].startswith("chunked (cudnn: it cannot keep streams apart")
 
 
+@pytest.mark.slow
 def test_tokenizers_need_not_be_trained(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where no run of the demo lies
     made = mmjax.plan(config.load(str(root / "configs/quickstart.py")), "v5e-8")
@@ -208,6 +216,46 @@ def test_the_command_prints_json_and_ends_with_3_when_it_does_not_fit(root):
 
 
 @pytest.mark.parametrize(
+    ("name", "mesh", "said"),
+    [
+        ("v5p-16", MeshConfig(), "8 chips, 2 hosts; mesh data 8;"),
+        ("tpu7x-8", MeshConfig(), "4 chips, 8 devices, 1 host; mesh data 8;"),
+        ("v5e-1", MeshConfig(), "1 chip, 1 host; mesh 1 device;"),
+        (
+            "2xv5e-8",
+            MeshConfig(replica=2, data=1, fsdp=8),
+            "16 chips, 2 hosts; mesh replica 2, fsdp 8 (replica across slices or nodes);",
+        ),
+        (
+            "2xh100x8",
+            MeshConfig(data=1, fsdp=16),
+            "16 chips, 2 hosts; mesh fsdp 16 (fsdp across slices or nodes);",
+        ),
+    ],
+)
+@pytest.mark.slow
+def test_chips_hosts_and_the_slow_network_are_said(name, mesh, said, tiny):
+    made = mmjax.plan(dataclasses.replace(tiny, mesh=mesh), name)
+    assert said in cli_plan.text(made)
+    assert made.devices == topology.parse(name).num_devices
+    across = bool(made.slow_axes)
+    assert across == ("dcn" in made.networks)
+
+
+@pytest.mark.slow
+def test_what_crosses_nodes_is_sent_slowly(tiny):
+    """All of fsdp where it crosses, gradients of the copies alone where `replica` does."""
+    pair, key = planned(tiny, "2xh100x8"), ("masked", "default")
+    one = model.estimate(pair, MeshConfig(data=1, fsdp=16), key).networks
+    inside = model.estimate(pair, MeshConfig(data=2, fsdp=8), key).networks
+    two = model.estimate(pair, MeshConfig(replica=2, data=1, fsdp=8), key).networks
+    assert set(one) == {"dcn"}
+    assert set(inside) == set(two) == {"ici", "dcn"}
+    assert two["ici"] > two["dcn"]
+    assert two["dcn"] < one["dcn"] / 2
+
+
+@pytest.mark.parametrize(
     ("args", "said"),
     [
         (["--topology", "v5x-16"], "did you mean 'v5"),
@@ -247,3 +295,27 @@ def test_a_run_counts_the_flops_of_its_plan(tiny, monkeypatch):
     found, peak = flops.of_program(program.build(tiny, jax.devices()[:1]))
     assert peak == 1e12
     assert found["masked", "default"] == mmjax.plan(tiny, "v5e-1").flops_per_step
+
+
+PROGRAM = "HloModule m\n\nENTRY %m (a: f32[1]) -> f32[1] {\n  ROOT %a = f32[1]{0} parameter(0)\n}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", ["--compile", "--compile-all"])
+def test_the_largest_step_or_all_are_compiled(flag, root, monkeypatch, capsys):
+    asked = []
+
+    def stand_in(experiment, where, keys):
+        asked.extend(keys)
+        return {key: compiler.Compiled(temporaries=5 << 30, text=PROGRAM) for key in keys}
+
+    monkeypatch.setattr(compiler, "compile_steps", stand_in)
+    command = ["plan", f"{root}/configs/quickstart.py:tiny", "--topology", "v5e-1", flag]
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out
+    every = re.findall(r"^task (\S+)", said, re.M)
+    assert len(every) > 2
+    assert len(asked) == (1 if flag == "--compile" else len(every))
+    assert "5.00 GiB compiled of" in said
+    assert len(re.findall(r"^  MiB .*\(compiled\)$", said, re.M)) == len(asked)
+    assert len(re.findall(r"^  MiB .*\(estimated\)$", said, re.M)) == len(every) - len(asked)

@@ -16,6 +16,7 @@ class Device:
 
     def __init__(self, kind: str, process: int = 0, slice_index: int = 0):
         self.device_kind, self.process_index, self.slice_index = kind, process, slice_index
+        self.platform = "tpu" if kind.startswith("TPU") else "gpu"
 
 
 def test_everything_is_kept_on_cpu(capsys):
@@ -30,6 +31,7 @@ def test_a_choice_of_the_config_stays():
     assert policy.resolved(experiment, [Device("TPU v5 lite")]) == experiment
 
 
+@pytest.mark.slow
 def test_the_quickest_that_fits_is_taken():
     """A chip whose memory shrinks keeps less and less."""
     where, experiment = topology.parse("v5e-1"), mini.get_config()
@@ -58,6 +60,7 @@ def test_where_nothing_fits_the_least_is_taken():
         ([Device("TPU v5 lite", n // 4) for n in range(16)], 1, 16),
         ([Device("TPU v5 lite", n // 4, n // 8) for n in range(16)], 2, 8),
         ([Device("NVIDIA H100 80GB HBM3", n // 8) for n in range(16)], 2, 8),
+        ([Device("NVIDIA H100 80GB HBM3", n, n // 8) for n in range(16)], 2, 8),
     ],
 )
 def test_devices_are_a_topology(devices, slices, chips):
