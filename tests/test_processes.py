@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import hosts
 import jax
 import mini
 import numpy as np
@@ -44,10 +43,54 @@ print(json.dumps(dict(
 """
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        return s.getsockname()[1]
+# Devices of the processes in turns, so that no two rows of a process are neighbours.
+IN_TURNS = PROGRAM.replace("{workdir!r})", "{workdir!r}, devices=turns)").replace(
+    "result =",
+    """mmjax.parallel.distributed.initialize()
+each = jax.device_count() // jax.process_count()
+turns = [d for row in zip(*(jax.devices()[i * each:(i + 1) * each]
+                            for i in range(jax.process_count()))) for d in row]
+result =""",
+)
+
+# Each process is a replica. What is read of arrays when both restore, and whether it is all there.
+REPLICAS = """
+import dataclasses, json, sys
+sys.path[:0] = [{tests!r}, {root!r}]
+import jax, mini
+import numpy as np
+import tensorstore as ts
+from etils import epath
+from mmjax import checkpoint
+from mmjax.parallel import MeshConfig, distributed
+from mmjax.run import program, resume, workdir
+distributed.initialize()
+folder, base = epath.Path({workdir!r}), mini.get_config()
+dense = dataclasses.replace(base.model, moe=None)
+config = dataclasses.replace(base, model=dense, mesh=MeshConfig(replica=2, data=2, fsdp=2))
+built = program.build(config)
+state = built.init_state()
+saver = checkpoint.Saver(folder, config.checkpoint)
+saver.save(state, workdir.manifest(built, 4, resume.course(config, None), {{}}))
+saver.close()
+distributed.barrier("saved")
+opened, files = [], []
+ts_open = ts.open
+ts.open = lambda *a, **k: opened.append(0) or ts_open(*a, **k)
+sys.addaudithook(lambda what, args: what == "open" and files.append(str(args[0])))
+chosen = workdir.resume_from(folder, distributed.is_main())
+like = built.abstract_state()._asdict()
+there = checkpoint.restore(folder, chosen.step, {{name: like[name] for name in checkpoint.ITEMS}})
+own = lambda tree: [np.asarray(s.data).tobytes()
+                    for x in jax.tree.leaves(tree) for s in x.addressable_shards]
+same = all(own(there[name]) == own(getattr(state, name)) for name in checkpoint.ITEMS)
+placed = jax.tree.all(jax.tree.map(lambda x, y: x.sharding == y, there["params"],
+                                   built.shardings.params))
+print(json.dumps(dict(
+    process=jax.process_index(), opened=len(opened), same=same, placed=placed, step=chosen.step,
+    files=[f for f in files if "/checkpoints/4/" in f and not f.endswith("manifest.json")],
+)))
+"""
 
 
 STOPPED = """
@@ -72,46 +115,18 @@ print(mmjax.train(mini.get_config(total_steps=2), {workdir!r}, before_compile=la
 """
 
 
-def start(program: str, workdir: Path) -> list[subprocess.Popen]:
-    """Two processes with four devices each."""
+def start(program: str, workdir: Path, count: int = 2) -> list[subprocess.Popen]:
+    """Processes with eight devices in all."""
     root = Path(mmjax.__file__).parent.parent
     text = program.format(tests=str(root / "tests"), root=str(root), workdir=str(workdir))
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
-    env = {
-        **os.environ,
-        "XLA_FLAGS": flags,
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
-        "JAX_NUM_PROCESSES": "2",
-    }
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", text],
-            env={**env, "JAX_PROCESS_ID": str(i)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-
-
-def finish(processes: list[subprocess.Popen], code: int) -> list[str]:
-    """What they printed; each must end with this exit code."""
-    try:
-        results = [p.communicate(timeout=400) for p in processes]
-    finally:
-        for p in processes:
-            p.kill()
-    for process, (_, err) in zip(processes, results, strict=True):
-        assert process.returncode == code, err[-4000:]
-    return [out.splitlines()[-1] for out, _ in results]
+    return hosts.start([sys.executable, "-c", text], count)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """(workdir, what each process said) of a run of two processes."""
     workdir = tmp_path_factory.mktemp("runs") / "two"
-    return workdir, [json.loads(line) for line in finish(start(PROGRAM, workdir), 0)]
+    return workdir, [json.loads(line) for line in hosts.finish(start(PROGRAM, workdir))]
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +165,36 @@ def test_hosts_read_the_samples_that_one_host_reads(one, two):
     assert two[1][0]["samples"] + two[1][1]["samples"] == expected
 
 
+def test_rows_of_a_process_need_not_be_neighbours(one, two, tmp_path):
+    said = [json.loads(line) for line in hosts.finish(start(IN_TURNS, tmp_path))]
+    whole = two[1][0]["samples"] + two[1][1]["samples"]
+    each = len(whole) // 8
+    parts = [whole[i * each : (i + 1) * each] for i in range(8)]
+    for process in range(2):
+        assert said[process]["samples"] == [row for part in parts[process::2] for row in part]
+    first, turns = mini.rows(one[0]), mini.rows(tmp_path)
+    assert first.keys() == turns.keys()
+    for step, row in first.items():
+        assert row["train/loss"] == pytest.approx(turns[step]["train/loss"], abs=1e-5), step
+    for name, score in one[1].metrics.items():
+        assert said[0]["scores"][name] == pytest.approx(score, abs=1e-4), name
+
+
+def test_a_checkpoint_is_read_once_for_all_replicas(tmp_path):
+    first, second = (json.loads(line) for line in hosts.finish(start(REPLICAS, tmp_path)))
+    assert first["opened"] > 0
+    assert second["opened"] == 0
+    # The hashes of the files are compared by both, each its part.
+    known = json.loads((tmp_path / "checkpoints" / "4" / "manifest.json").read_text())["files"]
+    name = lambda path: path.partition("/checkpoints/4/")[2]
+    assert {name(path) for path in second["files"]} == set(sorted(known)[1::2])
+    assert {name(path) for path in first["files"]} >= set(sorted(known)[::2])
+    for said in (first, second):
+        assert said["same"]
+        assert said["placed"]
+        assert said["step"] == 4
+
+
 def test_one_process_loads_what_two_have_written(one, two):
     assert checkpoint.steps(two[0] / "checkpoints") == [4, 8, 12]
     assert checkpoint.damaged(two[0], 12) == []
@@ -179,7 +224,7 @@ def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path):
         assert all(p.poll() is None for p in processes)
         time.sleep(0.2)
     processes[1].send_signal(signal.SIGTERM)
-    first, second = finish(processes, 75)
+    first, second = hosts.finish(processes, 75)
     last = checkpoint.steps(tmp_path / "checkpoints")[-1]
     assert (
         first == f"another process was asked to stop: saved step {last}; the same command goes on."
@@ -190,4 +235,4 @@ def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path):
 
 @pytest.mark.slow
 def test_one_process_may_compile_for_longer_than_another(tmp_path):
-    assert finish(start(SLOW, tmp_path), 0) == ["2", "2"]
+    assert hosts.finish(start(SLOW, tmp_path)) == ["2", "2"]

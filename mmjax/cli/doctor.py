@@ -1,7 +1,9 @@
-"""`mmjax doctor`: devices, versions, the use of missing extras, a self-test."""
+"""`mmjax doctor`: devices, versions, the use of missing extras, a self-test; with a CONFIG, whether
+a run of it may start on this host."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import re
@@ -12,6 +14,7 @@ from typing import Any
 import mmjax
 from mmjax import errors
 from mmjax.cli import options, printing
+from mmjax.config.error import ConfigError
 
 __all__ = ["EXTRAS", "doctor", "parser", "run", "text"]
 
@@ -19,7 +22,7 @@ __all__ = ["EXTRAS", "doctor", "parser", "run", "text"]
 EXTRAS = {
     "test": "the test suite",
     "hf": "checking exports in Hugging Face transformers",
-    "media": "later: reading video files",
+    "media": "sound of MP4, M4A, WebM and videos",
     "obs": "profiles in xprof, runs in trackio",
     "cloud": "workdirs in Google Cloud Storage",
     "beam": "later: offline tokenization with Apache Beam",
@@ -33,19 +36,59 @@ EXTRAS = {
 
 def parser() -> options.Parser:
     """The command line."""
-    text = "Devices, versions, missing extras, and a self-test."
-    made = options.parser("doctor", "[--json]", text)
+    usage = (
+        "[--json]\n       mmjax doctor CONFIG --workdir DIR [--topology T] [--json]"
+        " [--code FILE|MODULE [--code-sha256 HEX]] [--any.field value ...]"
+    )
+    words = (
+        "Devices, versions, missing extras, and a self-test. With CONFIG: whether a run of it may"
+        " start on this host, before it compiles: versions, devices, workdir, data, tokenizers,"
+        " disk. Exit 3 when not."
+    )
+    made = options.parser("doctor", usage, words)
+    made.add_argument("config", metavar="CONFIG", nargs="?", help="file.py or file.py:function")
+    made.add_argument("--workdir", metavar="DIR", help="folder of the run, written to and read")
+    made.add_argument("--topology", metavar="T", help="of the whole run, such as v5e-64")
     options.add_json(made)
+    text = "the config file of the run, or a module of an installed package"
+    made.add_argument("--code", action="append", default=[], metavar="FILE|MODULE", help=text)
+    text = "what that file or package must have"
+    made.add_argument("--code-sha256", action="append", metavar="HEX", help=text)
     return made
 
 
 def run(args: list[str]) -> None:
-    """Devices, versions, what missing extras would enable, and a self-test."""
-    given = parser().parse_args(args)
+    """Devices, versions, what missing extras would enable, a self-test; whether a run may start."""
+    given, fields = parser().parse_known_args(args)
+    if given.config is not None:
+        return _look_at_run(given, fields)
+    if fields or given.workdir or given.topology:
+        first = (fields or ["--workdir, --topology"])[0]
+        raise ConfigError(f"{first}: write CONFIG before it.")
     report = doctor()
     print(printing.as_json(report) if given.json else text(report))
     if not report["usable"]:
         raise errors.CheckFailed("; ".join(report["problems"]))
+
+
+def _look_at_run(given: argparse.Namespace, fields: list[str]) -> None:
+    """The checks of a host; raises CheckFailed with those that failed."""
+    if not given.workdir:
+        raise ConfigError("CONFIG needs --workdir DIR.")
+    from mmjax import config
+    from mmjax.cli import preflight
+    from mmjax.config import code_file
+    from mmjax.experiment import Experiment
+
+    code_file.check(given.code, given.code_sha256)
+    experiment = config.load(given.config, kind=Experiment, code=given.code)
+    experiment = config.override(experiment, fields)
+    rows = preflight.preflight(experiment, given.workdir, given.topology or "")
+    shown = printing.as_json([row._asdict() for row in rows])
+    print(shown if given.json else preflight.text(rows))
+    failed = [f"{row.name}: {row.found}" for row in rows if not row.ok]
+    if failed:
+        raise errors.CheckFailed(f"this host ({platform.node()}) is not ready: {'; '.join(failed)}")
 
 
 def doctor() -> dict[str, Any]:

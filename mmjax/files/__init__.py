@@ -1,7 +1,8 @@
 """File access: atomic writes, size-limited reads, and links never followed.
 
-Paths are `etils.epath` or `pathlib` ones. Syncing and link checks are skipped for paths in a
-bucket, where an object is complete once it is visible.
+Paths are `etils.epath` or `pathlib` ones, of a disk or of a bucket. An object of a bucket is
+complete once it is visible, and has no links; what fails there is told as StorageError or
+ConfigError.
 """
 
 from __future__ import annotations
@@ -16,28 +17,37 @@ import math
 import os
 import shutil
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from mmjax.files import bucket
+
 __all__ = [
+    "SCHEMES",
     "DamagedFile",
     "Entry",
     "children",
+    "delete_tree",
     "entries",
     "exists",
     "given",
     "is_remote",
     "kind",
+    "make_folder",
+    "move",
     "parse_json",
     "quarantine",
     "read_bytes",
     "read_json",
     "replacing",
     "sync",
+    "write_bytes",
     "write_json",
 ]
 
+SCHEMES = ("gs", "s3", "az", "hf")  # of epath
 PARTIAL = ".partial"  # suffix of a file that is being written
 MAX_JSON = 1 << 26  # bytes of a JSON file that is read
 CHUNK = 1 << 20
@@ -55,17 +65,34 @@ def given(path: Any) -> Any:
     """
     from etils import epath
 
+    from mmjax.config.error import ConfigError
+
     text = os.fspath(path)
+    scheme = text.partition("://")[0] if "://" in text else ""
+    if scheme and scheme not in SCHEMES:
+        raise ConfigError(
+            f"Path {text!r}: {scheme}:// is no place that can be written here; use a local path, or"
+            f" one of {', '.join(f'{name}://' for name in SCHEMES)}."
+        )
     return epath.Path(os.path.expanduser(text) if text.startswith("~") else text)
 
 
 @contextlib.contextmanager
 def replacing(path: Any) -> Iterator[Any]:
-    """Yields a temporary path to write to, beside `path`, and renames it to `path` at the end.
+    """Yields a temporary path to write to, which becomes `path` at the end.
 
     Readers and other writers see either the old file or the complete new one, also after a power
-    failure; an error leaves the old file.
+    failure; an error leaves the old file. The temporary file is beside `path`; for an object it is
+    on a local disk, and uploaded at the end.
     """
+    if is_remote(path):
+        from etils import epath
+
+        with tempfile.TemporaryDirectory(prefix="mmjax_") as folder:
+            local = epath.Path(folder) / path.name
+            yield local
+            bucket.upload(local, path)
+        return
     partial = path.parent / f".{path.name}.{uuid.uuid4().hex}{PARTIAL}"
     try:
         yield partial
@@ -103,9 +130,17 @@ def is_remote(path: Any) -> bool:
 
 def write_json(path: Any, value: Any) -> None:
     """Writes or replaces a JSON file atomically; NaN and infinity become null."""
-    text = json.dumps(_finite(value), indent=1, sort_keys=True, allow_nan=False)
+    text = as_json(value)
+    if is_remote(path):
+        bucket.write(path, text.encode())
+        return
     with replacing(path) as partial:
         partial.write_text(text)
+
+
+def as_json(value: Any) -> str:
+    """The text of a JSON file; NaN and infinity become null."""
+    return json.dumps(_finite(value), indent=1, sort_keys=True, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
@@ -136,9 +171,14 @@ def read_bytes(path: Any, limit: int) -> bytes:
       DamagedFile: it is missing, too long, or a link, a pipe, a device or a folder.
     """
     try:
-        if not is_remote(path) and kind(path) != "file":
+        if is_remote(path):
+            content = bucket.read(path, limit + 1)
+            if len(content) > limit:
+                raise DamagedFile(f"it has more than {limit} bytes")
+            return content
+        if kind(path) != "file":
             raise DamagedFile(f"it is a {kind(path)}, not a file")
-        size = path.stat().length if is_remote(path) else os.lstat(path).st_size
+        size = os.lstat(path).st_size
         if size > limit:
             raise DamagedFile(f"it has {size} bytes, more than {limit}")
         return path.read_bytes()
@@ -176,12 +216,12 @@ def _constant(word: str) -> Any:
 
 def quarantine(path: Any, workdir: Any, why: str) -> None:
     """Moves a file or folder of a workdir to its `quarantine/`, which is never emptied; prints
-    why."""
+    why. In a bucket it is copied, and deleted once the copy is complete."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%f")
     target = workdir / "quarantine" / f"{path.name}-{now}"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     if is_remote(path):
-        path.rename(target)
+        move(path, target)
     else:
         shutil.move(path, target)  # moves a link itself, not its target
     _log.warning("%s: %s; moved to %s", path, why, target)
@@ -198,14 +238,52 @@ class Entry(NamedTuple):
     kind: str
 
 
+def make_folder(folder: Any) -> None:
+    """Makes a folder and those above it; in a bucket there is nothing to make."""
+    if not is_remote(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def write_bytes(path: Any, content: bytes) -> None:
+    """Writes a file that nobody reads yet; `replacing` is for others."""
+    if is_remote(path):
+        bucket.write(path, content)
+    else:
+        path.write_bytes(content)
+
+
+def move(path: Any, target: Any) -> None:
+    """Renames a file or folder. In a bucket it is copied, then deleted: a kill leaves both."""
+    if is_remote(path):
+        bucket.copy(path, target)
+        delete_tree(path)
+    else:
+        path.rename(target)
+
+
+def delete_tree(path: Any) -> None:
+    """Deletes a folder and all below it, or a file."""
+    if is_remote(path):
+        below = bucket.listing(path)
+        bucket.delete([path / name for name in below] or [path])
+    else:
+        path.rmtree()
+
+
 def children(folder: Any, pattern: str) -> list[Any]:
-    """Paths in a folder whose names match a pattern, sorted; [] when there is no such folder."""
-    there = folder.iterdir() if folder.exists() else ()
+    """Paths in a folder whose names match a pattern, sorted; [] where that is no folder."""
+    if is_remote(folder):
+        there = [folder / name for name in bucket.names(folder)]
+    else:
+        there = folder.iterdir() if folder.is_dir() else ()
     return sorted(path for path in there if fnmatch.fnmatch(path.name, pattern))
 
 
 def entries(folder: Any) -> Iterator[Entry]:
     """All entries below a folder, sorted, without folders. Links are listed, never followed."""
+    if is_remote(folder):
+        yield from (Entry(name, folder / name, "file") for name in bucket.listing(folder))
+        return
     for path in sorted(folder.iterdir(), key=lambda p: p.name):
         what = kind(path)
         if what == "folder":
@@ -215,8 +293,16 @@ def entries(folder: Any) -> Iterator[Entry]:
 
 
 def exists(path: Any) -> bool:
-    """Whether a path exists, even as a broken link."""
-    return path.exists() or (not is_remote(path) and os.path.islink(path))
+    """Whether a path exists, even as a broken link.
+
+    A bucket that does not answer is an error: a run must not take it for an empty one.
+    """
+    if not is_remote(path):
+        return path.exists() or os.path.islink(path)
+    try:
+        return bool(bucket.kind(path))
+    except FileNotFoundError:
+        return False
 
 
 def kind(path: Any) -> str:
@@ -226,7 +312,7 @@ def kind(path: Any) -> str:
       FileNotFoundError: it does not exist.
     """
     if is_remote(path):
-        return "folder" if path.is_dir() else "file"
+        return bucket.kind(path)
     mode = os.lstat(path).st_mode
     kinds = {stat.S_ISREG: "file", stat.S_ISDIR: "folder", stat.S_ISLNK: "link"}
     kinds |= {stat.S_ISFIFO: "pipe", stat.S_ISSOCK: "socket"}

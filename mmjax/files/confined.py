@@ -12,6 +12,7 @@ import stat
 from typing import Any
 
 from mmjax import files
+from mmjax.files import bucket
 
 __all__ = ["Open", "Refused", "descriptor", "kind", "read"]
 
@@ -134,10 +135,10 @@ def read(path: Any, limit: int, root: Any = None) -> bytes:
     In a bucket, which has no links or pipes, only the size is checked. Raises as `descriptor`.
     """
     if files.is_remote(path):
-        size = path.stat().length
-        if size > limit:
-            raise Refused("too_large", f"{str(path)!r} has {size} bytes, more than {limit}")
-        return path.read_bytes()
+        content = bucket.read(path, limit + 1)
+        if len(content) > limit:
+            raise Refused("too_large", f"{str(path)!r} has more than {limit} bytes")
+        return content
     number, parts, count = descriptor(path, root), [], 0
     try:
         size = os.fstat(number).st_size

@@ -1,4 +1,5 @@
-"""The verb `launch`: `mmjax train` on several local processes, or on Cloud TPUs.
+"""The verb `launch`: `mmjax train` in several processes of this machine, or on machines elsewhere.
 
-The Python twins are `mmjax.launch.local.local` and `mmjax.launch.tpu.tpu`.
+`local` starts processes and starts them again; it runs on every host of the other targets. `job`
+says what to run, a module a target fills in its templates (`filling`), and `running` runs them.
 """

@@ -9,23 +9,28 @@ of the arrays.
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
-import math
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
 
 from mmjax import files
-from mmjax.errors import NoCheckpoint, StorageError
+from mmjax.errors import NoCheckpoint, StorageError, WorkdirBusy
 from mmjax.experiment import Checkpointing
+from mmjax.files import bucket, versions
+from mmjax.parallel import distributed
 from mmjax.run import choose as choose_lib
 from mmjax.run import digest as digest_lib
-from mmjax.run import keeping, records
+from mmjax.run import keeping, lock, replicas
 from mmjax.run import manifest as manifest_lib
 from mmjax.run.choose import Chosen, best_step, choose, damaged, newest, parse_path, refuse_new
+from mmjax.run.info import info
 from mmjax.run.keeping import recover, steps
 from mmjax.run.manifest import ITEMS
 
@@ -50,7 +55,7 @@ __all__ = [
 ]
 
 _log = logging.getLogger("mmjax")
-SHOWN = ("streams", "tokenizers", "mesh", "cursors", "journal")  # by info
+OUT_OF_REACH = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "PERMISSION_DENIED")
 
 
 class Saver:
@@ -58,9 +63,19 @@ class Saver:
 
     Fields:
       verify_seconds: CPU time spent on digests and hashes so far.
+
+    Args:
+      held: the lock of the workdir, asked before a manifest is written. None = there is none.
+      before: called in the background before a manifest is written: what must be safe before it.
     """
 
-    def __init__(self, workdir: epath.Path, settings: Checkpointing):
+    def __init__(
+        self,
+        workdir: epath.Path,
+        settings: Checkpointing,
+        held: lock.Held | None = None,
+        before: Callable[[], None] | None = None,
+    ):
         import orbax.checkpoint as ocp
 
         self._folder, self._settings = _absolute(workdir) / "checkpoints", settings
@@ -70,7 +85,9 @@ class Saver:
         self._error: BaseException | None = None
         self._verified: dict[int, dict[str, Any]] = {}
         self.verify_seconds = 0.0
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._held, self._before = held or lock.Held(), before
+        self._name = distributed.fresh("saves")
+        files.make_folder(self._folder)
 
     def save(self, state: Any, manifest: dict[str, Any]) -> None:
         """Starts a save of a TrainState; returns when the arrays are off the device.
@@ -83,7 +100,7 @@ class Saver:
         self.wait()
         step = int(manifest["step"])
         folder = self._folder / str(step)
-        if (folder / manifest_lib.FILE).exists():
+        if files.exists(folder / manifest_lib.FILE):
             return
         trees = {name: getattr(state, name) for name in ITEMS}
         full = {name: tree for name, tree in trees.items() if _leaves(tree)}
@@ -104,10 +121,14 @@ class Saver:
 
         try:
             self._orbax.wait_until_finished()
+            hashes = self._hashed(folder)
             if jax.process_index() == 0:
-                manifest["files"] = self._hashed(folder)
+                manifest["files"] = hashes
                 _sync_folders(folder)
-                files.write_json(folder / manifest_lib.FILE, manifest_lib.sealed(manifest))
+                if self._before is not None:
+                    self._before()
+                self._held.check()
+                self._commit(folder / manifest_lib.FILE, manifest)
                 files.sync(self._folder)
                 keeping.end(self._folder, manifest["step"])
                 self.know(manifest["step"])
@@ -115,14 +136,39 @@ class Saver:
         except BaseException as error:  # reported by wait(), in the training thread
             self._error = error
 
+    def _commit(self, path: epath.Path, manifest: dict[str, Any]) -> None:
+        """Writes a manifest; in a bucket only where there is none.
+
+        A run that was taken over just after it asked for the lock may have written one; its fence
+        is lower, and its files have been written over.
+        """
+        if not versions.supports(path):
+            files.write_json(path, manifest_lib.sealed(manifest))
+            return
+        manifest = manifest_lib.sealed({**manifest, "fence": self._held.fence})
+        target = versions.Versioned(path)
+        try:
+            target.write(files.as_json(manifest).encode(), expected=0)
+        except versions.Changed:
+            content, generation = target.read()
+            if json.loads(content).get("fence", 0) >= self._held.fence:
+                raise StorageError(f"{path}: another run has written it meanwhile") from None
+            target.write(files.as_json(manifest).encode(), expected=generation)
+
     def _hashed(self, folder: epath.Path) -> dict[str, str]:
-        """SHA-256 of each file, by name, after syncing it to disk."""
-        began, hashes = time.thread_time(), {}
-        for entry in files.entries(folder):
-            files.sync(entry.path)
-            hashes[entry.name] = choose_lib.hash_file(entry.path)
+        """SHA-256 of each file, by name, after syncing it to disk: each process takes its part, and
+        the main one gets all."""
+        name = f"{self._name}/{folder.name}"
+        distributed.meet(f"{name} written")  # the main process gives the folder its name
+        began, process = time.thread_time(), distributed.process()
+        there = {entry.name: entry.path for entry in files.entries(folder)}
+        own = choose_lib.dealt(there, process, distributed.count())
+        for path in own.values():
+            files.sync(path)
+        hashes = choose_lib.hash_files(own)
         self.verify_seconds += time.thread_time() - began
-        return hashes
+        told = distributed.gathered(f"{name} hashed", json.dumps(hashes))
+        return {file: digest for part in told for file, digest in json.loads(part).items()}
 
     def know(self, step: int) -> None:
         """Records that the files of a step were just verified."""
@@ -152,9 +198,15 @@ class Saver:
         self.check()
 
     def check(self) -> None:
-        """Raises StorageError if a save has failed; does not wait."""
+        """Raises StorageError if a save has failed; does not wait.
+
+        Raises WorkdirBusy if another run is known to have taken the workdir over.
+        """
+        self._held.raise_if_lost()
         if self._error is not None:
             error, self._error = self._error, None
+            if isinstance(error, WorkdirBusy):
+                raise error
             raise StorageError(
                 f"Checkpoint in {self._folder}: could not be written ({error}); free space or check"
                 " the permissions, then start the same command again."
@@ -174,19 +226,23 @@ def _leaves(tree: Any) -> list:
 
 def _sync_folders(folder: epath.Path) -> None:
     """Syncs the folders, so that the names of their files are on disk."""
+    if files.is_remote(folder):
+        return
     for name in {e.name.rpartition("/")[0] for e in files.entries(folder)} | {""}:
         files.sync(folder / name)
 
 
 def _stamps(folder: epath.Path) -> dict[str, Any]:
     """Sizes and times of a checkpoint's files, which show whether they were modified."""
+    if files.is_remote(folder):
+        return bucket.listing(folder)
     stamps = {}
     for entry in files.entries(folder) if folder.exists() else ():
-        if entry.kind == "file" and not files.is_remote(folder):
+        if entry.kind == "file":
             stat = os.stat(entry.path)
             stamps[entry.name] = (stat.st_size, stat.st_mtime_ns)
         else:
-            stamps[entry.name] = entry.path.stat() if entry.kind == "file" else entry.kind
+            stamps[entry.name] = entry.kind
     return stamps
 
 
@@ -208,11 +264,12 @@ def read_manifest(workdir: epath.Path, step: int) -> dict[str, Any]:
 def restore(workdir: epath.Path, step: int, like: dict[str, Any]) -> dict[str, Any]:
     """Items of a checkpoint, sharded like the abstract arrays in `like` (on any mesh).
 
+    Where a mesh has replicas on processes of their own, those of the first read the arrays and the
+    others get them over the network.
+
     Raises:
       NoCheckpoint: the tree on disk has another structure, or its arrays differ from those saved.
     """
-    import orbax.checkpoint as ocp
-
     folder = epath.Path(workdir) / "checkpoints" / str(step)
     manifest = read_manifest(epath.Path(workdir), step)
     wanted = {name: tree for name, tree in like.items() if _leaves(tree)}
@@ -222,18 +279,9 @@ def restore(workdir: epath.Path, step: int, like: dict[str, Any]) -> dict[str, A
                 f"{folder}: holds no {name}, which this config needs; to start from its parameters"
                 " alone, name it in `init` of a new run."
             )
-    args = ocp.args.Composite(
-        **{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
-    )
-    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-    try:
-        items = checkpointer.restore(_absolute(folder), args=args)
-    except (ValueError, KeyError, TypeError) as error:
-        raise NoCheckpoint(
-            f"{folder}: does not fit this model ({error}); the config has changed since then."
-        ) from error
-    finally:
-        checkpointer.close()
+    processes = replicas.readers(wanted)
+    read = functools.partial(_read, folder, processes=processes)
+    items = replicas.read_once(read, wanted) if processes else read(wanted)
     items = {name: items[name] if name in wanted else like[name] for name in like}
     for name in wanted if "state" in manifest else ():  # older manifests had none
         if digest_lib.digest(items[name]) != manifest["state"].get(name):
@@ -245,45 +293,31 @@ def restore(workdir: epath.Path, step: int, like: dict[str, Any]) -> dict[str, A
     return items
 
 
-def _absolute(path: epath.Path) -> epath.Path:
-    return path if "://" in str(path) else epath.Path(path).resolve()
+def _read(folder: epath.Path, wanted: dict[str, Any], processes: set[int]) -> dict[str, Any]:
+    """Items of a checkpoint, on the processes that call this; empty = all of them."""
+    import orbax.checkpoint as ocp
 
-
-def info(path: str, verify: bool = False) -> dict[str, Any]:
-    """Describes a run or checkpoint: step, parameters by part, modalities, tokenizers, lineage.
-
-    Raises:
-      NoCheckpoint: the path holds no checkpoint, or (with `verify`) a damaged one.
-    """
-    workdir, _ = parse_path(path)
-    if not (workdir / "config.json").exists():
-        raise NoCheckpoint(
-            f"{workdir}: holds no config.json, so it is not the workdir of a run; give a PATH as"
-            " WORKDIR, WORKDIR@STEP or WORKDIR@best:METRIC."
-        )
+    args = ocp.args.Composite(
+        **{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+    )
+    who = ocp.options.MultiprocessingOptions(
+        primary_host=min(processes, default=0), active_processes=processes or None
+    )
+    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=who)
     try:
-        run = records.read_run(workdir)
-    except files.DamagedFile as error:
-        run = {}
-        _log.warning("%s is left out: %s", workdir / "run.json", error)
-    there = steps(workdir / "checkpoints")
-    out: dict[str, Any] = {"workdir": str(workdir), "checkpoints": there, "run": run}
-    if not there:
-        return out
-    workdir, step, manifest, _ = choose(path)
-    shapes = manifest["parameters"]
-    parts: dict[str, int] = {}
-    for name, shape in shapes.items():
-        part = name.split("/")[0]
-        parts[part] = parts.get(part, 0) + math.prod(shape)
-    out |= {
-        "step": step,
-        "parameters": sum(parts.values()),
-        "parameters_by_part": parts,
-        "layer_plan": {str(n): line for n, line in enumerate(manifest["layer_plan"], 1)},
-        **{key: manifest[key] for key in SHOWN},
-    }
-    if verify:
-        bad = {s: damaged(workdir, s) for s in there}
-        out["damaged"] = {s: wrong for s, wrong in bad.items() if wrong}
-    return out
+        items = checkpointer.restore(_absolute(folder), args=args)
+        return {name: items[name] for name in wanted}
+    except (ValueError, KeyError, TypeError) as error:
+        if files.is_remote(folder) and any(word in str(error) for word in OUT_OF_REACH):
+            raise StorageError(
+                f"{folder}: could not be read ({error}); start the same command again."
+            ) from error
+        raise NoCheckpoint(
+            f"{folder}: does not fit this model ({error}); the config has changed since then."
+        ) from error
+    finally:
+        checkpointer.close()
+
+
+def _absolute(path: epath.Path) -> epath.Path:
+    return path if files.is_remote(path) else epath.Path(path).resolve()

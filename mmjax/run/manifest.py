@@ -27,7 +27,11 @@ KEYS: dict[str, type] = {
     **{"parameters": dict, "items": list, "files": dict},
 }
 NEW_KEYS: dict[str, type] = {"state": dict, "digest": str}  # since format 2
-LATER_KEYS: dict[str, type] = {"schedule": dict, "data": dict}  # that not all of format 2 have
+LATER_KEYS: dict[str, type] = {
+    "schedule": dict,
+    "data": dict,
+    "fence": int,
+}  # that not all of format 2 have
 
 
 class NewerFormat(ValueError):

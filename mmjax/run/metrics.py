@@ -1,8 +1,9 @@
-"""Metrics: averages between logs, `metrics.jsonl`, and a short summary for the console."""
+"""Metrics: averages between logs, `metrics.jsonl` or its parts, a short summary for the console."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections import defaultdict
@@ -13,7 +14,10 @@ from etils import epath
 
 from mmjax import files
 from mmjax.console import NOTEBOOK, Progress, say  # noqa: F401  (their old place)
+from mmjax.files import bucket
+from mmjax.run import parts, trackers
 
+_log = logging.getLogger("mmjax")
 MAX_BYTES = 1 << 32  # largest metrics.jsonl that is read
 
 
@@ -51,10 +55,12 @@ class Meter:
 
     Args:
       peak_flops: of a device; 0 = it is not known, and neither is the share of it that is used.
+      host_share: share of a batch that is counted here (`loader.host_share`).
     """
 
-    def __init__(self, num_devices: int, peak_flops: float = 0.0):
+    def __init__(self, num_devices: int, peak_flops: float = 0.0, host_share: float = 1.0):
         self._window, self._num_devices, self._peak = Window(), num_devices, peak_flops
+        self._host_share = host_share
         self._tokens, self._flops, self.waited = 0.0, 0.0, 0.0
         self._mark = (0.0, 0)  # time and step of the last log
 
@@ -77,12 +83,10 @@ class Meter:
 
     def row(self, step: int) -> dict[str, float]:
         """All of it by name; the next steps begin a new row."""
-        import jax
-
         now, (then, first) = time.perf_counter(), self._mark
         row, elapsed = self._window.take(), max(now - then, 1e-9)
         row["throughput/steps_per_second"] = (step - first) / elapsed
-        everywhere = self._tokens * jax.process_count() / self._num_devices
+        everywhere = self._tokens / self._host_share / self._num_devices
         row["throughput/tokens_per_second_per_device"] = everywhere / elapsed
         if self._peak and self._flops:
             used = self._flops / elapsed
@@ -94,10 +98,22 @@ class Meter:
 
 
 class Writer:
-    """Appends to `metrics.jsonl`, and optionally to TensorBoard, on the main host only."""
+    """Appends to `metrics.jsonl`, and if asked to TensorBoard and a tracker; on the main host only.
 
-    def __init__(self, workdir: epath.Path, active: bool, tensorboard: bool = False):
-        self._path = workdir / "metrics.jsonl" if active else None
+    In a bucket, which has no append, it writes `metrics/`, in a thread (see `mmjax.run.parts`).
+    """
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        active: bool,
+        tensorboard: bool = False,
+        tracker: trackers.Tracker | None = None,
+    ):
+        is_remote = files.is_remote(workdir)
+        self._tracker = tracker if active else None
+        self._parts = parts.Parts(workdir) if active and is_remote else None
+        self._path = workdir / "metrics.jsonl" if active and not is_remote else None
         self._board = None
         if active and tensorboard:
             import tensorboardX
@@ -109,6 +125,8 @@ class Writer:
 
         Unreadable lines, and the rows of a run that starts from scratch, are kept in `quarantine/`.
         """
+        if self._parts is not None:
+            self._parts.rewind(step)
         if self._path is None or not files.exists(self._path):
             return
         try:
@@ -131,20 +149,56 @@ class Writer:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Writes the metrics of a step. NaN becomes null, as JSON has no NaN."""
-        if self._path is None:
+        if self._path is None and self._parts is None:
             return
         row = {"step": step, "time": round(time.time(), 3)}
         row |= {k: (float(f"{v:.6g}") if np.isfinite(v) else None) for k, v in metrics.items()}
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        if self._parts is not None:
+            self._parts.add(json.dumps(row) + "\n")
+        elif self._path is not None:
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
         if self._board is not None:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
+        if self._tracker is not None:
+            self._tracker.write(step, {k: v for k, v in metrics.items() if np.isfinite(v)})
+
+    def flush(self) -> None:
+        """Waits until all rows are where the next start finds them."""
+        if self._parts is not None:
+            self._parts.flush()
 
     def close(self) -> None:
         """Closes the files."""
+        if self._parts is not None:
+            self._parts.close()
         if self._board is not None:
             self._board.close()
+        if self._tracker is not None:
+            self._tracker.close()
+
+
+def read(workdir: Any) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """Rows of a run and its invalid lines, from `metrics.jsonl` or the parts of a bucket.
+
+    Raises:
+      DamagedFile: there are none, or they cannot be read.
+    """
+    if not files.is_remote(workdir):
+        return read_rows(workdir / "metrics.jsonl")
+    there = parts.names(workdir)
+    if not there:
+        raise files.DamagedFile("it is missing")
+    found = bucket.read_all([workdir / parts.FOLDER / name for name in there])
+    read_parts = {name.rpartition("/")[2]: _rows(content) for name, content in found.items()}
+    for name, (_, lines) in read_parts.items():
+        if lines:
+            words = f"{len(lines)} lines", "are"
+            count, are = words if len(lines) > 1 else ("1 line", "is")
+            _log.warning("%s of %s cannot be read and %s left out", count, name, are)
+    bad = [line for _, lines in read_parts.values() for line in lines]
+    return parts.join({name: rows for name, (rows, _) in read_parts.items()}), bad
 
 
 def read_rows(path: Any) -> tuple[list[dict[str, Any]], list[bytes]]:
@@ -153,8 +207,12 @@ def read_rows(path: Any) -> tuple[list[dict[str, Any]], list[bytes]]:
     Raises:
       DamagedFile: the file cannot be read.
     """
+    return _rows(files.read_bytes(path, MAX_BYTES))
+
+
+def _rows(content: bytes) -> tuple[list[dict[str, Any]], list[bytes]]:
     rows, bad = [], []
-    for line in files.read_bytes(path, MAX_BYTES).split(b"\n"):
+    for line in content.split(b"\n"):
         try:
             row = files.parse_json(line.decode()) if line.strip() else None
             numbers = (float, int, type(None))
@@ -182,26 +240,3 @@ def summary(metrics: dict[str, float]) -> str:
     if "data/wait_fraction" in metrics:
         words.append(f"data wait {100 * metrics['data/wait_fraction']:.1f} %")
     return "  ".join(words)
-
-
-def router_load(task: str, record: dict[str, np.ndarray], streams: tuple[str, ...]) -> dict:
-    """Expert load by layer and stream, as scalars: 1 = fair share.
-
-    `moe/layer_<i>/load_max` and `load_min` over experts, and the same by stream.
-    """
-    del task
-    out: dict[str, float] = {}
-    layer = 0
-    for name in sorted(record, key=lambda n: tuple(int(i) for i in n.split("/")[1:])):
-        for load_ME in np.asarray(record[name], np.float64):
-            total_E = load_ME[1:].sum(0)
-            if total_E.sum():
-                share = total_E / total_E.mean()
-                out[f"moe/layer_{layer}/load_max"] = float(share.max())
-                out[f"moe/layer_{layer}/load_min"] = float(share.min())
-            for i, stream in enumerate(streams):
-                row = load_ME[i + 1]
-                if row.sum():
-                    out[f"moe/layer_{layer}/{stream}/load_max"] = float(row.max() / row.mean())
-            layer += 1
-    return out

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -19,28 +20,29 @@ import mmjax
 from mmjax import config, console, errors, files
 from mmjax.config import code_file
 from mmjax.config.code_file import Code
-from mmjax.data import mixture
+from mmjax.data import meeting, mixture
 from mmjax.data.reader import values_of
 from mmjax.experiment import Experiment, Init
 from mmjax.models import names as names_lib
 from mmjax.models import plan
 from mmjax.parallel import distributed
-from mmjax.run import checkpoint, lifecycle, matching, records, resume
+from mmjax.run import checkpoint, lock, matching, records, resume
 from mmjax.run.program import Program
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
 MAX_TOKENIZER = 1 << 33  # bytes of a tokenizer file
+FRESH = -1  # what the main process says in place of a step
 
 
 @contextlib.contextmanager
-def held(folder: epath.Path, main: bool) -> Iterator[None]:
-    """The run lock, held by the main process."""
+def held(folder: epath.Path, main: bool) -> Iterator[lock.Held | None]:
+    """The run lock, held by the main process; None for the others."""
     if not main:
-        yield
+        yield None
         return
     try:
-        with lifecycle.lock(str(folder)):
-            yield
+        with lock.lock(str(folder)) as handle:
+            yield handle
     except PermissionError as error:
         raise errors.StorageError(
             f"Workdir {folder}: {error.strerror}; choose a --workdir that you may write to."
@@ -50,15 +52,47 @@ def held(folder: epath.Path, main: bool) -> Iterator[None]:
 def resume_from(folder: epath.Path, main: bool) -> checkpoint.Chosen | None:
     """The checkpoint that a run resumes from; None if nothing was saved yet.
 
+    The main process looks for it, and each process compares the hashes of its part of the files.
+
     Raises:
       NoCheckpoint: there are checkpoints, but none is usable.
     """
-    if main:
-        checkpoint.recover(folder / "checkpoints")
-    distributed.barrier("half saves are deleted")
-    chosen = checkpoint.newest(folder)
-    distributed.barrier("checkpoint chosen")  # before any checkpoint is moved or written
+    if not main:
+        while (word := distributed.of_main("")).startswith("check "):
+            _damaged(folder, int(word.removeprefix("check ")))
+        if not word.startswith("step "):
+            raise errors.NoCheckpoint(word)
+        step = int(word.removeprefix("step "))
+        manifest = checkpoint.read_manifest(folder, step) if step != FRESH else None
+        return checkpoint.Chosen(folder, step, manifest, {}) if manifest else None
+
+    def check(workdir: epath.Path, step: int) -> list[str]:
+        del workdir
+        distributed.of_main(f"check {step}")
+        return _damaged(folder, step)
+
+    checkpoint.recover(folder / "checkpoints")
+    try:
+        chosen = checkpoint.newest(folder, check)
+    except errors.NoCheckpoint as error:
+        distributed.of_main(str(error))
+        raise
+    distributed.of_main(f"step {chosen.step if chosen else FRESH}")
     return chosen
+
+
+def _damaged(folder: epath.Path, step: int) -> list[str]:
+    """Problems of a checkpoint that any process has found in its part, on the main one."""
+    name = distributed.fresh(f"damaged {step}")
+    try:
+        own = checkpoint.damaged(folder, step, distributed.process(), distributed.count())
+    except errors.NoCheckpoint as error:  # of a later version: the main process finds the same
+        told = distributed.gathered(name, json.dumps([str(error)]))
+        if told:
+            raise
+        return []
+    told = distributed.gathered(name, json.dumps(own))
+    return list(dict.fromkeys(line for part in told for line in json.loads(part)))
 
 
 def open_run(
@@ -80,10 +114,13 @@ def open_run(
     """
     lineage = experiment.warm_start.path if experiment.warm_start else ""
     run: dict[str, Any] = {"lineage": lineage, "starts": []}
-    start = _start(experiment, code)
+    start = start_of(experiment, code) | {
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": distributed.count(),
+    }
     if chosen is None:
         # Nothing was saved, so any experiment may start here; tokenizers of another are moved away.
-        if (folder / "tokenizers").exists():
+        if files.exists(folder / "tokenizers"):
             files.quarantine(folder / "tokenizers", folder, "no checkpoint goes with it")
     else:
         start["changed"] = resume.check(folder, experiment, chosen.manifest, data or {})
@@ -108,7 +145,8 @@ def _known(folder: epath.Path, name: str, read: Any) -> dict[str, Any] | None:
         return None
 
 
-def _start(experiment: Experiment, code: Code) -> dict[str, Any]:
+def start_of(experiment: Experiment, code: Code) -> dict[str, Any]:
+    """Versions and code of a start, which needs no device."""
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -118,8 +156,8 @@ def _start(experiment: Experiment, code: Code) -> dict[str, Any]:
         "mmjax": mmjax.__version__,
         "python": platform.python_version(),
         "packages": versions,
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "cpu_cores": os.cpu_count(),
+        "flags": {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")},
         "code_sha256": code_file.file_digest(code),
         "code_packages": code_file.digests(config.modules_of(experiment)),
     }
@@ -135,6 +173,7 @@ def ready_modalities(
       manifest: of the checkpoint whose tokenizers they must match; None = nothing was saved yet.
 
     Raises:
+      ConfigError: a task whose modalities never meet in a record.
       NoCheckpoint: `experiment.init` is not a run, or the tokenizers are not those of the
         checkpoint; raised before anything is compiled.
     """
@@ -147,6 +186,9 @@ def ready_modalities(
     if main:
         if experiment.warm_start and not manifest:
             _copy_learned(experiment, experiment.warm_start, folder / "tokenizers")
+        if not manifest:
+            split = experiment.data.train_split
+            meeting.check_all(experiment.tasks, experiment.modalities, split)
         for name in experiment.modalities:
             _fit(experiment, name, folder)
     distributed.barrier("modalities")
@@ -170,9 +212,8 @@ def learned(init: Init) -> dict[str, epath.Path]:
       NoCheckpoint: the run does not exist.
     """
     source, _ = checkpoint.choose_step(init.path)
-    folder = source / "tokenizers"
     found = {}
-    for path in folder.iterdir() if folder.exists() else ():
+    for path in files.children(source / "tokenizers", "*"):
         name = f"embed/{path.name.partition('@')[0]}/table"
         new = re.fullmatch("embed/([^/]+)/table", matching.renamed(name, init.rename))
         if matching.matches(name, init.select) and new:
@@ -184,21 +225,35 @@ def _copy_learned(experiment: Experiment, init: Init, target: epath.Path) -> Non
     """Copies `tokenizers/<stream>@<fingerprint>` of the run that `init` names."""
     for name, folder in learned(init).items():
         copy = target / f"{name}@{folder.name.partition('@')[2]}"
-        if name not in experiment.modalities or copy.exists():
+        partial = _begin(target, name)
+        if name not in experiment.modalities or files.exists(copy):
             continue
-        partial = target / f"{name}.partial"
-        if partial.exists():
-            partial.rmtree()
-        partial.mkdir(parents=True)
+        files.make_folder(partial)
         for entry in files.entries(folder):
-            (partial / entry.name).write_bytes(files.read_bytes(entry.path, MAX_TOKENIZER))
-        partial.rename(copy)
+            content = files.read_bytes(entry.path, MAX_TOKENIZER)
+            files.write_bytes(partial / entry.name, content)
+        files.move(partial, copy)
+
+
+def _begin(parent: Any, name: str) -> Any:
+    """The folder in which a tokenizer is made, before it is named by its fingerprint.
+
+    One that is there is of a run that was killed; in a bucket, where a folder is not renamed but
+    copied, so may then be the copy.
+    """
+    partial = parent / f"{name}.partial"
+    if files.exists(partial):
+        for half in files.children(parent, f"{name}@*") if files.is_remote(parent) else ():
+            files.delete_tree(half)
+        files.delete_tree(partial)
+    return partial
 
 
 def _fit(experiment: Experiment, name: str, folder: Any):
     """Fits into `tokenizers/<stream>`, then renames it to `<stream>@<fingerprint>`."""
     modality = experiment.modalities[name]
     parent = folder / "tokenizers"
+    partial = _begin(parent, name)
     there = files.children(parent, f"{name}@*")
     if there:
         return modality.fit(lambda: iter(()), there[0])
@@ -213,14 +268,11 @@ def _fit(experiment: Experiment, name: str, folder: Any):
                 yield from values_of(task.source, split, modality.field or name, records, rows)
                 return
 
-    partial = parent / f"{name}.partial"
-    if partial.exists():
-        partial.rmtree()
     ready = modality.fit(values, partial)
-    if not partial.exists():
+    if not files.exists(partial):
         return ready
     print_of = ready.spec(name).fingerprint[:12]
-    partial.rename(parent / f"{name}@{print_of}")
+    files.move(partial, parent / f"{name}@{print_of}")
     return modality.fit(lambda: iter(()), parent / f"{name}@{print_of}")
 
 
@@ -260,7 +312,7 @@ def manifest(
 def write_scores(folder: epath.Path, name: str, step: int, scores: dict, main: bool) -> None:
     """Writes `evals/<name>/<step>.json`."""
     if main:
-        (folder / "evals" / name).mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder / "evals" / name)
         files.write_json(folder / "evals" / name / f"{step}.json", scores)
 
 

@@ -60,6 +60,7 @@ def test_without_any_manifest_nothing_starts_from_scratch(workdir, capsys):
 @pytest.mark.fault(
     "one manifest is gone", "the older step is used; the other is moved to quarantine/"
 )
+@pytest.mark.slow
 def test_a_step_that_lost_its_manifest_is_put_aside(unbroken, workdir, caplog):
     (workdir / "checkpoints" / "12" / "manifest.json").unlink()
     mini.assert_same(end(workdir), unbroken[1].state)
@@ -155,6 +156,7 @@ def test_a_negative_keep_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.fault("a workdir `lr@3` beside `lr`", "is a workdir of its own, whole and resumed")
+@pytest.mark.slow
 def test_a_workdir_is_never_read_as_a_step_of_another(unbroken, tmp_path):
     shutil.copytree(unbroken[0], tmp_path / "lr")
     own = shutil.copytree(unbroken[0], tmp_path / "lr@4")
@@ -178,6 +180,7 @@ def test_a_new_workdir_that_reads_as_a_path_is_refused(name, tmp_path, capsys):
 
 
 @pytest.mark.fault("tokenizers in a workdir without a checkpoint", "are moved to quarantine/")
+@pytest.mark.slow
 def test_tokenizers_without_a_checkpoint_are_put_aside(tmp_path):
     mine = tmp_path / "run" / "tokenizers" / "text@000000000000"
     mine.mkdir(parents=True)
@@ -188,6 +191,7 @@ def test_tokenizers_without_a_checkpoint_are_put_aside(tmp_path):
 
 
 @pytest.mark.fault("`checkpoints/12` is a link to a folder elsewhere", "it is not followed")
+@pytest.mark.slow
 def test_a_step_that_is_a_link_is_not_used(unbroken, workdir, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     (workdir / "checkpoints" / "12").rename(elsewhere)

@@ -43,6 +43,7 @@ def edit(workdir, sealed: bool = False, **fields) -> None:
 @pytest.mark.fault(
     "a manifest with another value", "the older step is used; the other is put aside"
 )
+@pytest.mark.slow
 def test_a_manifest_that_was_edited_is_damaged(unbroken, workdir, fields, caplog):
     edit(workdir, **fields)
     assert checkpoint.choose_step(str(workdir))[1] == 8
@@ -98,6 +99,7 @@ def test_a_manifest_names_files_of_its_folder_alone(workdir):
 
 
 @pytest.mark.fault("`items` without opt_state", "exit 66, naming what is missing")
+@pytest.mark.slow
 def test_a_checkpoint_of_weights_alone_does_not_resume(workdir):
     edit(workdir, sealed=True, items=["params", "model_state"])
     with pytest.raises(errors.NoCheckpoint, match="holds no opt_state"):
@@ -125,6 +127,7 @@ def test_restoring_into_another_dtype_is_refused(unbroken, workdir):
         checkpoint.restore(workdir, 12, {"params": jax.tree.map(narrow, like["params"])})
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_first_format_is_read(unbroken, workdir):
     for step in (4, 8, 12):
         file = workdir / "checkpoints" / str(step) / "manifest.json"
@@ -155,6 +158,7 @@ def spoil(path, content: bytes | None) -> None:
 
 @pytest.mark.parametrize("content", DAMAGE.values(), ids=DAMAGE)
 @pytest.mark.fault("run.json deleted, empty or cut", "written anew, and said; the run goes on")
+@pytest.mark.slow
 def test_a_damaged_run_json_is_written_anew(unbroken, workdir, content, capsys):
     spoil(workdir / "run.json", content)
     mini.assert_same(go_on(workdir), unbroken[1].state)
@@ -186,6 +190,7 @@ def test_the_identity_of_the_checkpoint_counts(workdir):
 
 @pytest.mark.parametrize("content", [*DAMAGE.values(), b'{"config": {}}'])
 @pytest.mark.fault("config.json deleted, empty or cut", "readers: exit 66 with the remedy")
+@pytest.mark.slow
 def test_a_damaged_config_json_is_told_to_readers(workdir, content, capsys):
     spoil(workdir / "config.json", content)
     given = ["--given", "text=a", "--out", f"{workdir}/e.npy"]
@@ -222,6 +227,7 @@ def test_without_config_json_another_experiment_is_refused(workdir):
 @pytest.mark.fault(
     "the last line of metrics.jsonl cut or NUL", "left out, and said; the file is kept"
 )
+@pytest.mark.slow
 def test_a_line_of_metrics_that_was_cut_is_left_out(unbroken, workdir, last, caplog):
     file = workdir / "metrics.jsonl"
     rows = mini.rows(workdir)
@@ -234,6 +240,7 @@ def test_a_line_of_metrics_that_was_cut_is_left_out(unbroken, workdir, last, cap
 
 
 @pytest.mark.fault("checkpoints/ is gone as a whole", "starts anew, and says so; metrics are kept")
+@pytest.mark.slow
 def test_a_run_whose_checkpoints_are_gone_says_that_it_starts_anew(unbroken, workdir, caplog):
     shutil.rmtree(workdir / "checkpoints")
     before = (workdir / "metrics.jsonl").read_bytes()

@@ -1,8 +1,7 @@
-"""`mmjax launch tpu`: the commands, word for word, and that a launch runs them."""
+"""`mmjax launch tpu` against a gcloud that stands in: states, spot, codes, lost connections."""
 
 from __future__ import annotations
 
-import shlex
 import stat
 import subprocess
 from pathlib import Path
@@ -12,145 +11,178 @@ import pytest
 
 import mmjax
 from mmjax import cli
-from mmjax.launch import tpu
+from mmjax.launch import job as job_lib
+from mmjax.launch import running, tpu
 
-ROOT = Path(mmjax.__file__).parent.parent
-GOLDEN = Path(__file__).parent / "golden"
-SLICE = ("--topology", "v5e-64", "--name", "demo", "--zone", "us-west4-b")
-CACHE = ("--compile-cache", "gs://bucket/compiled")
-CASES = {  # golden file -> arguments
-    "pod": (
-        *(*SLICE, "--project", "lab", "--spot", *CACHE),
-        *("--", "--optimizer.learning_rate", "3e-4"),
-    ),
-    "vm": ("--topology", "v6e-8", "--name", "one", "--zone", "us-east5-a"),
-}
-
-# Notes what it is asked, and is what the test says: its state, and the code of its commands.
-FAKE = """#!/usr/bin/env bash
-printf '%q ' gcloud "$@" >> "$NOTES"; echo >> "$NOTES"
-case "$*" in
-  *describe*) echo "$STATE" ;;
-  *"tail -n"*) exit "$RUN_CODE" ;;
-esac
-"""
+PLACE = ("--topology", "v5e-64", "--name", "demo", "--zone", "us-west4-b")
+QUEUE = ["gcloud", "compute", "tpus", "queued-resources"]
 
 
-def arguments(name: str) -> list[str]:
-    config = f"{mini.QUICKSTART}:tiny"
-    return ["launch", "tpu", config, "--workdir", "gs://bucket/run", *CASES[name]]
+def launch(*more: str, force: bool = True) -> int:
+    args = ["launch", "tpu", f"{mini.QUICKSTART}:tiny", "--workdir", "gs://b/r", *PLACE, *more]
+    return cli.main([*args, *(["--force"] if force else [])])
 
 
-def inserted(args: list[str], *more: str) -> list[str]:
-    cut = args.index("--") if "--" in args else len(args)
-    return [*args[:cut], *more, *args[cut:]]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_the_script_is_the_golden_one(name, cache, capsys):
-    assert cli.main(inserted(arguments(name), "--dry-run")) == 0
-    script = capsys.readouterr().out.replace(str(ROOT), "/checkout").replace(str(cache), "~/.cache")
-    assert script == (GOLDEN / f"{name}.sh").read_text()
-
-
-@pytest.mark.fault("another user waits for the archive of the code", "it is packed where he cannot")
-def test_the_archive_lies_where_only_the_user_may_write(cache, capsys):
-    assert Path(job()._archive) == cache / "mmjax" / "launch" / "mmjax-demo.tar.gz"
-    assert stat.S_IMODE((cache / "mmjax" / "launch").stat().st_mode) == 0o700
-    (cache / "mmjax").chmod(0o777)
-    assert cli.main(inserted(arguments("vm"), "--dry-run")) == 2
-    assert "no place for the archive of the code: other users may" in capsys.readouterr().err
+def job(**fields) -> tpu.Job:
+    base = {"config": str(mini.QUICKSTART), "workdir": "gs://b/r", "topology": "v5e-64"}
+    return tpu.Job(**{**base, "name": "demo", "zone": "z", **fields})
 
 
 @pytest.fixture
-def gcloud(tmp_path, monkeypatch):
-    """The notes of a gcloud that does nothing."""
-    path = tmp_path / "bin" / "gcloud"
-    path.parent.mkdir()
-    path.write_text(FAKE)
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{path.parent}:/usr/bin:/bin")
-    monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
-    monkeypatch.setenv("STATE", "ACTIVE")
-    monkeypatch.setenv("RUN_CODE", "0")
-    return tmp_path / "notes"
+def cloud(commands, quick, monkeypatch):
+    """No slice of that name at first; a small archive."""
+    monkeypatch.setattr(job_lib, "checkout", lambda: None)
+    commands.answer("describe", code=1, err="NOT_FOUND\n", times=1)
+    return commands
 
 
-def asked(notes: Path) -> list[list[str]]:
-    return [shlex.split(line) for line in notes.read_text().splitlines()]
+def verbs(commands) -> list[str]:
+    """create, describe, ... and of ssh what it is for."""
+    words = {"uv pip install": "install", "nohup": "start", "tail": "follow"}
+    found = []
+    for call in commands.calls("gcloud"):
+        said = [v for k, v in words.items() if call[4] == "ssh" and k in call[-1]]
+        found.append(said[0] if said else call[4])
+    return found
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_launch_runs_what_the_script_says(name, gcloud, capfd):
-    assert cli.main(arguments(name)) == 0
-    cut = CASES[name].index("--") if "--" in CASES[name] else len(CASES[name])
-    options = CASES[name][:cut]
-    job = tpu.Job(
-        config=f"{mini.QUICKSTART}:tiny",
-        workdir="gs://bucket/run",
-        overrides=CASES[name][cut + 1 :],
-        compile_cache=CACHE[1] if name == "pod" else "",
-        spot="--spot" in options,
-        **{k: options[options.index(f"--{k}") + 1] for k in ("topology", "name", "zone")},
-        project="lab" if "lab" in options else "",
-    )
-    wanted = [list(c) for _, c in job.steps() if c[0] == "gcloud"]
-    wanted.insert(1, list(job._describe()))
-    assert asked(gcloud) == wanted
-    assert Path(job._archive).stat().st_size > 10_000
-    said = capfd.readouterr().err
-    assert "to delete: gcloud compute tpus queued-resources delete" in said
-    assert "to resume: gcloud compute tpus tpu-vm ssh" in said
+def test_the_whole_way(cloud, capfd):
+    cloud.answer("describe", out="WAITING_FOR_RESOURCES\n", times=2)
+    cloud.answer("describe", out="ACTIVE\n")
+    cloud.answer("-F log", out="trained\n")
+    assert launch("--project", "lab", "--spot") == 0
+    first = ["describe", "create", "describe", "describe", "describe"]
+    assert verbs(cloud) == [*first, "scp", "install", "start", "follow"]
+    place = ["--zone", "us-west4-b", "--project", "lab"]
+    asked = ["--accelerator-type", "v5litepod-64", "--runtime-version", "v2-alpha-tpuv5-lite"]
+    wanted = [*QUEUE, "create", "demo", *place, "--node-id", "demo", "--spot", *asked]
+    assert cloud.calls("create") == [wanted]
+    out, err = capfd.readouterr()
+    assert out == "trained\n"
+    assert "to delete: bash" in err
+    assert "to resume: bash" in err
 
 
-def test_a_slice_that_does_not_come(gcloud, monkeypatch, capfd):
-    monkeypatch.setenv("STATE", "FAILED")
-    assert cli.main(arguments("pod")) == 69
-    assert [c[4] for c in asked(gcloud)] == ["create", "describe"]
-    assert "wait ended with exit code 69" in capfd.readouterr().err
+def test_several_slices(cloud):
+    cloud.answer("describe", out="ACTIVE\n")
+    assert launch("--topology", "2xv5p-16") == 0
+    (create,) = cloud.calls("create")
+    at = create.index("--node-count")
+    assert create[at : at + 4] == ["--node-count", "2", "--node-prefix", "demo"]
+    assert create[create.index("--accelerator-type") + 1] == "v5p-16"
+    assert sorted(c[5] for c in cloud.calls("nohup")) == ["demo-0", "demo-1"]
+    assert [c[5] for c in cloud.calls("-F log")] == ["demo-0"]
 
 
-def test_the_code_of_the_run_comes_back(gcloud, monkeypatch):
-    monkeypatch.setenv("RUN_CODE", "70")
-    assert cli.main(arguments("vm")) == 70
+@pytest.mark.fault("spot capacity is taken away", "it is asked for again, and the run goes on")
+def test_spot_that_was_taken_is_asked_for_again(cloud):
+    cloud.answer("describe", out="ACTIVE\n", times=1)
+    cloud.answer("-F log", code=255, times=1)  # the host is gone
+    cloud.answer("describe", out="SUSPENDING\n", times=2)
+    cloud.answer("describe", out="ACTIVE\n")
+    assert launch("--spot") == 0
+    began = ["describe", "create", "describe", "scp", "install", "start", "follow"]
+    again = ["delete", "create", "describe", "scp", "install", "start", "follow"]
+    assert verbs(cloud) == [*began, "describe", "describe", *again]
+
+
+def test_spot_that_is_taken_while_it_is_set_up_is_asked_for_again(cloud):
+    cloud.answer("describe", out="ACTIVE\n", times=1)
+    cloud.answer("scp", code=1, times=1)
+    cloud.answer("describe", out="SUSPENDED\n", times=1)
+    cloud.answer("describe", out="ACTIVE\n")
+    assert launch("--spot") == 0
+    assert verbs(cloud).count("create") == 2
+
+
+def test_what_was_not_spot_is_not_asked_for_again(cloud, capfd):
+    cloud.answer("describe", out="FAILED\n")
+    assert launch() == 69
+    assert verbs(cloud) == ["describe", "create", "describe"]
+    assert "train ended with exit code 69" in capfd.readouterr().err
+
+
+@pytest.mark.fault("gcloud says nothing of a slice for a while", "nothing is deleted")
+def test_a_silent_cloud_deletes_nothing(cloud):
+    cloud.answer("describe", out="ACTIVE\n", times=1)
+    cloud.answer("-F log", code=255, times=2)
+    cloud.answer("-F log", code=70)
+    cloud.answer("describe", code=1, err="unavailable\n")
+    assert launch("--spot") == 70
+    assert "delete" not in verbs(cloud)
+    assert verbs(cloud).count("start") == 1
+
+
+@pytest.mark.parametrize("code", [2, 3, 65, 69, 70, 76])
+def test_the_code_of_the_run_comes_back(cloud, code):
+    cloud.answer("describe", out="ACTIVE\n")
+    cloud.answer("-F log", code=code)
+    assert launch("--spot") == code
+    assert "delete" not in verbs(cloud)
+
+
+@pytest.mark.fault("a slice of that name is there", "exit 76 with the remedy; nothing is asked for")
+def test_a_name_that_is_there_is_told(commands, capsys):
+    commands.answer("describe", out="ACTIVE\n")
+    assert launch() == 76
+    said = capsys.readouterr().err
+    assert "--name demo: there is a queued resource of that name. Go on with it: bash" in said
+    assert "queued-resources delete demo --zone us-west4-b --force" in said
+    assert len(commands.calls()) == 1
 
 
 def test_without_gcloud(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert cli.main(arguments("vm")) == 2
-    assert "there is no gcloud here; install the Google Cloud CLI" in capsys.readouterr().err
+    assert launch() == 2
+    assert "there is no gcloud here: install the Google Cloud CLI (https" in capsys.readouterr().err
 
 
-def job(**fields) -> tpu.Job:
-    base = {
-        "config": str(mini.QUICKSTART),
-        "workdir": "gs://b/r",
-        "topology": "v5e-64",
-        "name": "demo",
-        "zone": "z",
-    }
-    return tpu.Job(**{**base, **fields})
+@pytest.mark.fault("another user waits for the archive of the code", "it is packed where he cannot")
+def test_the_archive_lies_where_only_the_user_may_write(cache, cloud, capsys):
+    cloud.answer("describe", out="ACTIVE\n")
+    assert launch() == 0
+    archive = cache / "mmjax" / "launch" / "demo" / "mmjax-demo.tar.gz"
+    assert cloud.calls("scp")[0][5] == str(archive)
+    for folder in archive.parents[:2]:
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    (cache / "mmjax").chmod(0o777)
+    assert launch("--dry-run", force=False) == 2
+    assert "no place for the code that goes to the hosts: other us" in capsys.readouterr().err
+
+
+def test_the_checkout_is_packed(tmp_path):
+    args = job().packed
+    subprocess.run(["tar", "-czf", tmp_path / "a", "--exclude", "__pycache__", *args], check=True)
+    listed = subprocess.run(["tar", "-tzf", tmp_path / "a"], capture_output=True, text=True)
+    names = set(listed.stdout.splitlines())
+    assert {"configs/quickstart.py", "mmjax/step.py", "launch/tpu/pod.sh", "LICENSE"} <= names
+    assert job().remote_config == "configs/quickstart.py"
+    assert job().requirement == ".[tpu,cloud]"
+
+
+def test_the_slice_can_be_gone_on_with_stopped_and_deleted(cloud):
+    made = job()
+    running._write(made.folder, tpu.files(made))
+    for name, command in tpu.later(made):
+        assert subprocess.run(command).returncode == 0, name
+    assert verbs(cloud) == ["start", "follow", "follow", "delete"]
+    assert "pkill -TERM -P $(cat pid)" in cloud.calls("tpu-vm")[2][-1]
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"topology": "h100-8"}, "there is v4, v5e, v5p, v6e"),
-        ({"topology": "v5e"}, "such as v5e-64"),
-        ({"name": "Demo_1"}, "small letters"),
+        ({"topology": "h100x8"}, "queued resources have v4, v5e, v5p, v6e; use launch gke"),
+        ({"topology": "tpu7x-8"}, "queued resources have"),
+        ({"topology": "v5e-5"}, "there is no such slice; use v5e-4 or v5e-8"),
         ({"workdir": "runs/a"}, "use a bucket"),
-        ({"config": "absent.py:tiny"}, "no file 'absent.py'"),
+        ({"zone": ""}, "launch tpu needs --zone"),
+        ({"processes": 4}, "all chips of a TPU host belong to one process"),
     ],
 )
 def test_what_is_refused(fields, message):
     with pytest.raises(mmjax.ConfigError, match=message):
-        job(**fields)
+        tpu.files(job(**fields))
 
 
 def test_options_that_are_missing(capsys):
@@ -158,43 +190,29 @@ def test_options_that_are_missing(capsys):
     assert cli.main(args) == 2
     assert "launch tpu needs --topology --zone." in capsys.readouterr().err
     assert cli.main([*args, "-n", "2"]) == 2
-    assert "--num-processes is for launch local" in capsys.readouterr().err
-    assert cli.main([*args, "--", *CACHE]) == 2
+    assert "--num-processes is for launch local, gke" in capsys.readouterr().err
+    assert cli.main([*args, "--", "--compile-cache", "gs://b/c"]) == 2
     assert "is an option of launch; write it before --" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("topology", "hosts"),
-    [("v5e-1", 1), ("v5e-8", 1), ("v5e-16", 4), ("v5p-8", 1), ("v5p-32", 4), ("v4-8", 1)],
-)
-def test_hosts(topology, hosts):
-    assert job(topology=topology).hosts == hosts
-
-
-def test_a_config_outside_the_checkout_and_an_installed_mmjax(tmp_path, monkeypatch):
+def test_a_config_outside_the_checkout(tmp_path):
     config = tmp_path / "mine.py"
     config.write_text("def get_config(): ...\n")
-    steps = dict(job(config=f"{config}:get_config").steps())
-    assert steps["pack"][-3:] == ("-C", str(tmp_path), "mine.py")
-    assert "launch local -n 1 mine.py:get_config --workdir" in steps["start"][-1]
-    monkeypatch.setattr(tpu, "_checkout", lambda: None)
-    steps = dict(job(config=str(config)).steps())
-    assert steps["pack"].count("-C") == 1
-    assert f"'mmjax[tpu,cloud]=={mmjax.__version__}'" in steps["install"][-1]
+    made = job(config=f"{config}:get_config")
+    assert made.packed[-3:] == ("-C", str(tmp_path), "mine.py")
+    assert made.remote_config == "mine.py:get_config"
 
 
-def test_the_commands_of_the_hosts_work(tmp_path):
-    """Start and tail in a shell, as ssh runs them, with another mmjax behind them."""
-    program = tmp_path / "mmjax-demo" / ".venv" / "bin" / "mmjax"
-    program.parent.mkdir(parents=True)
-    program.write_text('#!/usr/bin/env bash\necho "$MMJAX_DISTRIBUTED $@"; sleep 0.5; exit 70\n')
-    program.chmod(0o755)
-    steps = dict(job(overrides=("--name", "two words")).steps())
-    start = subprocess.run(["bash", "-c", steps["start"][-1]], cwd=tmp_path, timeout=10)
-    tail = subprocess.run(
-        ["bash", "-c", steps["tail"][-1]], cwd=tmp_path, timeout=20, capture_output=True, text=True
-    )
-    assert (start.returncode, tail.returncode) == (0, 70)
-    assert tail.stdout.strip() == (
-        "1 launch local -n 1 configs/quickstart.py --workdir gs://b/r -- --name two words"
-    )
+@pytest.mark.parametrize(
+    ("topology", "joined"), [("v5e-1", False), ("v5e-8", False), ("v5p-32", True), ("v4-8", False)]
+)
+def test_processes_of_several_hosts_are_joined(topology, joined):
+    text = tpu.files(job(topology=topology))["pod.sh"]
+    assert ("ENVIRONMENT=(MMJAX_DISTRIBUTED=1)\n" in text) == joined
+
+
+def test_the_compile_cache(tmp_path):
+    texts = [tpu.files(job(compile_cache=c))["pod.sh"] for c in ("", "off", "gs://mine/c")]
+    caches = [line for t in texts for line in t.splitlines() if line.startswith("COMPILE_CACHE=")]
+    assert [c.partition("=")[2] for c in caches] == ["gs://b/mmjax_compiled", "off", "gs://mine/c"]
+    assert Path(job(workdir="/shared/run").kept) == Path(".")  # none: each user's own

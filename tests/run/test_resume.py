@@ -35,6 +35,7 @@ def journal(workdir, step: int) -> list:
 # --------------------------------------------------------------------------- whole runs
 
 
+@pytest.mark.slow
 def test_a_loss_driven_run_goes_on_in_the_middle_of_a_period(tmp_path):
     experiment = mini.get_config(mixture=DRIVEN)
     whole = mmjax.train(experiment, tmp_path / "whole", devices=ONE)
@@ -59,6 +60,7 @@ def test_a_loss_driven_run_goes_on_in_the_middle_of_a_period(tmp_path):
     assert any(row.get(f"mixture/{faster}") == shares[6][faster] for row in logged)
 
 
+@pytest.mark.slow
 def test_weights_that_have_changed_hold_from_the_resume_on(tmp_path, capfd):
     mmjax.train(mini.get_config(total_steps=4), tmp_path, devices=ONE)
     assert journal(tmp_path, 4) == [

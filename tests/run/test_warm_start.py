@@ -91,6 +91,7 @@ def test_what_is_selected_is_taken_and_the_rest_is_fresh(source, tmp_path, devic
     assert f"init: {len(report['unused'])} of the source are not used: " in said
 
 
+@pytest.mark.slow
 def test_one_lane_becomes_the_other(source, tmp_path):
     pairs = (("enc/blocks/*/attention/*", "dec/blocks/*/attention/*"), ("*", "x/*"))
     init = Init(path=str(source[0]), rename=pairs, allow_new=("**",))
@@ -102,6 +103,7 @@ def test_one_lane_becomes_the_other(source, tmp_path):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.slow
 def test_copies_of_a_dense_layer_give_what_it_gives(source, tmp_path, devices):
     init = Init(path=str(source[0]), **UPCYCLE)
     built = build(source, tmp_path, devices, model=EXPERTS, init=init)
