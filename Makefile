@@ -33,7 +33,7 @@ endif
 # The compilers of TPU and GPU are large and no part of a CPU machine's environment: each has its
 # own. Of CUDA this is what compiles, without the libraries that run.
 COMPILER_tpu := libtpu
-COMPILER_cuda := jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-nvvm
+COMPILER_cuda := jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-nvvm nvidia-cudnn-cu13
 compiled = @if $(MAKE) -s .venv-$(1)/.compiler 2> /dev/null; then $(MAKE) -s setup-$(1) && \
 	$(TEST_ENV) .venv-$(1)/bin/python -m pytest -m "$(2)" tests/compile $(ARGS); else \
 	echo "skipped: $(COMPILER_$(1)) cannot be installed here; make setup-$(1) says why" >&2; fi

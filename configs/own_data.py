@@ -1,114 +1,144 @@
 """Your own pictures with texts, and sounds where there are any: one model over all of them.
 
 paper: Radford et al. 2021 (CLIP) for the contrast, Bachmann et al. 2024 (4M-21) for masking,
-  Akbari et al. 2023 (IMP) for taking the tasks in turn.
+  Akbari et al. 2023 (IMP) for taking the tasks in turn, Xiao et al. 2021 for the stems.
 kept: one encoder-decoder over all modalities; one task, one objective, one shape a step.
-differs: pictures and sounds are read as patches, without learned codes; text is what is generated.
+differs: pictures and sounds are read through convolutions, without learned codes; text is what is
+  generated; all pairs of kinds are contrasted in one step.
 command: mmjax train configs/own_data.py --workdir runs/own
 status: simplified
 
-Copy this file and set DATA: tar shards, a Parquet or ArrayRecord pattern, a folder with
-metadata.csv or with 1.jpg beside 1.txt, or a TFDS directory (docs/data.md).
-`mmjax data check configs/own_data.py` shows what the model will get.
+Copy this file and set DATA: a folder of tar or Parquet shards or a pattern of them, a table whose
+columns name files, a folder with 1.jpg beside 1.txt or with a folder a class (docs/data.md).
+Which kinds of data there are, their sizes, the batch and the steps are measured at the first start;
+`mmjax data check configs/own_data.py` reads all records and says what the model will get.
 """
 
 import dataclasses
-from pathlib import Path
 
-from mmjax.data.array_records import ArrayRecords
+from mmjax.data import found, sizes
 from mmjax.data.files import Files
-from mmjax.data.folder import Folder
 from mmjax.data.layouts import Aligned, Masked
-from mmjax.data.parquet import Parquet
+from mmjax.data.pictures import Pictures
+from mmjax.data.sounds import Sounds
 from mmjax.data.task import Task
-from mmjax.data.tfds import TFDS
-from mmjax.data.webdataset import WebDataset
+from mmjax.data.texts import Texts
 from mmjax.evaluate import Losses, Retrieval
-from mmjax.experiment import Experiment
+from mmjax.experiment import DataConfig, Evaluator, Experiment
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image
+from mmjax.modalities.label import Label
+from mmjax.modalities.modality import Modality
 from mmjax.modalities.text import Text
-from mmjax.models import MoE, Transformer
+from mmjax.models import Convolutions, MoE, Transformer
 from mmjax.objectives import InfoNCE, MaskedTokens
 from mmjax.tokenizers.sentencepiece import SentencePiece
 
 DATA = "data/own"
-FILES = {"image": "jpg;jpeg;png;webp", "text": "txt", "audio": "flac;wav;mp3;ogg"}  # by suffix
-COLUMNS = {"image": "image;file_name", "text": "text;caption", "audio": "audio"}  # of tables
-
-
-def source_of(data: str, audio: bool = False) -> Files:
-    """The source for a path, by what its name or the folder says that it is."""
-    folder = Path(data)
-    tables = folder.suffix in (".csv", ".jsonl") or any(
-        (folder / name).exists() for name in ("metadata.csv", "metadata.jsonl")
-    )
-    is_files = data.endswith(".tar") or (folder.is_dir() and not tables)
-    names = (FILES if is_files else COLUMNS).items()
-    fields = {key: name for key, name in names if audio or key != "audio"}
-    if (folder / "dataset_info.json").exists():
-        return TFDS(path=data, fields={key: key for key in fields})
-    if data.endswith(".tar"):
-        return WebDataset(path=data, fields=fields)
-    if data.endswith(".parquet"):
-        return Parquet(path=data, fields=fields)
-    if data.endswith(".array_record"):
-        return ArrayRecords(path=data, fields=fields)
-    columns = ("file_name", "image", "audio")
-    return Folder(path=data, fields=fields, file_columns=columns)
+FEW = 8  # held-out records below which nothing is evaluated
+# Sounds have so many places that a third stage would cost more than the first two together.
+STEMS = {"image": Convolutions(), "audio": Convolutions(channels=(32, 64))}
+# In training alone. A flip, hue and grey would contradict captions; texts that are predicted stay.
+VARIED = {"image": Pictures(area=(0.6, 1.0)), "text": Texts(drop=0.1), "audio": Sounds()}
 
 
 def get_config(
     data: str = DATA,
-    size: int = 64,
-    audio: bool = False,
+    size: int | None = None,
     source: Files | None = None,
     batch_size: int = 64,
 ) -> Experiment:
-    """Pictures of `size` x `size` pixels (64 or 224) with their texts, and sounds if asked for."""
-    source = source or source_of(data, audio)
-    modalities = {
-        "image": Image(size=(size, size), patch=16 if size > 64 else 8, resize="crop"),
-        "text": Text(tokenizer=SentencePiece(vocab_size=8000), max_tokens=64),
-    }
-    if audio:
-        modalities["audio"] = Audio(seconds=5.0)
-    pairs = [("image", "text"), *([("audio", "text"), ("audio", "image")] if audio else [])]
-    tasks = {
-        f"{a}_{b}": Task(
-            source=source,
-            inputs=(a, b),
-            layout=Aligned(),
-            objective=InfoNCE(),
-            batch_size=2 * batch_size,
-            group_rows=batch_size // 4,
-        )
-        for a, b in pairs
-    }
-    tasks["masked"] = Task(
-        source=source,
-        inputs=tuple(modalities),
-        targets=("text",),
-        layout=Masked(input_tokens=128, target_tokens=48),
-        objective=MaskedTokens(),
-        batch_size=batch_size,
-        group_rows=batch_size // 8,
-        weight=2.0,
-    )
-    width = 384 if size > 64 else 256
+    """All kinds of data that there are; pictures of `size` x `size` pixels, None = by the data.
+
+    A batch has `batch_size` rows, or fewer where there are few records.
+    """
+    source = source or found.source_of(data)
+    fit = sizes.of_source(source)
+    modalities = modalities_of(fit, size)
+    tasks = tasks_of(source, modalities, rows_of(fit, batch_size))
+    width = 384 if (size or 0) > 64 else 256
     return Experiment(
         name="own_data",
         modalities=modalities,
         model=Transformer(
-            width=width, num_heads=width // 64, encoder_layers=8, decoder_layers=4, moe=MoE()
+            width=width,
+            num_heads=width // 64,
+            encoder_layers=8,
+            decoder_layers=4,
+            moe=MoE(),
+            stems={name: stem for name, stem in STEMS.items() if name in modalities},
         ),
         tasks=tasks,
-        evaluators={
-            "losses": Losses(tasks=("masked",)),
-            "retrieval": Retrieval(modalities=tuple(modalities), num_galleries=10),
-        },
-        total_steps=10_000,
+        evaluators=evaluators_of(fit, tasks, fit.total_steps),
+        data=DataConfig(eval_split=found.eval_split(source)),
+        sizes=fit,
+        total_steps=fit.total_steps,
     )
+
+
+def rows_of(fit: sizes.Sizes, batch_size: int) -> int:
+    """So many rows, or fewer where there are few records; the proposal itself stops at 64."""
+    rows = min(batch_size, fit.batch_size)
+    while 2 * rows <= min(batch_size, fit.records / 4):
+        rows *= 2
+    return rows
+
+
+def modalities_of(fit: sizes.Sizes, size: int | None = None) -> dict[str, Modality]:
+    """The kinds of data that meet others in a record, in the sizes that fit them."""
+    image = Image(size=fit.size, patch=fit.patch, resize=fit.resize)
+    if size:
+        image = Image(size=(size, size), patch=16 if size > 64 else 8, resize="crop")
+    text = Text(tokenizer=SentencePiece(vocab_size=fit.vocab_size), max_tokens=fit.max_tokens)
+    every = {"image": image, "text": text, "audio": Audio(seconds=fit.seconds)}
+    every |= {"label": Label(names=fit.classes)} if fit.classes else {}
+    return {name: modality for name, modality in every.items() if name in fit.modalities}
+
+
+def tasks_of(source: Files, modalities: dict[str, Modality], batch_size: int) -> dict[str, Task]:
+    """One contrast of all kinds that a record has, each encoded once and compared with each; and
+    texts or classes predicted from what surrounds them."""
+    room = {name: modality.spec(name).max_tokens for name, modality in modalities.items()}
+    varied = {name: VARIED[name] for name in modalities if name in VARIED}
+    same = "text" if "text" in modalities else ""  # captions that repeat are positives
+    tasks = {
+        "contrast": Task(
+            source=source,
+            inputs=tuple(modalities),
+            layout=Aligned(),
+            objective=InfoNCE(),
+            batch_size=2 * batch_size,
+            group_rows=batch_size // 4,
+            weight=2.0,
+            augment=varied,
+            positives_by=same,
+        )
+    }
+    targets = tuple(name for name in ("text", "label") if name in modalities)
+    if targets:
+        budget = min(128, sum(room.values())), min(48, sum(room[name] + 1 for name in targets))
+        tasks["masked"] = Task(
+            source=source,
+            inputs=tuple(modalities),
+            targets=targets,
+            layout=Masked(input_tokens=budget[0], target_tokens=budget[1]),
+            objective=MaskedTokens(),
+            batch_size=batch_size,
+            group_rows=batch_size // 8,
+            augment={name: how for name, how in varied.items() if name not in targets},
+        )
+    return tasks
+
+
+def evaluators_of(fit: sizes.Sizes, tasks: dict[str, Task], steps: int) -> dict[str, Evaluator]:
+    """Losses and retrieval on what is held out, five times in a run."""
+    if fit.held_out < FEW:
+        return {}
+    every, kinds = max(1, steps // 5), tasks["contrast"].inputs
+    return {
+        "losses": Losses(tasks=tuple(tasks), every=every),
+        "retrieval": Retrieval(modalities=kinds, num_galleries=10, every=every),
+    }
 
 
 def small() -> Experiment:
@@ -121,8 +151,14 @@ def small() -> Experiment:
         encoder_layers=4,
         decoder_layers=2,
         moe=MoE(num_experts=4),
+        stems={
+            name: Convolutions(channels=tuple(n // 2 for n in stem.channels))
+            for name, stem in full.model.stems.items()
+        },
     )
-    return dataclasses.replace(full, model=model, total_steps=300)
+    steps = min(300, full.total_steps)
+    evaluators = evaluators_of(full.sizes, full.tasks, steps)
+    return dataclasses.replace(full, model=model, evaluators=evaluators, total_steps=steps)
 
 
 def large() -> Experiment:
@@ -130,6 +166,11 @@ def large() -> Experiment:
     return get_config(size=224)
 
 
+def colab() -> Experiment:
+    """For one T4 of Colab (15 GB): the batch that `mmjax plan` says fits, held to by a test."""
+    return get_config(batch_size=128)
+
+
 def with_audio() -> Experiment:
-    """Sounds as well, where a record has one."""
-    return get_config(audio=True)
+    """As `get_config`, which takes sounds where there are any; the name is of before."""
+    return get_config()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -83,3 +84,9 @@ def say(text: str, active: bool = True) -> None:
     """Prints a message on standard error."""
     if active:
         print(visible(text), file=sys.stderr, flush=True)
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """`say`, but not the same again in a process."""
+    say(text)

@@ -6,10 +6,11 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from mmjax.config import ranges
 from mmjax.config.error import nearest
+from mmjax.data import augment
 from mmjax.data.mixture import Mixture
 from mmjax.data.task import Task
 from mmjax.modalities.modality import Modality
@@ -46,13 +47,22 @@ class Guards:
 
     Fields:
       max_skipped_steps: steps in a row with a loss or gradient that is not finite (exit 70).
-      max_bad_fraction: share of bad records of a source (exit 65).
+      max_bad_fraction: share of bad records of a split, in training and in evaluation (exit 65);
+        one alone stops no run.
       strict: the first bad record of any source stops the run (exit 65).
+      on_bad_shard: what becomes of a whole file that is cut, damaged, compressed or has links in
+        it, among others: "refuse" ends the run (exit 2), "skip" leaves it out, names and counts it.
+      hang_seconds: without a sign of another process, or of a step, after which the run ends (exit
+        69); a step may take five times the longest before it. 0 = never.
     """
 
     max_skipped_steps: ranges.Natural = 20
     max_bad_fraction: ranges.Fraction = 0.01
     strict: bool = False
+    on_bad_shard: Literal["refuse", "skip"] = dataclasses.field(
+        default="refuse", metadata={"is_new": True}
+    )
+    hang_seconds: ranges.NonNegative = 10.0
 
     def __post_init__(self):
         ranges.check(self)
@@ -65,18 +75,49 @@ class Guards:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Logging:
-    """What is written while training: each `log_every` steps, for TensorBoard too if asked."""
+    """What is written while training, each `log_every` steps.
+
+    Fields:
+      tensorboard: also for TensorBoard. tracker: also to "wandb" or "trackio"; "" = to none.
+      project: its project there; "" = mmjax.
+      profile: FIRST:LAST, steps to trace for xprof, without the last; "" = none.
+    """
 
     log_every: ranges.Count = 20
     tensorboard: bool = False
+    tracker: Literal["", "wandb", "trackio"] = ""
+    project: str = ""
+    profile: str = ""
 
     def __post_init__(self):
         ranges.check(self)
+        if self.tracker not in ("", "wandb", "trackio"):
+            raise ValueError(
+                f"Logging: tracker={self.tracker!r} must be 'wandb', 'trackio' or '' for none."
+            )
+        _ = self.profiled
+
+    @property
+    def profiled(self) -> range:
+        """The steps that `profile` names."""
+        match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", self.profile)
+        if not self.profile:
+            return range(0)
+        if match is None or int(match[1]) >= int(match[2]):
+            raise ValueError(
+                f"Logging: profile={self.profile!r} must be FIRST:LAST, two steps of which the"
+                " first is smaller, such as 100:110."
+            )
+        return range(int(match[1]), int(match[2]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """How data are read: named splits, worker processes, batches prepared ahead."""
+    """How data are read: named splits, worker processes, batches prepared ahead.
+
+    Fields:
+      cache_bytes: memory of a host for encoded examples, over all sources and worker processes.
+    """
 
     train_split: str = dataclasses.field(
         default="train", metadata={"identity": "data", "is_moved": True}
@@ -84,6 +125,7 @@ class DataConfig:
     eval_split: str = "val"
     num_workers: ranges.Natural = 0
     prefetch: ranges.Natural = 4
+    cache_bytes: ranges.Bytes = 1 << 29
 
     def __post_init__(self):
         ranges.check(self)
@@ -102,6 +144,13 @@ class Evaluator:
     def __post_init__(self):
         ranges.check(self)
 
+    def check(self, view: Any) -> None:
+        """Raises ValueError where `run` could not work, before anything is compiled.
+
+        Opens what `run` will need: splits, galleries, judges. The view has no parameters yet.
+        """
+        del view
+
     def run(self, view: Any) -> dict[str, float]:
         """Metrics of a model bound to parameters (`mmjax.run.view.View`).
 
@@ -112,6 +161,17 @@ class Evaluator:
     def chance(self, view: Any) -> dict[str, float]:
         """Chance level of metrics, by name or by a part of names that follows an underscore."""
         del view
+        return {}
+
+    def baselines(self, view: Any, scores: dict[str, float]) -> dict[str, dict[str, float]]:
+        """Metrics of simple methods that learned from the train split, by method, then by name.
+
+        Computed once for a run and its data, by one process, at the end: no model is called.
+
+        Args:
+          scores: what `run` has found.
+        """
+        del view, scores
         return {}
 
 
@@ -196,6 +256,8 @@ class Experiment:
       modalities, tasks, evaluators: by name; a modality's name is the name of its stream.
       init: PATH of a run or checkpoint whose parameters to start from, or an `Init`, which takes a
         part of them or renames them; empty = fresh.
+      sizes: what a recipe has taken from the data (`mmjax.data.sizes`): a resume reads it from
+        config.json, so that it measures nothing and trains on what the run was started with.
       total_steps: optimizer steps over all tasks.
     """
 
@@ -216,6 +278,10 @@ class Experiment:
     data: DataConfig = DataConfig()
     guards: Guards = _identity("said", default=Guards())
     logging: Logging = Logging()
+    # Sizes | None; the modalities and tasks hold the values, so that nobody sets them here
+    sizes: Any = dataclasses.field(
+        default=None, metadata={"identity": "none", "is_new": True, "is_found": True}
+    )
     total_steps: ranges.Natural = _identity("said", default=1000)
 
     def __post_init__(self):
@@ -231,7 +297,16 @@ class Experiment:
             raise ValueError("Experiment: tasks={} trains nothing; name at least one task.")
         for name, task in self.tasks.items():
             self._check_task(name, task)
+        self.model.check(_Specs(self.modalities))
         self._check_extras()
+        self._guard_sources()
+
+    def _guard_sources(self) -> None:
+        rule = self.guards.on_bad_shard
+        if rule != "refuse":
+            tasks = self.tasks.items()
+            under = {n: dataclasses.replace(t, source=t.source.under(rule)) for n, t in tasks}
+            object.__setattr__(self, "tasks", under)
 
     def _check_task(self, name: str, task: Task) -> None:
         who = f"Task {name!r}"
@@ -246,6 +321,10 @@ class Experiment:
                     f"{who}: modality {modality!r} is not in modalities"
                     f"{nearest(modality, self.modalities)}"
                 )
+        try:
+            augment.check_task(task, self.modalities)
+        except ValueError as error:
+            raise ValueError(f"{who}: {error}") from error
         for variant, (_, batch_size, group_rows) in task.shapes().items():
             where = f" variant {variant!r}" if task.variants else ""
             if batch_size % group_rows:
@@ -302,11 +381,13 @@ class Experiment:
                 if groups % shards:
                     rows = [n for n in range(1, batch_size + 1) if batch_size % (n * shards) == 0]
                     fit = f"group_rows of {', '.join(map(str, rows[-6:]))} or " if rows else ""
+                    most = math.gcd(num_devices, groups)
                     raise ValueError(
                         f"Task {name!r}{where}: batch_size={batch_size} in groups of"
                         f" group_rows={group_rows} makes {groups} groups, which do not divide over"
                         f" the {shards} batch shards of the mesh; use {fit}batch_size of a multiple"
-                        f" of {group_rows * shards}."
+                        f" of {group_rows * shards}, or a mesh of {most} batch shards"
+                        f" (tensor={num_devices // most})."
                     )
 
     def vocabulary(self) -> Vocabulary:

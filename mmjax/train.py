@@ -6,9 +6,9 @@ open the workdir -> ready the modalities -> build the program -> compile every (
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,12 +21,26 @@ from mmjax.data import loader, mixture
 from mmjax.experiment import Experiment
 from mmjax.parallel import distributed
 from mmjax.plan import flops, policy
-from mmjax.run import checkpoint, lifecycle, metrics, program, resume, warm_start
+from mmjax.run import (
+    agreement,
+    alarms,
+    checkpoint,
+    experts,
+    lifecycle,
+    lock,
+    metrics,
+    profiling,
+    program,
+    resume,
+    trackers,
+    warm_start,
+)
+from mmjax.run import watch as watch_lib
 from mmjax.run import workdir as workdir_lib
-from mmjax.run.view import View
+from mmjax.run.clock import Clock
+from mmjax.run.evaluations import Evaluations
+from mmjax.run.stopping import Stopping
 from mmjax.step import TrainState
-
-SCORES_SHOWN = 3  # scores of an evaluator that are printed at the end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +64,7 @@ def train(
     code: Code = None,
     devices=None,
     before_compile: Callable[[program.Program], None] | None = None,
+    exit_if_hung: bool = False,
 ) -> TrainResult:
     """Trains, or goes on where the workdir stopped; a later call with the same workdir resumes.
 
@@ -57,38 +72,46 @@ def train(
       workdir: folder of the run, local or a bucket. code: the config's file, for lineage.
       devices: devices to use; None = all.
       before_compile: called with the program, whose steps are compiled next.
+      exit_if_hung: ends this process (exit 69) where a step or batch hangs, as `mmjax train` does;
+        otherwise the stacks are written. One of several processes always ends.
 
     Raises:
       ValueError: the config does not fit the mesh, or the workdir belongs to another experiment.
-      WorkdirBusy, BadDataError, NumericsError, StorageError, Preempted: see docs/errors.
+      WorkdirBusy, BadDataError, NumericsError, StorageError, Preempted, HostLost: see docs/errors.
     """
-    began = time.perf_counter()
     experiment.mixture.bind(experiment.tasks, experiment.seed).check(experiment.total_steps)
     distributed.initialize()
     main = distributed.is_main()
     folder = files.given(workdir)
     checkpoint.refuse_new(folder)
-    with workdir_lib.held(folder, main), lifecycle.stop_on_signals() as stop:
+    with (
+        watch_lib.watching(folder, experiment.guards.hang_seconds, exit_if_hung) as watch,
+        contextlib.ExitStack() as last,
+        watch.telling(),
+    ):
+        held = last.enter_context(workdir_lib.held(folder, main))
+        stop = last.enter_context(lifecycle.stop_on_signals())
+        data = resume.fingerprints(experiment)
+        agreement.agree(experiment, code, data, folder)
         chosen = workdir_lib.resume_from(folder, main)
         manifest = chosen.manifest if chosen else None
         course = resume.course(experiment, manifest)
-        data = resume.fingerprints(experiment) if main else {}
         if main:
             workdir_lib.open_run(folder, experiment, code, chosen, data)
-        experiment.check_mesh(len(devices if devices is not None else jax.devices()))
+        experiment.check_mesh(experiment.mesh.make(devices).size)
         experiment = workdir_lib.ready_modalities(experiment, folder, main, manifest)
         experiment = policy.resolved(experiment, devices, say=main)
         built = program.build(experiment, devices, folder)
         source = None if chosen else warm_start.find(built)
-        loop = _Loop(built, folder, main, stop, course, data)
-        try:
-            loop.compile(before_compile)
-            loop.restore(chosen, source)
-            loop.seconds["start"] = time.perf_counter() - began
-            loop.run()
-            return TrainResult(loop.state, built, loop.finish())
-        finally:
-            loop.close()
+        stopping = Stopping(stop, built.mesh)
+        loop = _Loop(built, folder, main, stopping, watch.clock, course, data, held)
+        last.callback(loop.close)
+        last.enter_context(loop.profiler.listening())
+        loop.evaluations.check()
+        loop.compile(before_compile)
+        loop.restore(chosen, source)
+        loop.run()
+        return TrainResult(loop.state, built, loop.finish())
 
 
 class _Loop:
@@ -99,32 +122,38 @@ class _Loop:
         built: program.Program,
         folder: epath.Path,
         main: bool,
-        stop: lifecycle.Stop,
+        stopping: Stopping,
+        clock: Clock,
         course: mixture.Course,
         data: dict[str, str],
+        held: lock.Held | None,
     ):
         self.program, self.experiment, self.folder = built, built.experiment, folder
-        self.main, self.stop, self.course, self.data = main, stop, course, data
+        self.main, self.stopping, self.clock = main, stopping, clock
+        self.course, self.data = course, data
         self.executables: dict[tuple[str, str], Any] = {}
         self.stream: loader.Stream | None = None
-        self.seconds: dict[str, float] = {}
         self.flops, peak = flops.of_program(self.program)
-        self.meter, self.skipped = metrics.Meter(self.program.mesh.size, peak), 0
-        self.saver = checkpoint.Saver(folder, self.experiment.checkpoint)
-        self.writer = metrics.Writer(folder, main, self.experiment.logging.tensorboard)
+        share = loader.host_share(self.program.batch_sharding)
+        self.meter, self.skipped = metrics.Meter(self.program.mesh.size, peak, share), 0
+        self.experts, self.alarms = experts.Window(self.program, folder, main), alarms.Alarms()
+        logging = self.experiment.logging
+        self.profiler = profiling.Profiler(folder, logging.profiled)
+        tracker = trackers.of(self.experiment, folder) if main else None
+        self.writer = metrics.Writer(folder, main, logging.tensorboard, tracker)
+        self.saver = checkpoint.Saver(folder, self.experiment.checkpoint, held, self.writer.flush)
         self.progress = console.Progress(self.experiment.total_steps, 0, False)
+        self.evaluations = Evaluations(built, folder, self.writer, clock, main)
         self.state: Any = None
-        self.scores: dict[str, float] = {}
 
     # ---- compile: running out of memory is met before step 1
 
     def compile(self, before: Callable[[program.Program], None] | None) -> None:
         """One executable per (task, variant), all ahead."""
-        began = time.perf_counter()
-        if before is not None:
-            before(self.program)
-        self.executables = program.compile_all(self.program, self.main)
-        self.seconds["compile"] = time.perf_counter() - began
+        with self.clock.during("compile"):
+            if before is not None:
+                before(self.program)
+            self.executables = program.compile_all(self.program, self.main)
 
     # ---- restore
 
@@ -136,7 +165,7 @@ class _Loop:
             if source is not None:
                 self.state = source.load(self.state)
                 workdir_lib.write_init(self.folder, source.report(), self.main)
-                self._evaluate_all(0)  # what later scores of these evaluators are compared to
+                self._evaluate(0)  # what later scores of these evaluators are compared to
             return
         step = chosen.step
         self.writer.rewind(step)
@@ -162,15 +191,19 @@ class _Loop:
         self.stream = loader.open_stream(
             self.experiment, self.program, self.course.bound, self.course.journal, start
         )
+        if start < total:
+            self._evaluate(start, self.evaluations.missed(start))
         distributed.barrier("the first step")  # compiling may take one process much longer
         for step in range(start, total):
-            began = time.perf_counter()
+            self.clock.enter("input")
             made = next(self.stream)
-            self.meter.waited += time.perf_counter() - began
+            self.meter.waited += self.clock.enter("step")
             place, batch, counts = made  # here the batch before is freed, which takes a while
             executable = self.executables[place.task, place.variant]
+            flags = self.stopping.flags()
+            self.profiler.before(step, self.state)
             with jax.transfer_guard("disallow"):
-                self.state, out = executable(self.state, batch)
+                self.state, out = executable(self.state, batch, *flags)
             if previous is not None:
                 self._read(*previous)
             done = step + 1
@@ -178,19 +211,15 @@ class _Loop:
             previous = (step, place, out, counts)
             self.progress.advance(done)
             due = settings.every and done % settings.every == 0 and done < total
-            stopping = self._stopping(done)
-            if due or stopping:
+            if due or self.stopping.now:
                 self._read(*previous)
                 previous = None
                 self._save(done)
-                if stopping:
-                    self.saver.wait()
-                    self.stop.check(done)
-                    raise errors.Preempted(
-                        f"another process was asked to stop: saved step {done}; the same command"
-                        " goes on."
-                    )
-            self._evaluate_due(done, total)
+            if self.stopping.now:
+                self.saver.wait()
+                raise self.stopping.stopped(done)
+            if done < total:
+                self._evaluate(done, self.evaluations.due(done))
         if previous is not None:
             self._read(*previous)
 
@@ -202,20 +231,9 @@ class _Loop:
             if done < total and self.stream is not None:
                 self.stream = self.stream.again(done, self.course.journal)
 
-    def _stopping(self, done: int) -> bool:
-        """Whether to stop after this step. Processes get their signals at different steps, so
-        several agree on one when they log."""
-        if jax.process_count() == 1:
-            return self.stop.requested
-        if done % self.experiment.logging.log_every:
-            return False
-        jax.block_until_ready(self.state)  # collectives of two programs may not cross
-        return distributed.any_process(self.stop.requested)
-
     def _read(self, step: int, place: mixture.Place, out: dict[str, Any], counts: dict) -> None:
         """Metrics of a finished step: guards, and a log when it is due."""
-        out = {name: np.asarray(value) for name, value in out.items()}
-        record = {name: out.pop(name) for name in list(out) if name.startswith("load")}
+        out = self.experts.add(step, self.stopping.read(out))
         self.skipped = self.skipped + 1 if out["skipped"] else 0
         if self.skipped > self.experiment.guards.max_skipped_steps:
             raise errors.NumericsError(
@@ -228,58 +246,44 @@ class _Loop:
         done, every = step + 1, self.experiment.logging.log_every
         if done % every == 0 or done == self.experiment.total_steps:
             self.saver.check()
-            streams = tuple(s.name for s in self.program.vocabulary.specs)
-            row = self.meter.row(done) | metrics.router_load(place.task, record, streams)
+            row = self.meter.row(done) | self.experts.row(done) | self.clock.metrics()
             self.writer.write(done, row)
+            for line in self.alarms.lines(row):
+                console.say(line, self.main)
             self.progress.log(done, metrics.summary(row))
 
     # ---- save and evaluate
 
     def _save(self, step: int) -> None:
-        began = time.perf_counter()
-        manifest = workdir_lib.manifest(self.program, step, self.course, self.data)
-        self.saver.save(self.state, manifest)
-        self.seconds["save"] = self.seconds.get("save", 0.0) + time.perf_counter() - began
+        with self.clock.during("save"):
+            manifest = workdir_lib.manifest(self.program, step, self.course, self.data)
+            self.saver.save(self.state, manifest)
+        self.writer.write(step, self.clock.metrics())
 
-    def _evaluate_due(self, step: int, total: int) -> None:
-        for name, evaluator in self.experiment.evaluators.items():
-            if evaluator.every and step % evaluator.every == 0 and step < total:
-                self._evaluate(name, step)
-
-    def _evaluate_all(self, step: int) -> None:
-        for name in self.experiment.evaluators:
-            self._evaluate(name, step)
-
-    def _evaluate(self, name: str, step: int) -> None:
-        began = time.perf_counter()
-        view = View(
-            program=self.program, params=self.state.params, model_state=self.state.model_state,
-            extra=self.state.extra, step=step, split=self.experiment.data.eval_split,
-            folder=self.folder,
-        )  # fmt: skip
-        found = self.experiment.evaluators[name].run(view)
-        workdir_lib.write_scores(self.folder, name, step, found, self.main)
-        self.writer.write(step, {f"eval/{name}/{key}": value for key, value in found.items()})
-        self.scores |= {f"{name}/{key}": value for key, value in found.items()}
-        self.seconds["evaluate"] = self.seconds.get("evaluate", 0.0) + time.perf_counter() - began
+    def _evaluate(self, step: int, names: Sequence[str] | None = None) -> None:
+        """Runs evaluators; where asked to stop meanwhile, saves first: those are run later."""
+        try:
+            self.evaluations.run(self.state, step, self.stopping, names)
+        except errors.Preempted as stop:
+            if not step:
+                raise self.stopping.stopped(step, saved=False) from stop
+            self._save(step)
+            self.saver.wait()
+            raise self.stopping.stopped(step) from stop
 
     def finish(self) -> dict[str, float]:
         """Saves the last step, runs all evaluators; returns their metrics."""
         self.progress.close()
         total = int(self.state.step)
         self._save(total)
-        self._evaluate_all(total)
-        for name in self.experiment.evaluators:
-            own = [f"{k} {v:.3f}" for k, v in self.scores.items() if k.startswith(f"{name}/")]
-            rest = f" and {len(own) - SCORES_SHOWN} more" if len(own) > SCORES_SHOWN else ""
-            console.say(
-                f"{', '.join(own[:SCORES_SHOWN])}{rest}: evals/{name}/{total}.json", self.main
-            )
+        self._evaluate(total)
+        self.evaluations.say(total)
         console.say(f"done; mmjax report {self.folder} makes a page of the run", self.main)
         self.saver.wait()
-        self.seconds["verify"] = self.saver.verify_seconds
-        workdir_lib.write_seconds(self.folder, self.seconds, self.main)
-        return self.scores
+        self.writer.write(total, self.clock.metrics())
+        seconds = self.clock.seconds() | {"verify": self.saver.verify_seconds}
+        workdir_lib.write_seconds(self.folder, seconds, self.main)
+        return self.evaluations.scores
 
     def close(self) -> None:
         """Ends workers, bars and files, also after an error."""

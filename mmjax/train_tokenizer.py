@@ -159,7 +159,7 @@ def _draw(originals: np.ndarray, decoded: np.ndarray, path: epath.Path) -> None:
     image = image.resize((image.width * scale, image.height * scale), PIL.Image.Resampling.NEAREST)
     content = io.BytesIO()
     image.save(content, format="PNG")
-    path.write_bytes(content.getvalue())
+    files.write_bytes(path, content.getvalue())
 
 
 def _picture(value: np.ndarray) -> np.ndarray:

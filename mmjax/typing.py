@@ -54,6 +54,8 @@ class TokenSpec:
     levels: tuple[
         ranges.Count, ...
     ] = ()  # ids are digits of these bases, the first one fastest; () = none
+    # (rows, columns, channels) of a piece of a grid, whose pieces make a picture; () = they do not
+    piece: tuple[ranges.Count, ...] = ()
 
     def __post_init__(self):
         ranges.check(self, f"TokenSpec {self.name!r}")
@@ -66,6 +68,11 @@ class TokenSpec:
             raise ValueError(
                 f"Stream {self.name!r}: levels={self.levels} make {int(np.prod(self.levels))} ids"
                 f" but vocab_size={self.vocab_size}; they must be equal."
+            )
+        if self.piece and (len(self.piece) != 3 or int(np.prod(self.piece)) != self.width):
+            raise ValueError(
+                f"Stream {self.name!r}: piece={self.piece} must be (rows, columns, channels) of"
+                f" width={self.width} numbers."
             )
         if self.grid is not None and int(np.prod(self.grid)) != self.max_tokens:
             raise ValueError(

@@ -12,7 +12,7 @@ import pytest
 
 from mmjax import step as step_lib
 from mmjax.models import MoE, TokenChoice, Transformer
-from mmjax.objectives import InfoNCE, MaskedTokens, Sigmoid
+from mmjax.objectives import InfoNCE, MaskedTokens, Sigmoid, Symile
 from mmjax.optim import Muon
 from mmjax.parallel import MeshConfig, MeshRules, rules
 from mmjax.typing import Batch, Targets, Tokens, TokenSpec, Values, Vocabulary
@@ -153,4 +153,5 @@ OBJECTIVES = {
     "info_nce": (InfoNCE(), pair_batch),
     "info_nce_three": (InfoNCE(), functools.partial(pair_batch, names=("image", "text", "codes"))),
     "sigmoid": (Sigmoid(), pair_batch),
+    "symile": (Symile(), functools.partial(pair_batch, names=("image", "text", "codes"))),
 }

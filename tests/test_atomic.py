@@ -40,6 +40,7 @@ def test_a_path_that_is_given_stands_for_itself_but_for_the_home_folder(monkeypa
         assert str(files.given(name)).removeprefix("./") == name.removeprefix("./")
 
 
+@pytest.mark.slow
 def test_a_workdir_may_have_most_names(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     name = "my runs (1) {2} r\u00e4der"

@@ -54,7 +54,7 @@ def test_the_code_of_an_add_page_runs(name, tmp_path):
 def test_the_plans_of_the_page_of_blocks_are_models(tmp_path):
     module = config.load_module(as_module(DOCS / "blocks.md", tmp_path))
     plans = {n: m for n, m in vars(module).items() if isinstance(m, models.Transformer)}
-    assert len(plans) == 8
+    assert len(plans) == 9
     for model in plans.values():
         assert plan.flops_per_token(model, model.lane_names()[0], 8) > 0
     parts = {
@@ -84,6 +84,7 @@ def test_the_examples_of_init_are_what_they_say(tmp_path):
     assert matching.matches("dec/blocks/3/mlp/up", module.upcycled.dense_to_experts)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page_of_plans_is_what_it_says(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     module = config.load_module(as_module(DOCS / "plan.md", tmp_path))

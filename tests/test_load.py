@@ -39,16 +39,27 @@ def trained(tmp_path_factory):
 def test_a_run_ends_with_its_first_scores(trained, tmp_path, capfd):
     workdir = shutil.copytree(trained[0], tmp_path / "again")
     mmjax.train(mini.evaluated(), workdir, devices=ONE)  # finished, so it only evaluates
-    scores = json.loads((workdir / "evals" / "retrieval" / "12.json").read_text())
-    first = ", ".join(f"retrieval/{name} {value:.3f}" for name, value in list(scores.items())[:3])
+    scores = json.loads((workdir / "evals" / "losses" / "12.json").read_text())
+    first = ", ".join(f"losses/{name} {value:.3f}" for name, value in list(scores.items())[:3])
     said = capfd.readouterr().err
-    assert f"{first} and {len(scores) - 3} more: evals/retrieval/12.json" in said
+    assert f"{first}: evals/losses/12.json" in said
+    scores = json.loads((workdir / "evals" / "retrieval" / "12.json").read_text())
+    kept = json.loads((workdir / "evals" / "retrieval" / "baselines.json").read_text())["levels"]
+    assert "retrieval (evals/retrieval/12.json)  this run  chance  nearest  ridge" in said
+    for name, nearest in kept["nearest"].items():  # without slices
+        numbers = (scores[name], kept["chance"][name], nearest, kept["ridge"][name])
+        (line,) = [text for text in said.splitlines() if text.strip().startswith(name)]
+        assert line.split()[1:5] == [f"{n:.3f}" for n in numbers]
+    assert kept["ridge"]["image_to_text_MRR"] > 0.3  # a digit is known by a linear map of it
+    assert "not above ridge in 4 of 4 scores" in said
+    assert "what to do: train longer" in said
 
 
 # ---------------------------------------------------------------------- any number of devices
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.slow
 def test_embeddings_are_the_same_on_any_number_of_devices(trained, count):
     view = mmjax.load(str(trained[0]), devices=jax.devices()[:count])
     assert view.step == 12
@@ -187,6 +198,7 @@ def model_of(plan, params_of=None):
     return step_lib.bind(parts, params, state, 2, "float32"), names.to_canonical(params, where)
 
 
+@pytest.mark.slow
 def test_another_layer_plan_gives_the_same_features():
     whole = small.config(encoder_layers=4, decoder_layers=1)
     plain, moe = Block(lane="enc"), Block(lane="enc", moe=whole.moe)
@@ -232,6 +244,7 @@ def test_parameters_and_tokenizers_come_from_another_run(trained, tmp_path):
     assert built.vocabulary == source.program.vocabulary
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_one(trained, tmp_path):
     scores = {"retrieval": Retrieval(modalities=("image", "text"), num_galleries=1)}
     experiment = mini.get_config(init=str(trained[0]), evaluators=scores)

@@ -10,9 +10,16 @@ import pytest
 
 import mmjax
 from mmjax import config
-from mmjax.data.folder import Folder
-from mmjax.models import MoE
+from mmjax.models import Convolutions, MoE
 from mmjax.tokenizers.sentencepiece import SentencePiece
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+NARROW = Convolutions(channels=(4, 8))
 
 
 def shrunk(root, **fields):
@@ -20,7 +27,8 @@ def shrunk(root, **fields):
     module = config.load_module(root / "configs" / "own_data.py")
     base = module.get_config(batch_size=16, **fields)
     model = dataclasses.replace(base.model, width=32, num_heads=2, encoder_layers=1,
-                                decoder_layers=1, moe=MoE(num_experts=2, width=32))  # fmt: skip
+                                decoder_layers=1, moe=MoE(num_experts=2, width=32),
+                                stems=dict.fromkeys(base.model.stems, NARROW))  # fmt: skip
     text = base.modalities["text"]
     tokenizer = SentencePiece(vocab_size=400, num_sentinels=16)
     modalities = {**base.modalities, "text": dataclasses.replace(text, tokenizer=tokenizer)}
@@ -31,54 +39,84 @@ def shrunk(root, **fields):
                                total_steps=4)  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("a.tar", "WebDataset"), ("a/*.parquet", "Parquet"), ("x.array_record", "ArrayRecords"),
-     ("a/table.csv", "Folder"), ("a", "Folder")],
-)  # fmt: skip
-def test_the_path_says_the_format(name, kind, root):
+def test_what_is_not_there_makes_a_config_all_the_same(root, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    made = config.load(str(root / "configs" / "own_data.py"))
+    assert list(made.modalities) == ["image", "text"]
+    assert list(made.tasks) == ["contrast", "masked"]
+    assert made.modalities["image"].size == (64, 64)
+    assert capfd.readouterr().err == ""
+
+
+def test_the_kinds_and_sizes_of_the_data_are_those_of_the_config(root, tmp_path):
     module = config.load_module(root / "configs" / "own_data.py")
-    source = module.source_of(name, audio=True)
-    assert type(source).__name__ == kind
-    assert set(source.fields) == {"image", "text", "audio"}
+    own.write(tmp_path / "data", "csv", own.records(count=100))
+    made = module.get_config(data=str(tmp_path / "data"))
+    assert made.tasks["contrast"].inputs == tuple(made.modalities) == ("image", "text", "audio")
+    assert set(made.tasks["contrast"].augment) == {"image", "text", "audio"}
+    assert set(made.tasks["masked"].augment) == {"image", "audio"}  # what is predicted stays
+    assert set(made.model.stems) == {"image", "audio"}
+    assert made.evaluators["retrieval"].every == made.total_steps // 5
+    assert made.modalities["image"].size == (48, 48)  # of pictures of 40 x 45 pixels
+    assert made.modalities["audio"].seconds == made.sizes.seconds == 0.9
+    assert made.modalities["text"].max_tokens == made.sizes.max_tokens == 32
+    assert made.tasks["masked"].batch_size == made.sizes.batch_size == 16
+    assert module.get_config(data=str(tmp_path / "data"), size=224).modalities["image"].patch == 16
 
 
-def test_folders_are_told_by_what_is_in_them(root, tmp_path):
+def test_names_of_folders_are_captions(root, tmp_path):
     module = config.load_module(root / "configs" / "own_data.py")
-    rows = own.records(count=8, size=16)
-    for kind, audio in (("stems", True), ("csv", True), ("jsonl", False), ("tfds", True)):
-        own.write(tmp_path / kind, kind, rows)
-        source = module.source_of(str(tmp_path / kind), audio)
-        records = source.open("train")
-        keys = {key for i in range(len(records)) for key in records[i]}
-        assert keys == {"image", "text", *(["audio"] if audio else [])}, kind
-        assert isinstance(source, Folder) == (kind != "tfds")
-
-
-@pytest.mark.parametrize("size", [64, 224])
-def test_both_sizes_are_whole_configs(size, root):
-    module = config.load_module(root / "configs" / "own_data.py")
-    made = module.get_config(size=size, audio=True)
-    assert made.modalities["image"].size == (size, size)
-    assert list(made.tasks) == ["image_text", "audio_text", "audio_image", "masked"]
+    for split in ("train", "val"):
+        for i, row in enumerate(own.records(count=16, audio=False)):
+            folder = tmp_path / "data" / split / row["text"].split()[1]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{i}.png").write_bytes(row["image"])
+    made = module.get_config(data=str(tmp_path / "data"))
+    source = made.tasks["contrast"].source
+    assert source.splits() == ("train", "val")
+    examples = [source.open("val")[i] for i in range(16)]
+    assert {e["text"] for e in examples} == set(own.COLOURS)
+    assert len({e["identity"] for e in examples}) == len(own.COLOURS)  # equal names, one identity
+    assert made.modalities["text"].max_tokens == 8
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", own.FORMATS)
 def test_it_trains_on_every_format(kind, root, tmp_path):
     source = own.write(tmp_path / "data", kind, own.records())
-    result = mmjax.train(shrunk(root, source=source, audio=True), tmp_path / "run")
+    result = mmjax.train(shrunk(root, source=source), tmp_path / "run")
     assert result.step == 4
     assert 0 <= result.metrics["retrieval/image_to_text_R@1"] <= 1
     rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(r.get("train/loss", 1) is not None for r in rows)
 
 
-@pytest.mark.parametrize("name", ["small", "large", "with_audio"])
+@pytest.mark.parametrize("name", ["small", "large", "colab", "with_audio"])
 def test_sizes_are_experiments(name, root, tmp_path, monkeypatch):
-    (tmp_path / "data" / "own").mkdir(parents=True)
-    (tmp_path / "data" / "own" / "metadata.csv").write_text("file_name,text\na.png,red\n")
+    own.write(tmp_path / "data" / "own", "stems", own.records(count=100))
     monkeypatch.chdir(tmp_path)
     experiment = config.load(f"{root / 'configs' / 'own_data.py'}:{name}")
-    assert ("audio" in experiment.modalities) == (name == "with_audio")
+    assert list(experiment.modalities) == ["image", "text", "audio"]
+    assert experiment.total_steps == 300
     experiment.check_mesh(1)
+
+
+@pytest.mark.ci
+def test_colab_fits_a_t4(root, tmp_path, monkeypatch):
+    own.write(tmp_path / "data" / "own", "stems", own.records(count=600))
+    monkeypatch.chdir(tmp_path)
+    made = config.load(f"{root / 'configs' / 'own_data.py'}:colab")
+    assert "audio" in made.modalities
+    assert made.sizes.records > 512
+    assert (made.tasks["contrast"].batch_size, made.tasks["masked"].batch_size) == (256, 128)
+    usual = config.load(str(root / "configs" / "own_data.py"))
+    assert usual.tasks["contrast"].batch_size == 128  # twice as many rows as there
+    assert mmjax.plan(made, "t4").fits
+
+
+def test_few_held_out_records_evaluate_nothing(root, tmp_path):
+    module = config.load_module(root / "configs" / "own_data.py")
+    own.write(tmp_path / "data", "stems", own.records(count=20))
+    made = module.get_config(data=str(tmp_path / "data"))
+    assert made.sizes.held_out < module.FEW
+    assert made.evaluators == {}

@@ -147,6 +147,10 @@ def test_ci_runs_the_readme_commands():
     assert [c in text for c in ("make test\n", "make demo ", "make test-ci\n")] == [True] * 3
 
 
+def templates() -> list[Path]:
+    return [p for p in (ROOT / "launch").rglob("*") if p.is_file()]
+
+
 @pytest.mark.ci
 def test_a_wheel_installs_the_command_and_its_data(tmp_path):
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
@@ -166,7 +170,8 @@ def test_a_wheel_installs_the_command_and_its_data(tmp_path):
     assert len(template) == 4  # what an export copies into its folder
     configs = (ROOT / "configs").rglob("*.py")
     recipes = {f"mmjax/recipes/{p.relative_to(ROOT / 'configs')}" for p in configs}
-    assert data | recipes | {"mmjax/py.typed"} <= set(names)
+    launch = {f"mmjax/launch/templates/{p.relative_to(ROOT / 'launch')}" for p in templates()}
+    assert data | recipes | launch | {"mmjax/py.typed"} <= set(names)
     assert all(n.startswith(("mmjax/", "mmjax-")) for n in names)
 
     fresh = tmp_path / "fresh"
@@ -191,6 +196,11 @@ def test_a_wheel_installs_the_command_and_its_data(tmp_path):
     assert "\n  mmjax train configs/quickstart.py " in run("recipes", "copy", "quickstart")
     assert "configs/quickstart.py  " in run("list", "recipes")
     assert "--tasks.masked.batch_size" in run("train", "configs/quickstart.py", "--help")
+    job = ["--workdir", "/shared/a", "--hosts", "a,b", "--dry-run"]
+    script = run("launch", "ssh", "configs/quickstart.py", *job)
+    assert f"REQUIREMENT='mmjax=={mmjax.__version__}'" in script or (
+        f"REQUIREMENT=mmjax=={mmjax.__version__}" in script
+    )
 
 
 @pytest.mark.parametrize(("target", "what"), [("test-compile", "libtpu"), ("test-cuda", "jax")])

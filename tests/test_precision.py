@@ -72,6 +72,7 @@ def gradients(dtype: str) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(x, np.float64) for path, x in flat}
 
 
+@pytest.mark.slow
 def test_gradients_of_bfloat16_point_where_those_of_float32_do():
     exact, other = gradients("float32"), gradients("bfloat16")
     for path, g in exact.items():

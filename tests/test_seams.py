@@ -25,14 +25,21 @@ from mmjax.experiment import Logging
 from mmjax.modalities.modality import Modality
 from mmjax.models import ExpertChoice, MoE, Transformer
 from mmjax.models.embed import Classify
-from mmjax.objectives import Contrastive, InfoNCE, MaskedTokens, Objective, Sigmoid, contrastive
+from mmjax.objectives import (
+    Contrastive,
+    InfoNCE,
+    MaskedTokens,
+    Objective,
+    Sigmoid,
+    Symile,
+    contrastive,
+)
 from mmjax.optim import AdamW
 from mmjax.run.checkpoint import Checkpointing
 from mmjax.run.view import View
 from mmjax.typing import Loss, Piece, TokenSpec
 
 sys.path.insert(0, str(Path(__file__).parent / "outside" / "objectives"))
-from symile import Symile
 
 SOURCE = Numbers(train_size=400)
 
@@ -123,6 +130,7 @@ def test_4m21(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "by"), [(InfoNCE, 0.05), (Sigmoid, 1.0)])
+@pytest.mark.slow
 def test_clip_and_siglip(kind, by, tmp_path):
     lanes = {"image": "vision", "text": "language"}
     pair = Task(
@@ -264,6 +272,7 @@ def solve_xor(objective: Contrastive, tmp_path, score) -> float:
     return float(np.mean(best == number[:, None] ^ number[None, :]))
 
 
+@pytest.mark.slow
 def test_symile_uses_what_only_three_parts_say_together(tmp_path):
     found = solve_xor(Symile(), tmp_path, lambda a, b, c: np.sum(a * b * c, axis=-1))
     assert found == 1.0

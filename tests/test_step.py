@@ -86,6 +86,7 @@ def test_ten_alternating_steps_use_one_executable_a_task():
         pytest.param(Muon(), id="muon"),
     ],
 )
+@pytest.mark.slow
 def test_the_loss_falls(optimizer):
     model = small.config()
     parts, tx, shardings, state = small.setup(model, [MaskedTokens()], optimizer=optimizer)
@@ -137,6 +138,7 @@ def test_frozen_leaves_keep_weight_and_moments():
             np.testing.assert_array_equal(new, old)
 
 
+@pytest.mark.slow
 def test_router_state_moves_once_a_step_and_without_gradient():
     model = small.config()
     parts, tx, shardings, state = small.setup(model, [InfoNCE()])
@@ -149,6 +151,7 @@ def test_router_state_moves_once_a_step_and_without_gradient():
     assert "load/0/1" in metrics
 
 
+@pytest.mark.slow
 def test_a_rule_over_two_losses_equal_to_the_sum_is_the_plain_step():
     import dataclasses
 

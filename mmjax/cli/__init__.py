@@ -39,6 +39,7 @@ from mmjax.cli import (
 )
 from mmjax.cli import eval as evaluate
 from mmjax.errors import EXIT_CODES
+from mmjax.files import bucket
 from mmjax.processes import children
 
 __all__ = ["EXIT_CODES", "main", "parsers"]
@@ -93,6 +94,9 @@ def _judge(error: BaseException, args: Sequence[str]) -> tuple[int, str]:
     for kind, code in EXIT_CODES.items():
         if isinstance(error, kind):
             return code, str(error) or "interrupted"
+    known = None if isinstance(error, ImportError) else bucket.explained(error)
+    if known is not None:
+        return _judge(known, args)
     if isinstance(error, OSError):
         text = f"{error.strerror or error}: {error.filename!r}" if error.filename else str(error)
         if error.errno in STORAGE_ERRNOS:

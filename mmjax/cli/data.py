@@ -15,7 +15,8 @@ def parser() -> options.Parser:
     made = options.parser("data", USAGE, text)
     made.add_argument("what", metavar="check", choices=["check"], help="what to do")
     made.add_argument("config", metavar="CONFIG", help="file.py or file.py:function")
-    made.add_argument("--records", type=int, default=200, metavar="N", help="of each source")
+    words = "of each split, evenly spaced, in place of all"
+    made.add_argument("--records", type=int, metavar="N", help=words)
     made.add_argument("--out", default="data_check.html", metavar="FILE", help="the page")
     options.add_json(made)
     return made

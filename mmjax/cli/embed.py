@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from mmjax import files
 from mmjax.cli import options
 from mmjax.config.error import ConfigError
 
@@ -27,7 +27,7 @@ def parser() -> options.Parser:
 def run(args: list[str]) -> None:
     """Embeddings of any modality in the shared space."""
     given = parser().parse_args(args)
-    out = Path(given.out).expanduser()
+    out = files.given(given.out)
     if out.suffix not in (".npy", ".parquet"):
         raise ConfigError(f"--out {given.out}: {out.suffix!r} must be .npy or .parquet.")
     rows = options.given(given.given)
@@ -41,7 +41,7 @@ def run(args: list[str]) -> None:
     print(f"{out}: {len(rows)} embeddings of width {shape}, in the order given")
 
 
-def write(out: Path, rows: Sequence[tuple[str, str]], embeddings: dict[str, Any]) -> None:
+def write(out: Any, rows: Sequence[tuple[str, str]], embeddings: dict[str, Any]) -> None:
     """Writes rows in the order of the command line; Parquet also has modality and value."""
     import numpy as np
 
@@ -54,9 +54,10 @@ def write(out: Path, rows: Sequence[tuple[str, str]], embeddings: dict[str, Any]
         )
     queues = {m: iter(np.asarray(x)) for m, x in embeddings.items()}
     array_NX = np.stack([next(queues[m]) for m, _ in rows]).astype(np.float32)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(out.parent)
     if out.suffix == ".npy":
-        np.save(out, array_NX)
+        with files.replacing(out) as partial, partial.open("wb") as file:
+            np.save(file, array_NX)
         return
     import pyarrow
     from pyarrow import parquet
@@ -66,4 +67,5 @@ def write(out: Path, rows: Sequence[tuple[str, str]], embeddings: dict[str, Any]
         "given": [v for _, v in rows],
         "embedding": list(array_NX) if array_NX.ndim == 2 else array_NX.tolist(),
     }
-    parquet.write_table(pyarrow.table(columns), out)
+    with files.replacing(out) as partial:
+        parquet.write_table(pyarrow.table(columns), str(partial))

@@ -102,12 +102,15 @@ def training_parser(verb: str, text: str) -> Parser:
     """The parser of a verb that trains a CONFIG, for `training`."""
     made = parser(
         verb,
-        f"CONFIG --workdir DIR {CODE_USAGE} [--any.field value ...]",
+        f"CONFIG --workdir DIR {CODE_USAGE} [--profile FIRST:LAST] [--any.field value ...]",
         f"{text}; the same workdir resumes. Any field of the config is set by its dotted path;"
         f" `mmjax {verb} CONFIG --help` lists the fields.",
     )
     made.add_argument("config", metavar="CONFIG", help="file.py or file.py:function")
     made.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+    made.add_argument(
+        "--profile", metavar="FIRST:LAST", help="steps to trace: short for --logging.profile"
+    )
     add_code(made, "classes that a config.json names, of a file or a package; may be given again")
     return made
 
@@ -120,14 +123,17 @@ def training(made: Parser, args: list[str]) -> tuple[Any, str, list[str]]:
     if args[0].startswith("-"):
         raise ConfigError(f"CONFIG comes before {args[0]}; {made.prog} --help shows the order.")
     target = args[0]
+    args = [re.sub(r"^--profile(?==|$)", "--logging.profile", arg) for arg in args]
     options, fields = made.parse_known_args(
         [a for a in args if a not in ("-h", "--help")] + (["--workdir="] if wants_help else [])
     )
     if not wants_help:
         trust(options)
     from mmjax import config
+    from mmjax.data import started
 
-    experiment = config.load(target, code=options.code)
+    with started.making_config_for(options.workdir):
+        experiment = config.load(target, code=options.code)
     if wants_help:
         config.override(experiment, ["--help"], prog=f"{made.prog} {target} --workdir DIR")
     experiment = config.override(experiment, fields)

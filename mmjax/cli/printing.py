@@ -16,7 +16,7 @@ def as_json(value: Any) -> str:
 
 
 def table(scores: dict[str, Any]) -> str:
-    """Lines of `name value (chance)`."""
+    """Lines of `name value (chance, simple methods)`."""
     flat: dict[str, Any] = {}
 
     def walk(path: str, value: Any) -> None:
@@ -30,10 +30,13 @@ def table(scores: dict[str, Any]) -> str:
     width = max(map(len, flat), default=0)
     lines = []
     for name, value in flat.items():
-        chance = value.get("chance") if isinstance(value, dict) else None
+        levels = (
+            {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else {}
+        )
+        compared = ", ".join(f"{m} {level:.4g}" for m, level in levels.items() if m != "value")
         number = value["value"] if isinstance(value, dict) else value
         shown = f"{number:.4f}" if isinstance(number, float) else str(number)
-        lines.append(f"{name:{width}}  {shown}" + (f"  (chance {chance:.4g})" if chance else ""))
+        lines.append(f"{name:{width}}  {shown}" + (f"  ({compared})" if compared else ""))
     return visible("\n".join(lines))
 
 

@@ -17,4 +17,4 @@ def run(args: list[str]) -> None:
     experiment, workdir, code = options.training(parser(), args)
     from mmjax import train
 
-    train.train(experiment, workdir, code=code, before_compile=cpu.compile_first)
+    train.train(experiment, workdir, code=code, before_compile=cpu.compile_first, exit_if_hung=True)

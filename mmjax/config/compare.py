@@ -98,7 +98,7 @@ def _walk(
                         f" {', '.join(IDENTITIES)}."
                     )
                 inner = getattr(value, field.name)
-                is_unused = bool(field.metadata.get("is_new")) and inner == field.default
+                is_unused = bool(field.metadata.get("is_new")) and inner == _default(field)
                 inner_hint, at = known.get(field.name, Any), f"{stem}{field.name}"
                 for leaf in _walk(inner, inner_hint, at, own, own_before):
                     yield leaf._replace(is_unused=leaf.is_unused or is_unused)
@@ -111,6 +111,11 @@ def _walk(
             yield from _walk(inner, item_hint(hint, i), f"{stem}{i}", kind, before)
     else:
         yield _Leaf(path, value, hint, kind, before)
+
+
+def _default(field: dataclasses.Field) -> Any:
+    has_factory = field.default_factory is not dataclasses.MISSING
+    return field.default_factory() if has_factory else field.default  # type: ignore[misc]
 
 
 def _diff(old: Any, new: Any, path: str) -> Iterator[str]:

@@ -32,6 +32,7 @@ __all__ = [
     "Range",
     "check",
     "declared",
+    "is_number",
     "problem",
 ]
 
@@ -121,6 +122,11 @@ def problem(cls: type, name: str, value: Any) -> str:
     hint = declared(cls).get(name)
     wrong = "" if hint is None else _problem(value, hint, name)
     return f"{cls.__name__}: {wrong}." if wrong else ""
+
+
+def is_number(cls: type, name: str) -> bool:
+    """Whether a field declares a range and accepts numbers only."""
+    return _unwrapped(declared(cls).get(name), None)[0] in (int, float)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ Records have no compression of their own.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import Any
 
 from mmjax import files
 from mmjax.data import chunks
-from mmjax.data.files import LIMIT, MAX_JSON, Files, Table
+from mmjax.data.fields import MAX_JSON
+from mmjax.data.files import LIMIT, Files, Table
 from mmjax.data.source import BadRecord
 
 __all__ = ["ArrayRecords", "decode_record", "encode_record", "write_array_records"]
 
+MAX_OPEN = 64  # files; nearby records of an epoch lie in few files
 SAMPLE = 100  # records of a file that are read to learn its fields
 
 
@@ -84,13 +87,11 @@ class ArrayFile:
     """
 
     def __init__(self, path: Path, limit: int = LIMIT):
-        from array_record.python import array_record_data_source
-
         self._limit = limit
+        self.path = path
         try:
             self._chunks = chunks.Chunks(path)
-            self._data = array_record_data_source.ArrayRecordDataSource(str(path))
-            self._length = len(self._data)
+            self._length = len(_data(self))
             if self._length != self._chunks.count:
                 raise ValueError(f"{self._length} records, but a footer for {self._chunks.count}")
         except (OSError, ValueError, RuntimeError) as error:
@@ -105,9 +106,16 @@ class ArrayFile:
             chunk = self._chunks.find(row)
             if chunk.size > max(self._limit, 4 * chunk.stored):
                 raise BadRecord("too_large", f"{chunk.size} bytes, more than {self._limit}")
-            return self._data[row]
+            return _data(self)[row]
         except (OSError, ValueError, RuntimeError, IndexError) as error:
             raise BadRecord("array_record", str(error)[:200]) from error
+
+
+@functools.lru_cache(maxsize=MAX_OPEN)  # a data set may have more files than a process may open
+def _data(file: ArrayFile) -> Any:
+    from array_record.python import array_record_data_source
+
+    return array_record_data_source.ArrayRecordDataSource(str(file.path))
 
 
 class _ArrayFile:
@@ -125,6 +133,7 @@ class _ArrayFile:
             except BadRecord:
                 continue
         self.names = list(names)
+        self.num_sampled = min(count, SAMPLE) if count > SAMPLE else 0
 
     def __len__(self) -> int:
         return len(self._file)

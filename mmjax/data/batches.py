@@ -13,6 +13,7 @@ import numpy as np
 
 from mmjax.data import mixture, shuffle
 from mmjax.data import rows as rows_lib
+from mmjax.data.augment import Visit
 from mmjax.data.reader import Reader
 from mmjax.data.source import BadRecord, key_of
 from mmjax.data.task import Sample, Shape, Streams, Task
@@ -22,7 +23,8 @@ from mmjax.typing import Batch, Vocabulary
 MAX_PROBES = 100  # records tried in place of a bad one
 MAX_STEPS = 1 << 40
 
-HostGroups = Mapping[tuple[str, str], range]  # (task, variant) -> groups of this host
+# (task, variant) -> groups that this host reads, in order; they need not be neighbours.
+HostGroups = Mapping[tuple[str, str], Sequence[int]]
 Counts = dict[str, float]
 
 
@@ -64,42 +66,50 @@ class Batches:
         shape = self.schedule.tasks[place.task].shape(place.variant)
         num_groups = shape.batch_size // shape.group_rows
         mine = self.groups.get((place.task, place.variant), range(num_groups))
-        first = self.schedule.first_row(place.task, place.n) + mine.start * shape.group_rows
-        rows = np.arange(first, first + len(mine) * shape.group_rows)
+        first = self.schedule.first_row(place.task, place.n)
+        rows = first + rows_lib.of_groups(mine, shape.group_rows)
         rows = mixture.skip_rows(rows, self.skips[place.task])
         samples, counts = self._samples(place.task, rows)
         task = self.schedule.tasks[place.task]
         batch, more = build(samples, shape, task.streams(), self.vocabulary)
+        if place.n == 0 and (skipped := self.readers[place.task].num_skipped):
+            counts = rows_lib.add_counts(counts, {"bad/shard": float(skipped)})
         return place, batch, rows_lib.add_counts(counts, more)
 
     def _samples(self, name: str, rows: np.ndarray) -> tuple[list[Sample], Counts]:
-        reader, key = self.readers[name], self.keys[name]
-        streams = used_streams(self.schedule.tasks[name])
+        reader, key, task = self.readers[name], self.keys[name], self.schedule.tasks[name]
+        streams = used_streams(task)
         epochs, places = np.divmod(rows, len(reader))
         records = shuffle.permute(len(reader), key, epochs, places)
+        seeds = shuffle.seeds(key, epochs, records)
+        firsts = shuffle.seeds(key, np.zeros(1), records)
         encodings, counts = [], {}
         for i, (epoch, place) in enumerate(zip(epochs.tolist(), places.tolist(), strict=True)):
             record, last = int(records[i]), ""
             for probe in range(1, MAX_PROBES + 2):
+                # Several values are taken in turns over the epochs, from a random one on.
+                turn = int(firsts[i]) + epoch
+                visit = Visit(task.augment, int(seeds[i]), turn, task.positives_by)
                 try:
-                    encodings.append(reader.read(record, streams))
+                    encodings.append(reader.read(record, streams, visit))
                     break
                 except BadRecord as bad:
                     counts = rows_lib.add_counts(counts, {f"bad/{bad.reason}": 1.0})
                     last = f"record {key_of(reader.records, record)}: {bad.reason} ({bad.detail})"
                 # Another bijection at the same place, independent of the other rows.
                 record = int(shuffle.permute(len(reader), key + probe, epoch, place)[0])
+                seeds[i : i + 1] = shuffle.seeds(key, epochs[i : i + 1], np.asarray([record]))
+                firsts[i : i + 1] = shuffle.seeds(key, np.zeros(1), np.asarray([record]))
             else:
                 raise BadDataError(
                     f"Source {type(reader.source).__name__}, split {reader.split!r}: {MAX_PROBES}"
                     f" records in a row were bad, the last being {last}."
                 )
             records[i] = record
-        seeds = shuffle.seeds(key, epochs, records).tolist()
         ids = zip(records.tolist(), epochs.tolist(), strict=True)
         samples = [
             Sample(encoded.pieces, encoded.identity, sample, seed)
-            for encoded, sample, seed in zip(encodings, ids, seeds, strict=True)
+            for encoded, sample, seed in zip(encodings, ids, seeds.tolist(), strict=True)
         ]
         for stream in streams:
             if (modality := reader.modalities[stream]).is_augmented:

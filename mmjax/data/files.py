@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import bisect
+import copy
 import dataclasses
 import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import numpy as np
 
 from mmjax import console
+from mmjax import files as mmjax_files
 from mmjax.config import ranges
-from mmjax.data import index, npy
+from mmjax.data import fields as fields_lib
+from mmjax.data import index, shards, staging
 from mmjax.data.source import BadRecord, Source
 from mmjax.files import confined
 
 PICKLES = ("pickle", "pkl", "pyd", "pth", "pt", "joblib", "dill")
+MADE = ("__key__", "__folder__")  # fields that the name of a record gives
 SHOWN = 20  # fields that an error names
-MAX_JSON = 1 << 23  # bytes of a JSON value; parsed, it takes up to thirty times as much memory
 MAX_KEY = 1024  # characters; longer names are shortened
 MAX_ROWS_BYTES = 1 << 26  # of the index of splits, besides 8 per record
 LIMIT = 1 << 28  # bytes of a record
@@ -31,7 +34,8 @@ LIMIT = 1 << 28  # bytes of a record
 class Table(Protocol):
     """An open file: its records by number.
 
-    An optional method `label(row)` describes a record in more detail than its key, for people.
+    An optional method `label(row)` describes a record in more detail than its key, for people. An
+    optional `num_sampled` says that `names` are those of so many records, and not of all.
     """
 
     names: list[str]  # fields of its records
@@ -50,17 +54,20 @@ class Table(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Files(Source):
-    """Base of the sources that read your own files. Nothing is copied, extracted or unpickled.
+    """Base of the sources that read your own files. Nothing is extracted or unpickled, and nothing
+    copied but what is in a bucket (`mmjax.data.staging`).
 
     A value is None (absent), bytes (of a file, which the modality decodes), str, a number or an
     array. Bytes of fields whose names end in `npy`, `json` or `cls` become arrays, JSON values or
     integers.
 
     Fields:
-      path: files of all records: a path, or a pattern with `*`, `{a,b}` or `{000..123}`.
+      path: files of all records: a path, or a pattern with `*`, `{a,b}` or `{000..123}`; local or
+        in a bucket.
       files: split -> such a pattern, if splits are separate files; replaces path.
       shares: splits made from `path`: name -> share. A record's key alone decides its split.
-      fields: key of the example -> field of the record; "jpg;png" = the first that is present.
+      fields: key of the example -> field of the record; "jpg;png" = the first that is present,
+        "meta.size.0" = a value inside of JSON, "x0=left, x1=right" = a dict of several fields.
         Empty = all fields under their own names.
       required: keys without which a record counts as bad; other keys may be absent.
       key: field with a unique name of the record; records are then sorted by it. Empty = the name
@@ -100,13 +107,16 @@ class Files(Source):
         if made and (min(made.values()) <= 0 or abs(sum(made.values()) - 1) > 1e-6):
             raise ValueError(f"{who}: shares={self.shares} must be positive and sum to 1.")
         for pattern in (self.path, *self.files.values()):
-            if "://" in pattern:
-                raise ValueError(f"{who}: {pattern!r} is no local file; copy or mount it.")
+            if "://" in pattern and pattern.partition("://")[0] not in mmjax_files.SCHEMES:
+                raise ValueError(
+                    f"{who}: {pattern!r} is no local file and in no bucket"
+                    f" ({', '.join(mmjax_files.SCHEMES)}); copy or mount it."
+                )
         for name in self.required:
             if name not in self.fields:
                 raise ValueError(f"{who}: required={name!r} is not among fields={self.fields}.")
-        for name in (*self.fields.values(), self.key, self.identity):
-            for one in name.split(";"):
+        for text in (*self.fields.values(), self.key, self.identity):
+            for one in fields_lib.names(text):
                 if one.rpartition(".")[2].lower() in PICKLES:
                     raise ValueError(
                         f"{who}: field {one!r} is a pickle, which may run any code and is never"
@@ -164,10 +174,12 @@ class Files(Source):
 
     def _paths(self, split: str) -> list[Path]:
         pattern = self.files.get(split, self.path)
-        paths = index.find(pattern)
+        paths = self._found(pattern)
+        if any(c in pattern for c in "*?["):
+            paths = [p for p in paths if not shards.is_note(p.name)]
         absent = [p for p in paths if not p.exists()]
         if absent or not paths:
-            first = absent[0] if absent else pattern
+            first = absent[0] if absent and not mmjax_files.is_remote(pattern) else pattern
             more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
             raise ValueError(
                 f"{type(self).__name__}: {str(first)!r}{more} does not exist; check path or files"
@@ -181,23 +193,46 @@ class Files(Source):
                 )
         return paths
 
+    def _found(self, pattern: str) -> list[Path]:
+        """Files of a pattern; those of a bucket are copied to this disk first."""
+        return staging.find(pattern) if mmjax_files.is_remote(pattern) else index.find(pattern)
+
     def _not_read(self, path: Path) -> str:
         """What a path leads to, if that is not readable as data; else empty."""
         return confined.kind(path)
 
+    def under(self, on_bad_shard: str) -> Files:
+        """The same source that skips or refuses files which cannot be read (`Guards`)."""
+        other = copy.copy(self)
+        object.__setattr__(other, "_on_bad_shard", on_bad_shard)
+        return other
+
     def _tables(self, paths: Sequence[Path]) -> list[Table]:
-        return [self._table(path) for path in paths]
+        return self._each(paths, self._table)
+
+    def _each(self, paths: Sequence[Path], open_one: Callable[[Path], Table]) -> list[Table]:
+        skip = getattr(self, "_on_bad_shard", "refuse") == "skip"
+        return shards.tables(type(self).__name__, paths, open_one, skip)
 
     def _check_fields(self, paths: Sequence[Path], tables: Sequence[Table]) -> None:
         there = {name for table in tables for name in table.names}
         wanted = {f"fields[{k!r}]": v for k, v in self.fields.items()}
         for who, names in {**wanted, "key": self.key, "identity": self.identity}.items():
-            if names and sum(map(len, tables)) and not there & set(names.split(";")):
-                raise ValueError(
-                    f"{type(self).__name__}: {who}={names!r} is in no record of {paths[0]}"
-                    f"{' and the other files' if len(paths) > 1 else ''}; there are"
-                    f" {', '.join(sorted(there)[:SHOWN])}."
-                )
+            is_named = names and sum(map(len, tables))
+            if not is_named or not fields_lib.parsed(names, there).missing(there):
+                continue
+            if sampled := sum(getattr(table, "num_sampled", 0) for table in tables):
+                if shards.is_first_process():
+                    console.say_once(
+                        f"{type(self).__name__}: {who}={names!r} is in none of {sampled} records"
+                        f" that were looked at; there are {', '.join(sorted(there)[:SHOWN])}."
+                    )
+                continue
+            raise ValueError(
+                f"{type(self).__name__}: {who}={names!r} is in no record of {paths[0]}"
+                f"{' and the other files' if len(paths) > 1 else ''}; there are"
+                f" {', '.join(sorted(there)[:SHOWN])}."
+            )
 
     # ---- order and splits, kept in the index
 
@@ -266,8 +301,9 @@ class Files(Source):
     def _key(self, path: Path, table: Table, row: int) -> str:
         if not self.key:
             return f"{path.name}/{table.key(row)}"
+        wanted = fields_lib.parsed(self.key, table.names)
         try:
-            value = table.read(row, [self.key]).get(self.key)
+            value = wanted.value(table.read(row, wanted.fields()))
         except BadRecord:
             value = None  # counted as bad when it is read; here it only needs a key
         return f"\x7f{path.name}/{table.key(row)}" if value is None else _short(_plain(value))
@@ -277,17 +313,24 @@ class FileRecords:
     """The records of one split of files."""
 
     def __init__(self, source: Files, paths: Sequence[Path], tables: Sequence[Table], rows: Any):
-        self._source, self._paths, self._tables, self._rows = source, paths, tables, rows
+        self._source, self._paths, self.tables, self._rows = source, paths, tables, rows
         self._ends = list(itertools.accumulate(len(table) for table in tables))
-        self._fields = {key: names.split(";") for key, names in source.fields.items()}
-        names = [n for some in self._fields.values() for n in some]
         everything = dict.fromkeys(name for table in tables for name in table.names)
-        self._everything: list[str] = [name for name in everything if name != "__key__"]
-        names += [source.identity] if source.identity else []
+        texts = source.fields.items()
+        self._fields = {key: fields_lib.parsed(text, everything) for key, text in texts}
+        self._everything: list[str] = [name for name in everything if name not in MADE]
+        names = [name for wanted in self._fields.values() for name in wanted.fields()]
+        self._identity = fields_lib.parsed(source.identity, everything)
+        names += self._identity.fields() if source.identity else []
         self._names: list[str] = list(dict.fromkeys(names)) if self._fields else self._everything
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def num_skipped(self) -> int:
+        """Files that cannot be read, and were left out."""
+        return sum(isinstance(table, shards.Skipped) for table in self.tables)
 
     def _find(self, index: int) -> tuple[int, int]:
         """Number of the file, and of the record within it."""
@@ -300,56 +343,40 @@ class FileRecords:
     def key(self, index: int) -> str:
         """File and name of a record."""
         number, row = self._find(index)
-        table = self._tables[number]
+        table = self.tables[number]
         return f"{self._paths[number].name}/{getattr(table, 'label', table.key)(row)}"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, row = self._find(index)
-        table, source = self._tables[number], self._source
+        table, source = self.tables[number], self._source
         raw = table.read(row, self._names)
         size = sum(map(_weight, raw.values()))
         if size > source.max_record_bytes:
             most = source.max_record_bytes
             raise BadRecord("too_large", f"{size} bytes, more than max_record_bytes={most}")
-        example = {}
-        fields = self._fields or {name: [name] for name in raw if name != "__key__"}
-        for key, names in fields.items():
-            for name in names:
-                value = raw.get(name)
-                if value is not None:
-                    example[key] = _decoded(name, value)
-                    break
+        plain = (name for name in raw if name not in MADE) if not self._fields else ()
+        fields = self._fields or {name: fields_lib.parsed(name, raw) for name in plain}
+        values = {key: wanted.value(raw) for key, wanted in fields.items()}
+        example = {key: value for key, value in values.items() if value is not None}
         missing = [key for key in source.required if key not in example]
         if missing or not example:
             names = source.fields[missing[0]] if missing else "of fields"
             everything = table.read(row, self._everything)
-            there = sorted(n for n, v in everything.items() if v is not None and n != "__key__")
+            there = sorted(n for n, v in everything.items() if v is not None and n not in MADE)
             has = ", ".join(there[:SHOWN])
             raise BadRecord(
                 "no_field", f"it has no {names.replace(';', ' or ')}; it has {has or 'nothing'}"
             )
         if source.identity:
-            if raw.get(source.identity) is None:
+            if (identity := self._identity.value(raw)) is None:
                 raise BadRecord("no_identity", f"it has no {source.identity}")
-            example["identity"] = _number(_plain(raw[source.identity]))
+            example["identity"] = _number(_plain(identity))
         return example
 
 
-def _decoded(name: str, value: Any) -> Any:
-    """Bytes parsed as the suffix of the field says; modalities decode other fields."""
-    kind = name.rpartition(".")[2]
-    if not isinstance(value, bytes) or kind not in ("npy", "json", "cls"):
-        return value
-    try:
-        return {"npy": npy.parsed, "json": _json, "cls": int}[kind](value)
-    except Exception as error:  # parsers raise anything on broken bytes
-        raise BadRecord(f"no_{kind}", f"{name}: {error}") from error
-
-
-def _json(content: bytes) -> Any:
-    if len(content) > MAX_JSON:
-        raise ValueError(f"{len(content)} bytes of JSON, more than {MAX_JSON}")
-    return json.loads(content)
+def named(key: str, top: str = "") -> dict[str, Any]:
+    """The fields that the name of a record gives; `top` is the folder of names without one."""
+    return {"__key__": key, "__folder__": key.rpartition("/")[0].rpartition("/")[2] or top or None}
 
 
 def _weight(value: Any) -> int:

@@ -11,7 +11,10 @@ step), for any number of hosts and workers (`data.batches`).
 from __future__ import annotations
 
 import collections
+import dataclasses
+import functools
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from concurrent import futures
 from typing import Any
@@ -21,6 +24,7 @@ import numpy as np
 from mmjax.data import batches as batches_lib
 from mmjax.data import mixture, shuffle, tokens
 from mmjax.data import rows as rows_lib
+from mmjax.data.augment import Visit
 from mmjax.data.batches import Batches, Counts
 from mmjax.data.reader import Reader, encode_sample
 from mmjax.data.source import BadRecord
@@ -35,15 +39,19 @@ __all__ = [
     "Batches",
     "Reader",
     "Stream",
+    "batch_shapes",
     "encode_sample",
     "eval_batches",
     "example_batch",
     "host_groups",
+    "host_share",
     "open_stream",
+    "parts",
     "to_global",
 ]
 
 AHEAD = 2  # batches being put on devices, besides the one in use
+EVALUATED = 4  # one part in so many of the memory for encoded examples is for those of evaluations
 
 
 class Stream:
@@ -122,8 +130,9 @@ def readers(
     split: str,
     max_bad_fraction: float,
     folder: Any = None,
+    cache_bytes: int = 1 << 29,
 ) -> dict[str, Reader]:
-    """A reader for each task; tasks with equal sources share one.
+    """A reader for each task; tasks with equal sources share one, and different ones the memory.
 
     Ids of learned codes are computed here, before any worker starts, and kept in `folder`.
     """
@@ -144,6 +153,8 @@ def readers(
             )
             distinct.append(reader)
         out[name] = reader
+    for reader in distinct:
+        reader.cache_bytes = cache_bytes // len(distinct)
     return out
 
 
@@ -164,6 +175,8 @@ def open_stream(
             shape = task.shape(variant)
             num_groups = shape.batch_size // shape.group_rows
             groups[name, variant] = host_groups(num_groups, sharding)
+    settings = experiment.data
+    room = settings.cache_bytes - settings.cache_bytes // EVALUATED
     batches = Batches(
         schedule.without_objectives(),
         journal,
@@ -171,15 +184,15 @@ def open_stream(
             experiment.tasks,
             experiment.modalities,
             program.vocabulary,
-            experiment.data.train_split,
+            settings.train_split,
             experiment.guards.allowed_bad,
             program.folder,
+            room // max(1, settings.num_workers),  # each worker has a cache of its own
         ),
         program.vocabulary,
         experiment.seed,
         groups,
     )
-    settings = experiment.data
     return Stream(
         batches,
         step,
@@ -189,17 +202,51 @@ def open_stream(
     )
 
 
-def host_groups(num_groups: int, sharding: Any) -> range:
-    """Groups held by the devices of this host under a sharding of axis 0."""
-    places = sharding.addressable_devices_indices_map((num_groups,)).values()
-    held = sorted({range(num_groups)[place[0]] for place in places}, key=lambda r: r.start)
-    for a, b in itertools.pairwise(held):
-        if a.stop != b.start:
-            raise ValueError(
-                f"Mesh: this host holds groups {a} and {b} of {num_groups}, which are not"
-                " neighbours; order the devices so that the batch axes run over hosts."
-            )
-    return range(held[0].start, held[-1].stop)
+def host_groups(num_groups: int, sharding: Any, process: int | None = None) -> tuple[int, ...]:
+    """Groups held by the devices of a host (by default this one) under a sharding of axis 0.
+
+    The order of devices in a mesh follows the network, so that they need not be neighbours. A group
+    that devices of several hosts hold is read by each of these.
+    """
+    return tuple(itertools.chain.from_iterable(_held(num_groups, sharding, process)))
+
+
+@functools.lru_cache(maxsize=1024)  # asked for each array of a batch
+def _held(size: int, sharding: Any, process: int | None) -> list[range]:
+    """The parts of an axis 0 of this size that the devices of a process hold, each once."""
+    import jax
+
+    process = jax.process_index() if process is None else process
+    places = sharding.devices_indices_map((size,)).items()
+    held = {range(size)[place[0]] for device, place in places if device.process_index == process}
+    return sorted(held, key=lambda part: part.start)
+
+
+def parts(
+    x: np.ndarray, sharding: Any, process: int | None = None
+) -> tuple[int, dict[int, np.ndarray]]:
+    """Size of the global axis 0, and the parts of a host's rows by the first global row of each.
+
+    Args:
+      x: the rows of `host_groups`, in their order.
+    """
+    shards = _shards(sharding)
+    own = len(_held(shards, sharding, process))
+    held = _held(len(x) // own * shards, sharding, process)
+    cut = np.split(x, own)
+    return len(x) // own * shards, {r.start: part for r, part in zip(held, cut, strict=True)}
+
+
+def host_share(sharding: Any, process: int | None = None) -> float:
+    """Share of a batch that a host (by default this one) reads; rows that several hosts hold count
+    for each of them."""
+    return len(_held(_shards(sharding), sharding, process)) / _shards(sharding)
+
+
+def _shards(sharding: Any) -> int:
+    """Parts that a sharding cuts axis 0 into."""
+    axes = sharding.spec[0]
+    return math.prod(sharding.mesh.shape[a] for a in (axes if isinstance(axes, tuple) else [axes]))
 
 
 def to_global(batch: Batch, sharding: Any) -> Batch:
@@ -208,7 +255,13 @@ def to_global(batch: Batch, sharding: Any) -> Batch:
 
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+    def put(x: np.ndarray) -> jax.Array:
+        size, mine = parts(x, sharding)
+        of = lambda index: mine[index[0].start or 0]
+        return jax.make_array_from_callback((size, *x.shape[1:]), sharding, of)
+
+    return jax.tree.map(put, batch)
 
 
 def example_batch(
@@ -222,10 +275,41 @@ def example_batch(
     return rows_lib.concatenate([batch] * (shape.batch_size // shape.group_rows))
 
 
+def batch_shapes(
+    task: Task, variant: str, modalities: Mapping[str, Modality], vocabulary: Vocabulary
+) -> Batch:
+    """Shapes and types of `example_batch`, which on a pod may be larger than a host's memory: those
+    of one group, of which there are so many."""
+    import jax
+
+    layout, batch_size, rows = task.shape(variant)
+    one = dataclasses.replace(task, layout=layout, batch_size=rows, group_rows=rows, variants={})
+    group, groups = example_batch(one, "default", modalities, vocabulary), batch_size // rows
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((x.shape[0] * groups, *x.shape[1:]), x.dtype), group
+    )
+
+
 def _nothing(task: Task) -> Sample:
     """A sample without pieces, of weight 0."""
     pieces = dict.fromkeys(batches_lib.used_streams(task))
     return Sample(pieces, 0, (0, 0), seed=0, weight=0.0)
+
+
+def eval_reader(program: Any, task: str, split: str) -> Reader:
+    """The reader of a task for a split under evaluation, kept with the program."""
+    experiment, key = program.experiment, ("readers", split)
+    if key not in program.compiled:  # encoded once, then reused by later evaluations
+        program.compiled[key] = readers(
+            experiment.tasks,
+            experiment.modalities,
+            program.vocabulary,
+            split,
+            experiment.guards.allowed_bad,
+            program.folder,
+            experiment.data.cache_bytes // EVALUATED,
+        )
+    return program.compiled[key][task]
 
 
 def eval_batches(
@@ -236,25 +320,14 @@ def eval_batches(
     The last batch is filled up with samples of weight 0, which also replace bad records.
     """
     config, experiment = program.experiment.tasks[task], program.experiment
-    key = ("readers", split)
-    if key not in program.compiled:  # encoded once, then reused by later evaluations
-        program.compiled[key] = readers(
-            experiment.tasks,
-            experiment.modalities,
-            program.vocabulary,
-            split,
-            experiment.guards.allowed_bad,
-            program.folder,
-        )
-    reader = program.compiled[key][task]
+    reader = eval_reader(program, task, split)
     shape = config.shape(next(iter(config.variant_weights())))
     mine = host_groups(shape.batch_size // shape.group_rows, program.batch_sharding)
     seed = batches_lib.task_key(experiment.seed, f"eval {task}")
     total = -(-len(reader) // shape.batch_size)
     for number in range(total if num_batches is None else min(total, num_batches)):
-        first = number * shape.batch_size + mine.start * shape.group_rows
-        records = range(first, first + len(mine) * shape.group_rows)
-        samples = [_eval_sample(reader, config, record, seed) for record in records]
+        records = number * shape.batch_size + rows_lib.of_groups(mine, shape.group_rows)
+        samples = [_eval_sample(reader, config, record, seed) for record in records.tolist()]
         batch, _ = batches_lib.build(samples, shape, config.streams(), program.vocabulary)
         yield to_global(batch, program.batch_sharding)
 
@@ -263,7 +336,8 @@ def _eval_sample(reader: Reader, task: Task, record: int, seed: int) -> Sample:
     if record >= len(reader):
         return _nothing(task)
     try:
-        encoded = reader.read(record, batches_lib.used_streams(task))
+        visit = Visit(alike=task.positives_by)
+        encoded = reader.read(record, batches_lib.used_streams(task), visit)
     except BadRecord:
         return _nothing(task)
     draws = int(shuffle.seeds(seed, np.zeros(1), np.asarray([record]))[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import os
 import threading
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from mmjax.files import confined
 __all__ = ["Parquet"]
 
 ROWS_A_BYTE = 8  # of a file; a file that claims more is refused, as every row takes memory
+MAX_OPEN = 64  # files; nearby records of an epoch lie in few files
 OBJECT = 64  # bytes of overhead of a Python object
 
 
@@ -44,7 +46,7 @@ class Parquet(Files):
 
     def _tables(self, paths: Sequence[Path]) -> list[Table]:
         groups = _Groups(self.cache_bytes)
-        return [_Parquet(path, groups, self.max_record_bytes) for path in paths]
+        return self._each(paths, lambda path: _Parquet(path, groups, self.max_record_bytes))
 
 
 class _Groups:
@@ -74,9 +76,9 @@ class _Parquet:
 
     def __init__(self, path: Path, groups: _Groups, limit: int = LIMIT):
         self.path, self._groups, self._limit = path, groups, limit
-        self._file = self._opened()
-        self.names = self._file.schema_arrow.names
-        meta = self._file.metadata
+        with self._opened() as file:
+            self.names, self._metadata = file.schema_arrow.names, file.metadata
+        meta = self._metadata
         rows = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
         self._ends = np.cumsum(rows, dtype=np.int64)
         size = path.stat().st_size
@@ -91,6 +93,7 @@ class _Parquet:
         try:
             return parquet.ParquetFile(
                 self.path,
+                metadata=getattr(self, "_metadata", None),
                 memory_map=True,
                 page_checksum_verification=True,
                 read_dictionary=list(as_codes),
@@ -113,7 +116,9 @@ class _Parquet:
         try:
             table = self._groups.get(self, group, names)
             columns = {name: table.column(name).slice(row - first, 1) for name in names}
-            return {name: self._value(column) for name, column in columns.items()}
+            return {
+                name: cell_value(column, self.path, self._limit) for name, column in columns.items()
+            }
         except (OSError, ValueError, IndexError, pyarrow.ArrowException) as error:
             raise BadRecord("parquet", str(error)[:200]) from error
 
@@ -127,7 +132,7 @@ class _Parquet:
         needs = self._needs(group, names)
         room = max(room, self._limit, 4 * sum(need.stored for need in needs.values()))
         if sum(need.total for need in needs.values()) <= room:
-            return self._file.read_row_group(group, list(names), use_threads=False)
+            return _file(self).read_row_group(group, list(names), use_threads=False)
         if sum(need.as_codes for need in needs.values()) <= room:
             coded = [path for path, need in needs.items() if need.as_codes < need.total]
             return self._opened(coded).read_row_group(group, list(names), use_threads=False)
@@ -136,7 +141,7 @@ class _Parquet:
         batches, used = [], 0
         if is_flat and row <= room:  # rows are no larger than values, which the pages bound
             some = max(1, room // (8 * row))
-            pieces = self._file.iter_batches(some, [group], list(names), use_threads=False)
+            pieces = _file(self).iter_batches(some, [group], list(names), use_threads=False)
             for batch in pieces:
                 batches.append(batch)
                 used += batch.nbytes
@@ -152,7 +157,7 @@ class _Parquet:
 
     def _needs(self, group: int, names: tuple[str, ...]) -> dict[str, pages.Need]:
         """The memory that each column of these fields takes, by its path."""
-        meta, number = self._file.metadata, confined.descriptor(self.path)
+        meta, number = self._metadata, confined.descriptor(self.path)
         needs = {}
         try:
             for i in range(meta.num_columns):
@@ -165,33 +170,44 @@ class _Parquet:
             os.close(number)
         return needs
 
-    def _value(self, column: Any) -> Any:
-        """The value of a column in one row."""
-        from pyarrow import types
 
-        cell = column[0]
-        if not cell.is_valid:
-            return None
-        if types.is_dictionary(cell.type):
-            cell = cell.value
-        if types.is_list(cell.type) or types.is_large_list(cell.type):
-            is_plain = types.is_primitive(cell.type.value_type)
-            self._check(cell.values.nbytes if is_plain else _weight(column.chunk(0)))
-            return cell.values.to_numpy(zero_copy_only=False)
-        if types.is_string(cell.type) or types.is_large_string(cell.type):
-            return cell.as_buffer().to_pybytes()  # as bytes, which need not be valid text
-        if types.is_nested(cell.type):
-            self._check(_weight(column.chunk(0)))
-        value = cell.as_py()
-        if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
-            if value["bytes"] is not None or value["path"] is None:
-                return value["bytes"]
-            return read_file(self.path.parent, value["path"], self._limit)
-        return value
+def cell_value(column: Any, path: Path, limit: int) -> Any:
+    """The value of an Arrow column of one row. Raises BadRecord for one that is too large.
 
-    def _check(self, size: int) -> None:
-        if size > self._limit:
-            raise BadRecord("too_large", f"{size} bytes, more than {self._limit}")
+    Args:
+      path: of the file, beside which lie the files that it names.
+    """
+    from pyarrow import types
+
+    cell = column[0]
+    if not cell.is_valid:
+        return None
+    if types.is_dictionary(cell.type):
+        cell = cell.value
+    if types.is_list(cell.type) or types.is_large_list(cell.type):
+        is_plain = types.is_primitive(cell.type.value_type)
+        _check(cell.values.nbytes if is_plain else _weight(column.chunk(0)), limit)
+        return cell.values.to_numpy(zero_copy_only=False)
+    if types.is_string(cell.type) or types.is_large_string(cell.type):
+        return cell.as_buffer().to_pybytes()  # as bytes, which need not be valid text
+    if types.is_nested(cell.type):
+        _check(_weight(column.chunk(0)), limit)
+    value = cell.as_py()
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+        if value["bytes"] is not None or value["path"] is None:
+            return value["bytes"]
+        return read_file(path.parent, value["path"], limit)
+    return value
+
+
+def _check(size: int, limit: int) -> None:
+    if size > limit:
+        raise BadRecord("too_large", f"{size} bytes, more than {limit}")
+
+
+@functools.lru_cache(maxsize=MAX_OPEN)  # a data set may have more files than a process may open
+def _file(table: _Parquet) -> Any:
+    return table._opened()
 
 
 def _weight(array: Any) -> int:

@@ -265,6 +265,15 @@ def fill(views: dict[str, TokenArrays]) -> dict[str, float]:
     return {"tokens": float(used), "slots": float(sum(v.stream.size for v in views.values()))}
 
 
+def of_groups(groups: Sequence[int], group_rows: int) -> np.ndarray:
+    """Rows of groups, one group after the other.
+
+    >>> of_groups([0, 3], 2).tolist()
+    [0, 1, 6, 7]
+    """
+    return (np.asarray(groups, np.int64)[:, None] * group_rows + np.arange(group_rows)).ravel()
+
+
 def add_counts(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
     """Sums by name."""
     return {name: a.get(name, 0.0) + b.get(name, 0.0) for name in (*a, *b)}

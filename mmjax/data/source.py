@@ -58,6 +58,11 @@ class Source:
         """Random access to one split; picklable, cheap to open again in a worker process."""
         raise NotImplementedError(f"{type(self).__name__} must define open(split).")
 
+    def under(self, on_bad_shard: str) -> Source:
+        """The source under `Guards.on_bad_shard` of a run; those without files are themselves."""
+        del on_bad_shard
+        return self
+
     def fingerprint(self) -> str:
         """Hash of everything that the examples depend on."""
         raise NotImplementedError(f"{type(self).__name__} must define fingerprint().")

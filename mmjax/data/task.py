@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmjax.config import ranges
 from mmjax.data import rows as rows_lib
+from mmjax.data.augment import Augment
 from mmjax.data.source import Source
 from mmjax.typing import Batch, Piece, Vocabulary
 
@@ -94,6 +95,10 @@ class Task:
       variants: by name; empty = one variant called "default".
       trainable: patterns over canonical parameter names.
       gradient_rule: how its losses become one gradient; None = that of the run.
+      augment: random variations of what is given, by modality, in training batches alone.
+      positives_by: modality whose equal values, as encoded, make samples positives of one another
+        in contrastive tasks, for all pairs of views, such as captions that repeat. Samples to which
+        the source gives an `identity` keep it. Empty = by `identity` alone.
     """
 
     source: Source
@@ -113,6 +118,10 @@ class Task:
     gradient_rule: Any = dataclasses.field(  # mmjax.optim.GradientRule | None
         default=None, metadata={"identity": "numerics", "is_new": True}
     )
+    augment: dict[str, Augment] = dataclasses.field(
+        default_factory=dict, metadata={"identity": "data", "is_new": True}
+    )
+    positives_by: str = dataclasses.field(default="", metadata={"identity": "data", "is_new": True})
 
     def __post_init__(self):
         ranges.check(self)
@@ -138,6 +147,14 @@ class Task:
     def shapes(self) -> dict[str, Shape]:
         """`shape` of every variant, by name."""
         return {name: self.shape(name) for name in self.variant_weights()}
+
+    def is_complete(self, there: Collection[str]) -> bool:
+        """Whether a sample with these modalities trains anything: with a target and something to
+        predict it from, or, without targets, with two to contrast."""
+        inputs = [name for name in self.inputs if name in there]
+        if self.targets:
+            return any(name in there for name in self.targets) and (bool(inputs) or not self.inputs)
+        return len(inputs) >= min(2, len(self.inputs))
 
     def streams(self) -> Streams:
         """Streams that the layout reads and predicts."""

@@ -6,13 +6,16 @@ import dataclasses
 import functools
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmjax import files
 from mmjax.config import ranges
+from mmjax.data import staging
 from mmjax.data.array_records import ArrayFile
 from mmjax.data.files import LIMIT, Files, Table
 from mmjax.data.source import BadRecord
@@ -21,6 +24,22 @@ from mmjax.files import confined
 __all__ = ["TFDS"]
 
 MAX_INFO = 1 << 24  # bytes of a JSON description
+# Types of the numbers of tensors.
+NUMBERS = (
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16",
+    "float32", "float64",
+)  # fmt: skip
+
+
+@functools.lru_cache(16)
+def _staged(path: str) -> Path:
+    """The copy of a folder of a bucket."""
+    (place,) = staging.find(path)
+    if not place.is_dir():
+        raise ValueError(f"TFDS: {path!r} does not exist; give the folder of a prepared version.")
+    return place
+
+
 UNPACKED = 8  # bytes in memory for a number stored in one byte
 
 
@@ -31,8 +50,10 @@ class TFDS(Files):
     The data set defines its splits, so `files` and `shares` stay empty. Images and sounds come as
     the stored bytes, and sounds that were decoded during preparation as an array with their rate.
     The files must be ArrayRecord: TFRecord has no random access. A nested field is named by its
-    path, `objects/bbox`, and is flat. A record may take an eighth of `max_record_bytes`, since its
-    numbers take up to eight times as much when unpacked. All files lie in the folder.
+    path, `objects/bbox`. Tensors, sequences and boxes have the shape and type of `features.json`;
+    classes are numbers, and `class_names` has their names. A record may take an eighth of
+    `max_record_bytes`, since its numbers take up to eight times as much when unpacked. All files
+    lie in the folder.
     """
 
     shares: dict[str, ranges.NonNegative] = dataclasses.field(default_factory=dict)
@@ -49,8 +70,24 @@ class TFDS(Files):
         """Names of the prepared splits."""
         return tuple(self._shards())
 
+    def class_names(self, field: str) -> tuple[str, ...]:
+        """Names of the classes of a `ClassLabel` feature, for `Label(names=...)`.
+
+        Raises ValueError if the folder has none.
+        """
+        path = self._folder / f"{field.replace('/', '-')}.labels.txt"
+        try:
+            content = confined.read(path, MAX_INFO, self._folder).decode()
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"TFDS: there are no names of classes of {field!r}: {error}; give a ClassLabel."
+            ) from error
+        return tuple(line for line in content.splitlines() if line)
+
     @property
     def _folder(self) -> Path:
+        if files.is_remote(self.path):
+            return _staged(self.path)
         return Path(self.path).expanduser()
 
     def _json(self, name: str) -> dict[str, Any]:
@@ -120,24 +157,46 @@ class TFDS(Files):
 
     def _table(self, path: Path) -> Table:
         try:
-            rates = _rates("", self._json("features.json"))
-        except (AttributeError, TypeError, RecursionError) as error:
+            features = _features("", self._json("features.json"))
+        except (AttributeError, TypeError, ValueError, RecursionError) as error:
+            if isinstance(error, ValueError) and str(error).startswith("TFDS: "):
+                raise
             raise ValueError(
                 f"TFDS: {str(self._folder)!r}: features.json describes no features; prepare the"
                 " data again."
             ) from error
-        return _Examples(path, rates, self.max_record_bytes // UNPACKED)
+        return _Examples(path, features, self.max_record_bytes // UNPACKED)
 
 
-def _rates(path: str, feature: dict[str, Any]) -> dict[str, int]:
-    """Sample rate by field of a feature description; 0 for fields that are not sound."""
+class _Feature(NamedTuple):
+    """What `features.json` says of a stored field."""
+
+    rate: int = 0  # of sound
+    shape: tuple[int, ...] | None = None  # -1 = any; None = as stored
+    dtype: str = ""
+    encoding: str = "none"  # bytes and zlib: the numbers are stored as bytes
+
+
+def _features(path: str, feature: dict[str, Any], repeats: bool = False) -> dict[str, _Feature]:
+    """The stored fields of a feature description; `repeats` inside of a sequence."""
     inner = feature.get("featuresDict", {}).get("features")
-    if inner is None:
-        return {path: int(feature.get("audio", {}).get("sampleRate", 0))}
-    rates: dict[str, int] = {}
-    for name, one in inner.items():
-        rates |= _rates(f"{path}/{name}".lstrip("/"), one)
-    return rates
+    if inner is not None:
+        found: dict[str, _Feature] = {}
+        for name, one in inner.items():
+            found |= _features(f"{path}/{name}".lstrip("/"), one, repeats)
+        return found
+    if (sequence := feature.get("sequence")) is not None:
+        # One sequence in another is stored in parts, which are left as they are.
+        return {path: _Feature()} if repeats else _features(path, sequence["feature"], True)
+    tensor = feature.get("tensor") or feature.get("boundingBox")
+    if tensor is None:
+        return {path: _Feature(int(feature.get("audio", {}).get("sampleRate", 0)))}
+    shape = tuple(int(size) for size in tensor.get("shape", {}).get("dimensions", ()))
+    shape = (-1, *shape) if repeats else shape
+    dtype = str(tensor.get("dtype", ""))
+    if shape and sum(size < 0 for size in shape) < 2 and dtype in NUMBERS:
+        return {path: _Feature(0, shape, dtype, str(tensor.get("encoding", "none")).lower())}
+    return {path: _Feature()}
 
 
 class _Examples:
@@ -145,8 +204,8 @@ class _Examples:
 
     numbered = True
 
-    def __init__(self, path: Path, rates: dict[str, int], limit: int = LIMIT // UNPACKED):
-        self._file, self._rates, self.names = ArrayFile(path, limit), rates, list(rates)
+    def __init__(self, path: Path, features: dict[str, _Feature], limit: int = LIMIT // UNPACKED):
+        self._file, self._features, self.names = ArrayFile(path, limit), features, list(features)
         self._limit = limit
 
     def __len__(self) -> int:
@@ -172,7 +231,10 @@ class _Examples:
     def _value(self, name: str, feature: Any) -> Any:
         kind = feature.WhichOneof("kind")
         values = getattr(feature, kind).value if kind else ()
-        rate = self._rates.get(name)
+        known = self._features.get(name, _Feature())
+        if known.shape is not None and kind:
+            return self._tensor(name, known, kind, values)
+        rate = known.rate
         if kind != "bytes_list" and rate:
             samples = np.asarray(values, np.float32 if kind == "float_list" else np.int64)
             if samples.dtype == np.int64:
@@ -184,3 +246,19 @@ class _Examples:
         if not values:
             return None
         return list(values) if kind == "bytes_list" else np.asarray(values)
+
+    def _tensor(self, name: str, known: _Feature, kind: str, values: Any) -> np.ndarray:
+        """The numbers of a tensor in its shape and type."""
+        assert known.shape is not None
+        try:
+            if kind == "bytes_list":
+                content = values[0] if len(values) else b""
+                if known.encoding == "zlib":
+                    unpacker = zlib.decompressobj()
+                    content = unpacker.decompress(content, self._limit * UNPACKED + 1)
+                    if len(content) > self._limit * UNPACKED or unpacker.unconsumed_tail:
+                        raise BadRecord("too_large", f"{name}: more than {self._limit} bytes")
+                return np.frombuffer(content, known.dtype).reshape(known.shape)
+            return np.asarray(values).astype(known.dtype).reshape(known.shape)
+        except (ValueError, zlib.error, IndexError) as error:
+            raise BadRecord("example", f"{name}: {error}"[:200]) from error

@@ -11,11 +11,14 @@ other data, is recomputed. Data workers memory-map the file.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import pickle
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,8 +27,9 @@ import numpy as np
 from etils import epath
 
 from mmjax import console, files
-from mmjax.data import npy
+from mmjax.data import npy, staging
 from mmjax.data.source import BadRecord, Source
+from mmjax.errors import StorageError
 from mmjax.files import confined
 from mmjax.modalities.modality import Modality
 from mmjax.parallel import distributed
@@ -96,42 +100,87 @@ def prepare(
         path = epath.Path(folder).joinpath("tokens", *place, f"{split}.npy")
         count, ids_NL = len(source.open(split)), None
         is_there = _is_whole(path, spec, count)
-        if not is_there and distributed.is_main():
-            ids_NL = _Filler(modalities[name], spec, source, split, path).run()
-        distributed.barrier(f"tokens {name} {split}")
-        if is_there or _is_whole(path, spec, count):
+        if distributed.of_main(str(is_there)) != str(True):
+            ids_NL = _by_all(modalities[name], spec, source, split, path)
+        elif not is_there:  # a host that does not share the folder
+            ids_NL = _Filler(modalities[name], spec, source, split).run()
+        if ids_NL is None:
             tables[name] = TokenTable(spec, str(path))
             continue
-        if ids_NL is None:  # a host that does not share the folder
-            ids_NL = _Filler(modalities[name], spec, source, split).run()
         tables[name] = TokenTable(spec, ids_NL=ids_NL)
     return tables
 
 
+def _by_all(
+    modality: Modality, spec: TokenSpec, source: Source, split: str, path: epath.Path
+) -> np.ndarray | None:
+    """Computes a table on all processes, each its part of the rows; the main one joins the parts.
+
+    None where the table is on disk, then. They wait for each other at the coordinator, in no
+    collective: one may take much longer. Parts that the main process cannot see, as its folder is
+    not shared, or that could not be written, it computes itself.
+    """
+    count, parts = len(source.open(split)), distributed.count()
+    work = [  # of each process: a file of its own, and its rows
+        (path if parts == 1 else path.parent / f"{split}.{i}-of-{parts}.npy", rows)
+        for i, rows in enumerate(_cut(count, parts))
+    ]
+    fill = functools.partial(_Filler, modality, spec, source, split)
+    ids_NL = fill(*work[distributed.process()]).run()
+    distributed.barrier(f"parts of tokens {spec.name} {split}")
+    if parts > 1 and distributed.is_main():
+        rest = [
+            _open(part, spec) if _is_whole(part, spec, len(rows)) else fill(part, rows).run()
+            for part, rows in work[1:]
+        ]
+        ids_NL = np.concatenate([ids_NL, *rest])
+        fill(path).keep(ids_NL)
+        own = re.compile(rf"{re.escape(split)}\.\d+-of-\d+\.(npy|json)(\.partial)?")
+        for left in files.children(path.parent, "*"):  # also of starts with other numbers
+            if own.fullmatch(left.name):
+                left.unlink(missing_ok=True)
+    distributed.barrier(f"tokens {spec.name} {split}")
+    if _is_whole(path, spec, count):
+        return None
+    return ids_NL if distributed.is_main() else fill().run()
+
+
+def _cut(count: int, parts: int) -> list[range]:
+    """Rows in parts of nearly equal length."""
+    ends = [count * i // parts for i in range(parts + 1)]
+    return [range(a, b) for a, b in itertools.pairwise(ends)]
+
+
 @dataclasses.dataclass(eq=False)
 class _Filler:
-    """Computes the ids of a split, resuming an interrupted computation."""
+    """Computes the ids of a split, resuming an interrupted computation.
+
+    Fields:
+      path: where they are kept; None = in memory. rows: those to compute; None = all.
+    """
 
     modality: Modality
     spec: TokenSpec
     source: Source
     split: str
     path: epath.Path | None = None
+    rows: range | None = None
 
     def run(self) -> np.ndarray:
-        """Ids [N, L] of all examples, with marks for those that have none."""
+        """Ids [N, L] of the rows, with marks for those that have none."""
         self._noted = time.monotonic()
         records = self.source.open(self.split)
+        rows = range(len(records)) if self.rows is None else self.rows
         known: dict[bytes, np.ndarray] = {}
-        ids_NL, first = self._begin(len(records))
-        bar = console.Progress(len(records), first, True, name=f"{self.spec.name} of {self.split}")
+        ids_NL, first = self._begin(len(rows))
+        bar = console.Progress(len(rows), first, True, name=f"{self.spec.name} of {self.split}")
         key = self.modality.field or self.spec.name
-        for start in range(first, len(records), BATCH):
-            stop = min(start + BATCH, len(records))
+        for start in range(first, len(rows), BATCH):
+            stop = min(start + BATCH, len(rows))
             values, bad = [], []
             for i in range(start, stop):
                 try:
-                    values.append(records[i].get(key))
+                    values.append(records[rows[i]].get(key))
                 except BadRecord:  # the reader reports the reason
                     values.append(None)
                     bad.append(i)
@@ -140,8 +189,9 @@ class _Filler:
             self._note(ids_NL, stop)
             bar.advance(stop)
         bar.close()
-        self._finish(ids_NL)
-        console.say(f"tokens of {self.spec.name!r}, {self.split}: {len(records)} examples")
+        self.keep(ids_NL)
+        part = f" of {len(records)}" if len(rows) < len(records) else ""
+        console.say(f"tokens of {self.spec.name!r}, {self.split}: {len(rows)}{part} examples")
         return ids_NL
 
     def _rows(self, values: Sequence[Any], known: dict[bytes, np.ndarray], dtype) -> np.ndarray:
@@ -180,8 +230,8 @@ class _Filler:
             return ids_NL, 0
         try:
             done = _done(self._partial, self._note_path, self.spec, count)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if "://" not in str(self.path) and not os.access(self.path.parent, os.W_OK):
+            files.make_folder(self.path.parent)
+            if not files.is_remote(self.path) and not os.access(self.path.parent, os.W_OK):
                 raise PermissionError
         except OSError:
             self.path = None  # the folder is read-only, as when evaluating someone else's run
@@ -193,7 +243,7 @@ class _Filler:
     @property
     def _partial(self) -> epath.Path:
         assert self.path is not None
-        return self.path.parent / f"{self.split}.npy.partial"
+        return self.path.parent / f"{self.path.name}.partial"
 
     @property
     def _note_path(self) -> epath.Path:
@@ -210,17 +260,27 @@ class _Filler:
         """Writes the ids, then the note; the previous note stays true for the first rows."""
         content = io.BytesIO()
         np.save(content, ids_NL)
-        with files.replacing(self._partial) as file:
-            file.write_bytes(content.getvalue())
         note = {"rows": done, "sha256": _sha256(ids_NL[:done])}
-        with files.replacing(self._note_path) as file:
-            file.write_text(json.dumps(note) + "\n")
+        try:
+            with files.replacing(self._partial) as file:
+                file.write_bytes(content.getvalue())
+            with files.replacing(self._note_path) as file:
+                file.write_text(json.dumps(note) + "\n")
+        except StorageError as error:  # a bucket that may only be read, or does not answer
+            console.say(f"tokens of {self.spec.name!r} are not kept: {error}")
+            self.path = None
 
-    def _finish(self, ids_NL: np.ndarray) -> None:
+    def keep(self, ids_NL: np.ndarray) -> None:
+        """Writes all ids, where they are kept."""
         if self.path is None:
             return
         self._write(ids_NL, len(ids_NL))
-        self._partial.replace(self.path)
+        if self.path is None:
+            return
+        if files.is_remote(self.path):
+            files.move(self._partial, self.path)
+        else:
+            self._partial.replace(self.path)
 
 
 def digest(value: Any) -> bytes:
@@ -251,12 +311,12 @@ def _is_whole(path: epath.Path, spec: TokenSpec, count: int) -> bool:
 
     Prints the reason if an existing file is not usable.
     """
-    return path.exists() and _done(path, _note_of(path), spec, count) == count
+    return files.exists(path) and _done(path, _note_of(path), spec, count) == count
 
 
 def _done(path: epath.Path, note: epath.Path, spec: TokenSpec, count: int) -> int:
     """Number of usable rows of a file: those that its note counts, if their digest matches."""
-    if not path.exists() or (not note.exists() and path.name.endswith(".partial")):
+    if not files.exists(path) or (not files.exists(note) and path.name.endswith(".partial")):
         return 0
     try:
         progress = json.loads(_content(note, MAX_NOTE))
@@ -278,26 +338,24 @@ def _done(path: epath.Path, note: epath.Path, spec: TokenSpec, count: int) -> in
 
 
 def _content(path: epath.Path, limit: int) -> bytes:
-    return path.read_bytes() if "://" in str(path) else confined.read(path, limit, path.parent)
+    return confined.read(path, limit, path.parent)
 
 
 def _open(path: epath.Path, spec: TokenSpec) -> np.ndarray:
-    """The ids of a file, memory-mapped if it is local.
+    """The ids of a file, memory-mapped; of a bucket its copy on this disk.
 
     Raises ValueError for a file whose shape or type does not match the spec.
     """
-    if "://" in str(path):
-        ids_NL = npy.parsed(path.read_bytes())
-    else:
-        with os.fdopen(confined.descriptor(path, path.parent), "rb") as file:
-            shape, fortran, dtype = npy.header(file)
-            room = os.fstat(file.fileno()).st_size - file.tell()
-            if len(shape) != 2 or fortran or shape[0] * shape[1] * dtype.itemsize != room:
-                raise ValueError(f"shape {shape} of {dtype} in {room} bytes")
-            start = file.tell()
-            if not room:
-                return np.zeros((0, spec.max_tokens), _dtype(spec))
-            ids_NL = np.memmap(file, dtype, "r", start, shape)
+    place = staging.one(path) if files.is_remote(path) else path
+    with os.fdopen(confined.descriptor(place, place.parent), "rb") as file:
+        shape, fortran, dtype = npy.header(file)
+        room = os.fstat(file.fileno()).st_size - file.tell()
+        if len(shape) != 2 or fortran or shape[0] * shape[1] * dtype.itemsize != room:
+            raise ValueError(f"shape {shape} of {dtype} in {room} bytes")
+        start = file.tell()
+        if not room:
+            return np.zeros((0, spec.max_tokens), _dtype(spec))
+        ids_NL = np.memmap(file, dtype, "r", start, shape)
     if ids_NL.ndim != 2 or ids_NL.shape[1] != spec.max_tokens or ids_NL.dtype != _dtype(spec):
         raise ValueError(f"rows of {ids_NL.shape[1:]} {ids_NL.dtype}, not {spec.max_tokens}")
     return ids_NL

@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmjax import console
-from mmjax.data import index
-from mmjax.data.files import LIMIT, Files, Table
+from mmjax.data import index, shards
+from mmjax.data.files import LIMIT, MADE, Files, Table, named
 from mmjax.data.source import BadRecord
 from mmjax.files import confined
 
 __all__ = ["WebDataset"]
 
 BLOCK = 512
+VERSION = 2  # of an index; the first had READMEs as records
 MAX_OPEN = 64  # files; nearby records of an epoch lie in few files
 SPARE = 1 << 20  # bytes that an index may exceed its tar file by
 MAX_NAME = 1 << 16  # bytes of an extended header
@@ -33,28 +34,32 @@ class WebDataset(Files):
 
     A member's field is everything after the first dot of its file name, in lower case:
     `a/1.left.JPG` is field `left.jpg` of record `a/1`. Members of one record must be adjacent. A
-    record may lack fields. `key="__key__"` uses the names of the members as keys, if they are
+    record may lack fields. The field `__folder__` is the name of the folder that a record lies in,
+    such as its class. `key="__key__"` uses the names of the members as keys, if they are
     unique over all shards.
     """
 
     def _tables(self, paths: Sequence[Path]) -> list[Table]:
-        began, new, tables = time.monotonic(), 0, []
-        bar = None
-        for i, path in enumerate(paths):
+        began, new, bar = time.monotonic(), 0, None
+
+        def table(path: Path) -> Table:
+            nonlocal new, bar
             places = index.folders(self.cache, path)
-            name = f"{path.name}-{index.stamp(path)}"
+            name = f"{path.name}-{index.stamp(path)}-{VERSION}"
             check = functools.partial(_check, size=path.stat().st_size)
             known = index.load(name, places, path.stat().st_size + SPARE, check)
             if known is None:
-                bar = bar or console.Progress(len(paths), i, True, name="index of tar files")
+                bar = bar or console.Progress(len(paths), 0, True, name="index of tar files")
                 known = _index(path)
                 index.save(name, *known, places)
                 new += 1
-            tables.append(_Tar(path, *known, limit=self.max_record_bytes))
-            if bar:
-                bar.advance(i + 1)
+                bar.advance(paths.index(path) + 1)
+            return _Tar(path, *known, limit=self.max_record_bytes)
+
+        tables = self._each(paths, table)
         if bar:
             bar.close()
+        if new:
             count, seconds = sum(map(len, tables)), time.monotonic() - began
             console.say(f"WebDataset: {new} new of {len(paths)} files, {count} records, in all"
                         f" {seconds:.1f} s")  # fmt: skip
@@ -73,7 +78,7 @@ class _Tar:
         arrays: dict[str, np.ndarray],
         limit: int = LIMIT,
     ):
-        self.path, self.names, self._limit = path, [*notes["fields"], "__key__"], limit
+        self.path, self.names, self._limit = path, [*notes["fields"], *MADE], limit
         self._starts, self._fields = arrays["starts"], arrays["fields"]
         self._offsets, self._sizes = arrays["offsets"], arrays["sizes"]
         self._keys, self._key_ends = arrays["keys"], arrays["key_ends"]
@@ -86,7 +91,7 @@ class _Tar:
         return self._keys[first : self._key_ends[row]].tobytes().decode("utf-8", "backslashreplace")
 
     def read(self, row: int, names: Sequence[str]) -> dict[str, Any]:
-        values: dict[str, Any] = {"__key__": self.key(row)} if "__key__" in names else {}
+        values: dict[str, Any] = named(self.key(row)) if set(MADE) & set(names) else {}
         here = slice(*self._starts[row : row + 2].tolist())
         columns = (column[here].tolist() for column in (self._fields, self._offsets, self._sizes))
         wanted = [place for place in zip(*columns, strict=True) if self.names[place[0]] in names]
@@ -123,8 +128,8 @@ def _index(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     for member in members(path):
         folder, slash, base = member.name.rpartition("/")
         stem, dot, field = base.partition(".")
-        if not stem or not dot:
-            continue  # readme and hidden files
+        if not stem or not dot or shards.is_note(member.name):
+            continue
         key, field = f"{folder}{slash}{stem}", field.lower()
         if key != last:
             if key in seen:
@@ -198,10 +203,16 @@ def members(path: Path) -> Iterator[Member]:
         while True:
             file.seek(place)
             block = file.read(BLOCK)
-            if block == bytes(BLOCK):
+            # Programs that stream or join files may leave out the two empty blocks at the end.
+            if not block.strip(b"\0") and place <= size:
                 return
+            if place == 0 and (packing := shards.packing(block)):
+                raise ValueError(
+                    f"WebDataset: {str(path)!r} is compressed by {packing}, which leaves no random"
+                    " access; unpack it."
+                )
             if len(block) < BLOCK:
-                raise ValueError(f"WebDataset: {str(path)!r} is cut after {place} bytes.")
+                raise ValueError(f"WebDataset: {str(path)!r} is cut after {size} bytes.")
             name, length, kind = _header(block, path, place)
             end = place + BLOCK + length
             if end > size:

@@ -10,7 +10,8 @@ from mmjax.evaluate.conflicts import Conflicts
 from mmjax.evaluate.generation import Generation
 from mmjax.evaluate.judges import MOVED, BoxIoU, Judge, MaskIoU, SameMetadata
 from mmjax.evaluate.losses import Losses
-from mmjax.evaluate.retrieval import Retrieval, ZeroShot
+from mmjax.evaluate.retrieval import Retrieval
+from mmjax.evaluate.zero_shot import ZeroShot
 from mmjax.experiment import Evaluator
 
 __all__ = [

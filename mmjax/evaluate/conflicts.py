@@ -27,7 +27,7 @@ class Conflicts(Evaluator):
     tasks: tuple[str, ...] = ()
     by_loss: bool = False
 
-    def run(self, view):
+    def check(self, view):
         known = view.program.experiment.tasks
         unknown = [name for name in self.tasks if name not in known]
         if unknown:
@@ -35,8 +35,13 @@ class Conflicts(Evaluator):
                 f"Conflicts: tasks has {unknown[0]!r}, which is no task; there are"
                 f" {', '.join(known)}."
             )
+        for name in self.tasks or known:
+            view.on(known[name].source).records(view.split)
+
+    def run(self, view):
+        self.check(view)
         found = {}
-        for task in self.tasks or known:
+        for task in self.tasks or view.program.experiment.tasks:
             for loss, gradient in view.gradients(task, self.num_batches, self.by_loss).items():
                 found[f"{task}/{loss}" if loss else task] = gradient
         metrics = {}

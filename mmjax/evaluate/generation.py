@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -71,14 +72,37 @@ class Generation(Evaluator):
                         f" with judges; such as {known[:2]}."
                     )
 
+    def check(self, view):
+        read = functools.cache(view.examples)
+        has_all = lambda e, streams: all(view.has(s, e) for s in streams)
+        filled: dict[str, bool] = {}
+        for given, wanted in self._pairs():
+            streams = [raw_stream(view, name) for name in (given, wanted)]
+            split, count = self._records(view, given, wanted)
+            is_filled = any(has_all(e, streams) for e in read(split, count))
+            if self.cells and not is_filled:
+                raise ValueError(
+                    f"Generation: cells names {given}_to_{wanted}, but none of the first {count}"
+                    f" records of split {split!r} has both; name other cells, or more num_examples."
+                )
+            filled[wanted] = is_filled or filled.get(wanted, False)
+        for wanted, is_filled in filled.items():
+            if not is_filled:
+                raise ValueError(
+                    f"Generation: judges names {wanted!r}, but none of the records that are"
+                    " evaluated has it beside what is given; leave its judge out, or raise"
+                    " num_examples."
+                )
+            self._score(view, wanted)
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        pairs = itertools.permutations(self.judges, 2)
+        return [(a, b) for a, b in pairs if not self.cells or f"{a}_to_{b}" in self.cells]
+
     def run(self, view):
         metrics: dict[str, float] = {}
         writer = _writer(view) if self.num_samples else None
-        pairs = [
-            (a, b)
-            for a, b in itertools.permutations(self.judges, 2)
-            if not self.cells or f"{a}_to_{b}" in self.cells
-        ]
+        pairs = self._pairs()
         scores = {b: self._score(view, b) for b in dict.fromkeys(b for _, b in pairs)}
         for wanted, score in scores.items():
             self._anchors(view, wanted, score, metrics)
@@ -94,6 +118,15 @@ class Generation(Evaluator):
         if writer:
             writer.close()
         return metrics
+
+    def baselines(self, view, scores):
+        """The best constant answer, which `run` has scored."""
+        constant = {}
+        for given, wanted in self._pairs():
+            end = f"_to_{wanted}_{self.judges[wanted].metric}"
+            if given + end in scores and f"trivial{end}" in scores:
+                constant[given + end] = scores[f"trivial{end}"]
+        return {"constant": constant} if constant else {}
 
     def chance(self, view):
         """Scores of the real values of other examples."""
@@ -113,16 +146,25 @@ class Generation(Evaluator):
         return float(np.mean([score(values[s:] + values[:s], examples).mean() for s in SHIFTS]))
 
     def _score(self, view, wanted: str) -> judges_lib.Score:
+        """The judge of a modality, which learns once for all evaluations of a program."""
         modality = view.program.experiment.modalities[raw_stream(view, wanted)]
-        return self.judges[wanted].ready(view.source, modality)
+        judge, kept = self.judges[wanted], view.program.compiled
+        key = ("judge", wanted, type(judge).__qualname__, repr(judge), repr(view.source))
+        if key not in kept:
+            kept[key] = judge.ready(view.source, modality)
+        return kept[key]
 
     def _examples(self, view, given: str, wanted: str) -> list[Example]:
         """The first examples of the split that have both modalities."""
-        count = self.num_examples.get(f"{given}_to_{wanted}", self.num_examples.get("*", 100))
-        split = self.splits.get(given, "{split}").format(split=view.split)
+        split, count = self._records(view, given, wanted)
         streams = [raw_stream(view, name) for name in (given, wanted) if name]
         candidates = view.examples(split, count)
         return [e for e in candidates if all(view.has(s, e) for s in streams)]
+
+    def _records(self, view, given: str, wanted: str) -> tuple[str, int]:
+        """The split of a cell, and how many of its records are read."""
+        count = self.num_examples.get(f"{given}_to_{wanted}", self.num_examples.get("*", 100))
+        return self.splits.get(given, "{split}").format(split=view.split), count
 
     def _generate(self, view, given: str, wanted: str, examples: list[Example]) -> list[Any]:
         from mmjax import generate

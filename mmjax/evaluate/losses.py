@@ -19,6 +19,15 @@ class Losses(Evaluator):
     num_batches: ranges.Count = 4
     tasks: tuple[str, ...] = ()
 
+    def check(self, view):
+        known = view.program.experiment.tasks
+        for name in self.tasks or known:
+            if name not in known:
+                raise ValueError(
+                    f"Losses: tasks has {name!r}, which is no task; there are {', '.join(known)}."
+                )
+            view.on(known[name].source).records(view.split)
+
     def run(self, view):
         metrics: dict[str, float] = {}
         for name in self.tasks or tuple(view.program.experiment.tasks):

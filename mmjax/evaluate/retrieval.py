@@ -1,32 +1,51 @@
-"""Retrieval and zero-shot classification in the shared space."""
+"""Retrieval in the shared space."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
 from mmjax.config import ranges
 from mmjax.data.source import Source
+from mmjax.evaluate import baselines, hits
+from mmjax.evaluate.ranking import recall, reciprocal
 from mmjax.experiment import Evaluator
+
+__all__ = ["Retrieval"]
+
+
+class Gallery(NamedTuple):
+    """Queries and candidates by number of example, their similarities, and which are right."""
+
+    queries: np.ndarray
+    candidates: np.ndarray
+    scores_QC: np.ndarray
+    same_QC: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Retrieval(Evaluator):
-    """R@k in every direction between modalities, in galleries of consecutive examples.
+    """R@k and mean reciprocal rank in every direction, in galleries of consecutive examples.
 
-    A query is a hit if a candidate with its identity is among the best k; ties are averaged over
-    random orders, so a model that maps everything to one point scores at chance. Metrics:
-    `<a>_to_<b>_R@<k>`, with `_<slice>` for the examples' slices (key `slices`) and `_<name>` for
-    each of `splits`.
+    A query is a hit if a candidate with its identity is among the best k, or one with its text, or
+    an example's with the text of the query: captions that repeat are the same. Ties are averaged
+    over random orders, so a model that maps everything to one point scores at chance. Metrics:
+    `<a>_to_<b>_R@<k>` and `<a>_to_<b>_MRR`, with `_<slice>` for the examples' slices (key `slices`)
+    and `_<name>` for each of `splits`. A view with a folder writes hits and misses to
+    `samples/<step>/`.
 
     Fields:
       modalities: at least two. gallery: candidates per query; a smaller split is one gallery.
       num_galleries: 0 = all.
       splits: suffix -> further split, where `{split}` stands for the evaluated one.
       source: of the examples; None = that of the first task.
+      num_train: train records from which the baselines learn; 0 = no baselines.
+      num_samples: hits, and as many misses, written for each direction.
     """
 
     modalities: tuple[str, ...]
@@ -35,6 +54,8 @@ class Retrieval(Evaluator):
     ks: tuple[ranges.Count, ...] = (1, 5)
     splits: dict[str, str] = dataclasses.field(default_factory=lambda: {"": "{split}"})
     source: Source | None = None
+    num_train: ranges.Natural = 1000
+    num_samples: ranges.Natural = 3
 
     def __post_init__(self):
         super().__post_init__()
@@ -43,29 +64,90 @@ class Retrieval(Evaluator):
                 f"Retrieval: modalities={self.modalities} has fewer than two; name at least two."
             )
 
+    def check(self, view):
+        view = view.on(self.source)
+        for a, b in itertools.combinations(self.modalities, 2):
+            view.comparing(a, b)
+        for split in self.splits.values():
+            self._check_gallery(view, split.format(split=view.split))
+
+    def _check_gallery(self, view, split: str) -> None:
+        """One gallery is read, and the rest only where it lacks a pair."""
+        pairs = list(itertools.combinations(self.modalities, 2))
+        for limit in dict.fromkeys((self.gallery, self.num_galleries * self.gallery)):
+            examples = view.examples(split, limit)
+            has = self._present(view, examples)
+            counts = {(a, b): int((has[a] & has[b]).sum()) for a, b in pairs}
+            if min(counts.values()) >= 2:
+                return
+        (a, b), count = min(counts.items(), key=lambda pair: pair[1])
+        raise ValueError(
+            f"Retrieval: {count} of {len(examples)} examples of split {split!r} have {a!r} and"
+            f" {b!r}, but a gallery needs two at least; give the split more records, or leave one"
+            " of the two out of modalities."
+        )
+
     def chance(self, view):
         view, levels = view.on(self.source), {}
         for suffix, split in self.splits.items():
             size = len(view.examples(split.format(split=view.split), self.gallery))
             end = f"_{suffix}" if suffix else ""
             levels |= {f"R@{k}{end}": min(k / max(size, 1), 1.0) for k in self.ks}
+            levels[f"MRR{end}"] = float(np.mean(1 / np.arange(1, size + 1))) if size else 0.0
         return levels
 
     def run(self, view):
         view, metrics = view.on(self.source), {}
-        for suffix, split in self.splits.items():
-            limit = self.num_galleries * self.gallery or None
-            examples = view.examples(split.format(split=view.split), limit)
+        chosen = hits.Hits(view, self, self.num_samples)
+        for suffix, examples in self._examples(view):
             compare = _Compare(view, examples)
-            present = {m: np.array([view.has(m, e) for e in examples]) for m in self.modalities}
+            present = self._present(view, examples)
+            right = _Right(view, examples, present)
             for a, b in itertools.permutations(self.modalities, 2):
-                hits = self._direction(examples, compare, present, a, b)
-                self._report(metrics, f"{a}_to_{b}", suffix, examples, hits)
+                galleries = list(self._galleries(examples, compare, right, present, a, b))
+                self._report(metrics, f"{a}_to_{b}", suffix, examples, galleries)
+                if suffix == next(iter(self.splits)):
+                    chosen.add(a, b, examples, galleries)
+        chosen.close()
         return metrics
 
-    def _direction(self, examples, compare, present, a, b) -> dict[int, np.ndarray]:
-        identity = np.array([e.get("identity", i) for i, e in enumerate(examples)])
-        hits = {k: np.full(len(examples), np.nan) for k in self.ks}
+    def baselines(self, view, scores):
+        view = view.on(self.source)
+        if not self.num_train or view.split == view.program.experiment.data.train_split:
+            return {}
+        learned = baselines.learn(view, self.modalities, self.num_train)
+        found: dict[str, dict[str, float]] = {}
+        for suffix, examples in self._examples(view, decoded=False):
+            present, methods = learned.ranked(self.modalities, examples)
+            right = _Right(view, examples, present)
+            for method, compare in methods.items():
+                own = found.setdefault(method, {})
+                for a, b in itertools.permutations(self.modalities, 2):
+                    if len(learned.both(a, b)) < baselines.FEW:
+                        continue
+                    galleries = list(self._galleries(examples, compare, right, present, a, b))
+                    self._report(own, f"{a}_to_{b}", suffix, examples, galleries)
+        shown = tuple(f"_{m}_{s}" if s else f"_{m}" for m in self._main for s in self.splits)
+        return {
+            method: {m: v for m, v in own.items() if m.endswith(shown) and np.isfinite(v)}
+            for method, own in found.items()
+        }
+
+    @property
+    def _main(self) -> tuple[str, ...]:
+        """The measures that are compared to those of simple methods."""
+        return (*(f"R@{k}" for k in self.ks[:1]), "MRR")
+
+    def _examples(self, view, **how) -> Iterator[tuple[str, list]]:
+        """Suffix and examples of each split."""
+        limit = self.num_galleries * self.gallery or None
+        for suffix, split in self.splits.items():
+            yield suffix, view.examples(split.format(split=view.split), limit, **how)
+
+    def _present(self, view, examples) -> dict[str, np.ndarray]:
+        return {m: np.array([view.has(m, e) for e in examples], bool) for m in self.modalities}
+
+    def _galleries(self, examples, compare, right, present, a, b) -> Iterator[Gallery]:
         size = min(self.gallery, len(examples))
         for start in range(0, len(examples) - size + 1, max(size, 1)):
             rows = np.arange(start, start + size)
@@ -73,19 +155,49 @@ class Retrieval(Evaluator):
             if not len(candidates):
                 continue
             scores = compare(a, b, queries, candidates)
-            same = identity[queries][:, None] == identity[candidates][None, :]
-            for k in self.ks:
-                hits[k][queries] = np.where(same.any(1), recall(scores, same, k), np.nan)
-        return hits
+            yield Gallery(queries, candidates, scores, right(a, b, queries, candidates))
 
-    def _report(self, metrics, direction, suffix, examples, hits):
+    def _report(self, metrics, direction, suffix, examples, galleries):
         end = f"_{suffix}" if suffix else ""
         slices = sorted({s for e in examples for s in e.get("slices", ())})
-        for k, hit in hits.items():
-            metrics[f"{direction}_R@{k}{end}"] = float(np.nanmean(hit))
+        measures = {f"R@{k}": functools.partial(recall, k=k) for k in self.ks}
+        for measure, of in {**measures, "MRR": reciprocal}.items():
+            value = np.full(len(examples), np.nan)
+            for g in galleries:
+                score = of(g.scores_QC, g.same_QC)
+                value[g.queries] = np.where(g.same_QC.any(1), score, np.nan)
+            metrics[f"{direction}_{measure}{end}"] = float(np.nanmean(value))
             for name in slices:
                 chosen = np.array([name in e.get("slices", ()) for e in examples])
-                metrics[f"{direction}_R@{k}{end}_{name}"] = float(np.nanmean(hit[chosen]))
+                metrics[f"{direction}_{measure}{end}_{name}"] = float(np.nanmean(value[chosen]))
+
+
+class _Right:
+    """Which candidates are right for a query: those with its identity, and those where one of the
+    two has a text that is the same."""
+
+    def __init__(self, view, examples, present):
+        number: dict[object, int] = {}
+        own = (e.get("identity", (i, "of its own")) for i, e in enumerate(examples))
+        self._identity_N = np.array([number.setdefault(key, len(number)) for key in own])
+        self._texts = {m: _texts(view, m, examples, there) for m, there in present.items()}
+
+    def __call__(self, a: str, b: str, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        same = np.zeros((len(queries), len(candidates)), bool)
+        for number_N in (self._identity_N, self._texts[a], self._texts[b]):
+            same |= number_N[queries][:, None] == number_N[candidates][None, :]
+        return same
+
+
+def _texts(view, modality: str, examples, present_N: np.ndarray) -> np.ndarray:
+    """A number for each example, which those with an equal text of a modality share."""
+    known: dict[str, int] = {}
+    numbers = np.arange(len(examples))
+    for i in np.flatnonzero(present_N).tolist():
+        value = view.value(modality, examples[i])
+        if isinstance(value, str):
+            numbers[i] = known.setdefault(value, i)
+    return numbers
 
 
 class _Compare:
@@ -102,75 +214,3 @@ class _Compare:
                 self._features[name, task] = self._view.embed(name, self._examples, task=task)
         one, two = (self._features[name, tasks[name]] for name in (a, b))
         return self._view.similarity(tasks[a], one[queries], two[candidates])
-
-
-def recall(scores_QC: np.ndarray, same_QC: np.ndarray, k: int) -> np.ndarray:
-    """Probability [Q] that a positive is among the best k, with ties in random order."""
-    best = np.max(np.where(same_QC, scores_QC, -np.inf), axis=1, keepdims=True)
-    above = np.sum(scores_QC > best, axis=1)
-    tied = np.sum(scores_QC == best, axis=1)
-    positives = np.sum((scores_QC == best) & same_QC, axis=1)
-    free = k - above  # places left for the tied candidates
-    out = np.zeros(len(scores_QC))
-    for q in range(len(out)):
-        miss = 1.0
-        for i in range(min(max(free[q], 0), tied[q])):
-            others = tied[q] - positives[q] - i
-            miss *= max(others, 0) / (tied[q] - i)
-        out[q] = 1.0 - miss if free[q] > 0 else 0.0
-    return out
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ZeroShot(Evaluator):
-    """Classification by text prompts (CLIP): the class with the nearest mean prompt embedding.
-
-    Fields:
-      modalities: those to classify. text: the modality of the prompts.
-      prompts: class identity -> texts; empty = `class_prompts()` of the evaluated source.
-      limit: examples; 0 = all.
-      source: of the examples; None = that of the first task.
-    """
-
-    modalities: tuple[str, ...]
-    text: str = "text"
-    prompts: dict[ranges.Natural, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    limit: ranges.Natural = 0
-    source: Source | None = None
-
-    def _prompts(self, view) -> dict[int, tuple[str, ...]]:
-        return self.prompts or view.source.class_prompts()
-
-    def chance(self, view):
-        return {"top1": 1.0 / len(self._prompts(view.on(self.source)))}
-
-    def run(self, view):
-        view = view.on(self.source)
-        prompts = self._prompts(view)
-        classes = sorted(prompts)
-        flat = [view.example(self.text, text) for c in classes for text in prompts[c]]
-        owner = np.array([i for i, c in enumerate(classes) for _ in prompts[c]])
-        examples = view.examples(view.split, self.limit or None)
-        metrics, prompted = {}, {}
-        for name in self.modalities:
-            chosen = [e for e in examples if view.has(name, e)]
-            tasks = view.comparing(name, self.text)
-            by = tasks[self.text]
-            if by not in prompted:
-                prompted[by] = view.embed(self.text, flat, task=by)
-            own = view.embed(name, chosen, task=tasks[name])
-            scores = _class_scores(view, tasks[name], own, prompted[by], owner)
-            target = np.array([classes.index(e["identity"]) for e in chosen])
-            same = np.arange(len(classes))[None, :] == target[:, None]
-            metrics[f"{name}_top1"] = float(np.mean(recall(scores, same, 1)))
-        return metrics
-
-
-def _class_scores(view, task: str, own_NX, prompts_PX, owner_P) -> np.ndarray:
-    """Similarity [N, C] to the prototype of each class's prompts, or the mean over its prompts."""
-    classes = range(int(owner_P.max()) + 1)
-    means = [view.prototype(task, prompts_PX[owner_P == c]) for c in classes]
-    if all(mean is not None for mean in means):
-        return view.similarity(task, own_NX, np.stack(means))
-    scores_NP = view.similarity(task, own_NX, prompts_PX)
-    return np.stack([scores_NP[:, owner_P == c].mean(1) for c in classes], axis=1)

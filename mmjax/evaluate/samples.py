@@ -1,7 +1,8 @@
 """Samples for a page: `samples.json` and the files that it names.
 
 `{"entries": [{"given": {modality: value}, "wanted": {modality: value}, ...}]}`, where a value is a
-file in the same folder, or text. Further keys: `score` {modality: 0..1}, and `note`, a text.
+file in the same folder, or text. Further keys: `score` {modality: 0..1}, and `note`, a text; of
+retrieval `rank`, `gallery` and, where another value was right, `right` {modality: value}.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from etils import epath
 
+from mmjax import files
 from mmjax.modalities.modality import Modality
 
 __all__ = ["FILE", "Writer"]
@@ -27,13 +29,16 @@ class Writer:
 
     def __init__(self, folder: epath.PathLike):
         self._folder, self._entries = epath.Path(folder), []
-        self._folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self._folder)
 
-    def add(self, given: Values, wanted: Values, **more: Any) -> None:
+    def add(
+        self, given: Values, wanted: Values, *, right: Values | None = None, **more: Any
+    ) -> None:
         """Adds a sample; `more` holds `score`, `note` or other keys."""
         stem = f"{'+'.join(given)}_to_{'+'.join(wanted)}_{len(self._entries)}"
         entry: dict[str, Any] = {}
-        for side, values in (("given", given), ("wanted", wanted)):
+        sides = {"given": given, "wanted": wanted} | ({"right": right} if right else {})
+        for side, values in sides.items():
             entry[side] = {
                 name: self._write(modality, value, f"{stem}_{side}_{name}")
                 for name, (modality, value) in values.items()
@@ -43,10 +48,10 @@ class Writer:
     def _write(self, modality: Modality, value: Any, stem: str) -> str:
         with tempfile.TemporaryDirectory() as folder:  # modalities write local files
             path = modality.write(value, Path(folder) / stem)
-            (self._folder / path.name).write_bytes(path.read_bytes())
+            files.write_bytes(self._folder / path.name, path.read_bytes())
         return path.name
 
     def close(self) -> None:
         """Writes the list."""
         text = json.dumps({"entries": self._entries}, indent=1)
-        (self._folder / FILE).write_text(text + "\n")
+        files.write_bytes(self._folder / FILE, f"{text}\n".encode())

@@ -7,16 +7,19 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mmjax import config, files
+from mmjax import config, console, files
 from mmjax.config.code_file import Code
-from mmjax.run import checkpoint, load
+from mmjax.run import checkpoint, evaluations, levels, load
+from mmjax.run.levels import chance
+
+__all__ = ["chance", "embed", "evaluate"]
 
 
 def evaluate(path: str, *, split: str | None = None, code: Code = None) -> dict[str, Any]:
     """Runs the evaluators of a run's config on a checkpoint.
 
     Writes `evals/<name>/<step>.json` (`<name>.<split>` if the split is not the config's) and
-    `scores.json` {name: {value, chance}}; returns the latter.
+    `scores.json` {name: {value, chance, <simple method>}}; returns the latter.
     """
     view = load.load(path, code=code, split=split or "")
     folder, _ = checkpoint.parse_path(path)
@@ -30,20 +33,20 @@ def evaluate(path: str, *, split: str | None = None, code: Code = None) -> dict[
     scores: dict[str, Any] = {}
     own = view.split == view.program.experiment.data.eval_split
     for name, evaluator in evaluators.items():
-        metrics, levels = evaluator.run(view), evaluator.chance(view)
+        metrics = evaluator.run(view)
         target = folder / "evals" / (name if own else f"{name}.{view.split}")
-        target.mkdir(parents=True, exist_ok=True)
+        files.make_folder(target)
         files.write_json(target / f"{view.step}.json", metrics)
+        compared = levels.of(view, name, evaluator, metrics)
         for metric, value in metrics.items():
-            scores[metric] = {"value": round(value, 4), "chance": chance(levels, metric)}
+            scores[metric] = {"value": round(value, 4), "chance": None}
+            for method, numbers in compared.items():
+                if metric in numbers:
+                    scores[metric][method] = round(numbers[metric], 4)
+    for line in evaluations.left_out(view.bad):
+        console.say(line)
     files.write_json(epath.Path(folder) / "scores.json", scores)
     return scores
-
-
-def chance(levels: dict[str, float], metric: str) -> float | None:
-    """Chance level of a metric, by the longest part of its name that has one."""
-    hits = [key for key in levels if metric == key or f"_{key}" in metric]
-    return levels[max(hits, key=len)] if hits else None
 
 
 def embed(path: str, given: dict[str, list[str]], *, code: Code = None):

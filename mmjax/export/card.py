@@ -92,8 +92,8 @@ def _say(modality: Modality) -> str:
         return f"an image file, Pillow image or array; {colour}, {rule} to {height} x {width}"
     if isinstance(modality, Audio):
         return (
-            f"a sound file, or a waveform at {modality.sample_rate} Hz; the first"
-            f" {modality.seconds:g} s"
+            f"a sound file, or a waveform at {modality.sample_rate} Hz, or at another rate that"
+            f" `sampling_rate` says; the first {modality.seconds:g} s"
         )
     assert isinstance(modality, Text)
     return f"a string; the first {modality.max_tokens} tokens, the end token included"

@@ -18,8 +18,9 @@ from mmjax.modalities.text import Text
 from mmjax.models import embed as embed_lib
 from mmjax.models import plan
 from mmjax.models.routers import TokenChoice
+from mmjax.models.stems import Convolutions, Patches, frames
 from mmjax.tokenizers.sentencepiece import SentencePiece
-from mmjax.typing import Vocabulary
+from mmjax.typing import TokenSpec, Vocabulary
 
 __all__ = [
     "contrastive_tasks",
@@ -80,6 +81,11 @@ def exported(experiment: Experiment) -> dict[str, str]:
             raise ConfigError(
                 f"export: head project/{name} is a {type(head).__name__}; only Projection has a"
                 " PyTorch twin."
+            )
+        if type(model.stem(name)) not in (Convolutions, Patches):
+            raise ConfigError(
+                f"export: stem {type(model.stem(name)).__name__} of modality {name!r} has no"
+                " PyTorch twin; there are Convolutions and Patches."
             )
     for block in (block for lane in lanes.values() for block in _blocks(model, lane)):
         if type(block) is not plan.Block:
@@ -167,6 +173,7 @@ def model_config(experiment: Experiment, widths: dict[str, int]) -> dict[str, An
             "piece_width": spec.width,
             "grid": list(spec.grid) if spec.grid else None,
             "projection": widths[name],
+            "stem": _stem(model, spec),
         }
     return {
         "model_type": "mmjax",
@@ -193,6 +200,17 @@ def model_config(experiment: Experiment, widths: dict[str, int]) -> dict[str, An
         "qk_norm": model.qk_norm,
         "position": model.position,
         "max_wavelength": model.max_wavelength,
+    }
+
+
+def _stem(model: plan.Transformer, spec: TokenSpec) -> dict[str, Any] | None:
+    """Convolutions before the matrix of pieces; None = there are none."""
+    stem = model.stem(spec.name)
+    if not isinstance(stem, Convolutions):
+        return None
+    return {
+        "pieces": [*frames(spec), *spec.piece],
+        "stages": [stage._asdict() for stage in stem.stages(spec)],
     }
 
 

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmjax import files
+from mmjax import files, modalities
 from mmjax.config import ConfigError
 from mmjax.config.code_file import Code
 from mmjax.export import card, describe, parity
+from mmjax.files import bucket, local
 from mmjax.modalities.text import Text
 from mmjax.models import plan
 from mmjax.run import checkpoint
@@ -25,9 +27,10 @@ from mmjax.run import load as load_lib
 from mmjax.run.view import View
 from mmjax.tokenizers.sentencepiece import SentencePiece
 
-__all__ = ["arrays", "export"]
+__all__ = ["arrays", "export", "write_decoders"]
 
 TEMPLATE = Path(__file__).parent / "template"
+DECODERS = ("sound", "sound_headers", "sound_media")
 PARTS = ("encoder",)
 NEEDED = ("torch", "transformers", "safetensors")
 
@@ -59,6 +62,12 @@ def export(
       NoCheckpoint: there is nothing to export. CheckFailed: the embeddings differ.
     """
     path, out = os.fspath(path), os.fspath(out)
+    if files.is_remote(out):
+        _checked_options(parts, verify)
+        remote = files.given(out)
+        _check_remote(remote, overwrite)
+        with local.standing_for(remote, last="parity.json") as made:
+            return export(path, made, parts=parts, verify=verify, overwrite=overwrite, code=code)
     target = _checked(out, parts, verify, overwrite)
     folder, _ = checkpoint.parse_path(path)
     describe.exported(load_lib.read_experiment(folder, code))
@@ -100,10 +109,7 @@ def _listed(target: Path) -> list[Any]:
 
 
 def _checked(out: str, parts: str, verify: bool, overwrite: bool) -> Path:
-    if parts not in PARTS:
-        raise ConfigError(f"--parts {parts}: there is no such part; use {', '.join(PARTS)}.")
-    if "://" in out:
-        raise ConfigError(f"--out {out}: is not on this machine; export here, then copy.")
+    _checked_options(parts, verify)
     target = Path(out).expanduser().absolute()
     if target.is_symlink():
         raise ConfigError(f"--out {out}: is a link; name the folder that it leads to.")
@@ -114,12 +120,26 @@ def _checked(out: str, parts: str, verify: bool, overwrite: bool) -> Path:
             raise ConfigError(f"--out {out}: holds files that no export wrote; name another.")
         if not overwrite:
             raise ConfigError(f"--out {out}: holds an export; name another folder, or --overwrite.")
+    return target
+
+
+def _check_remote(out: Any, overwrite: bool) -> None:
+    """Raises ConfigError if a folder of a bucket is in use."""
+    names = bucket.names(out)
+    if names and "parity.json" not in names:
+        raise ConfigError(f"--out {out}: holds files that no export wrote; name another.")
+    if names and not overwrite:
+        raise ConfigError(f"--out {out}: holds an export; name another folder, or --overwrite.")
+
+
+def _checked_options(parts: str, verify: bool) -> None:
+    if parts not in PARTS:
+        raise ConfigError(f"--parts {parts}: there is no such part; use {', '.join(PARTS)}.")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if verify and missing:
         raise ConfigError(
             f"--verify needs {', '.join(missing)}, not installed here; pip install 'mmjax[hf]'."
         )
-    return target
 
 
 def write(view: View, folder: Path) -> None:
@@ -133,6 +153,7 @@ def write(view: View, folder: Path) -> None:
     folder.mkdir()
     for file in sorted(TEMPLATE.glob("*_mmjax.py")):
         shutil.copyfile(file, folder / file.name)
+    write_decoders(folder)
     config = describe.model_config(experiment, widths)
     streams = describe.preprocessing(experiment)
     processor = {
@@ -150,10 +171,19 @@ def write(view: View, folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(weights)
 
 
+def write_decoders(folder: Path) -> None:
+    """The modules that decode sound, as they are, so that the processor hears what training did."""
+    for module in DECODERS:
+        code = (Path(modalities.__file__).parent / f"{module}.py").read_text()
+        neighbour = r"from mmjax\.modalities\.(\w+) import"
+        code = re.sub(neighbour, r"from .\1_mmjax import", code)
+        (folder / f"{module}_mmjax.py").write_text(code, encoding="utf-8")
+
+
 def arrays(view: View) -> dict[str, np.ndarray]:
     """Float32 arrays by their names in the PyTorch model.
 
-    These are the canonical names with dots: `embed.<stream>.{stream, piece}`,
+    These are the canonical names with dots: `embed.<stream>.{stream, piece, ...}`,
     `tables.<stream>.table`, `lanes.<lane>.blocks.<n>...`, `project.<stream>.kernel`.
     """
     program = view.program

@@ -14,6 +14,7 @@ from mmjax.experiment import Experiment
 from mmjax.generate import decoders, rerank, views
 from mmjax.generate.plan import Decoding
 from mmjax.parallel import mesh as mesh_lib
+from mmjax.parallel import together
 from mmjax.run import view as view_lib
 from mmjax.run.program import Program
 from mmjax.typing import Piece, Tokens, positions
@@ -57,6 +58,7 @@ def sample(
         made: list[dict[str, Piece]] = [{} for _ in part]
         for item in items:
             ids_BL = _decode(view, part, item, seeds_B)
+            view.pause()
             spec = program.vocabulary.spec(item.stream)
             for row, ids_L in enumerate(ids_BL):
                 made[row][item.stream] = views.piece(spec, ids_L)
@@ -209,4 +211,4 @@ def _compiled(program: Program, style: decoders.Style):
         position_LA = positions(spec.grid or spec.max_tokens)
         return decoders.parallel(model, style, sampling, tokens, position_LA, key_B)
 
-    return program.compiled.setdefault(("generate", style), jax.jit(run))
+    return program.compiled.setdefault(("generate", style), together.jit(run))

@@ -19,7 +19,7 @@ from mmjax import console, files
 from mmjax.config.code_file import Code
 from mmjax.config.error import ConfigError, nearest
 from mmjax.experiment import Experiment
-from mmjax.files import confined
+from mmjax.files import bucket, confined, local
 from mmjax.generate import sampling, sheet
 from mmjax.generate.plan import Decoding
 from mmjax.generate.rerank import contrasts
@@ -28,6 +28,7 @@ from mmjax.run.view import View
 from mmjax.typing import Piece
 
 CHUNK = 100  # samples that are decoded and written together
+OTHER_FILES = "--out {out}: holds files that are no samples; name another folder, or --overwrite."
 PLAIN = re.compile(r"[^/\\\x00.][^/\\\x00]*")  # a valid file name: no folder, not hidden
 MAX_RECORD = 1 << 28  # bytes of `samples.json`
 DRAWN = 0.7  # temperature for several samples, which would be equal at 0
@@ -104,6 +105,10 @@ def write(
     Raises:
       ConfigError, ValueError: as for `generate`; or OUT holds other files.
     """
+    if files.is_remote(out):
+        settings = {"steps": steps, "guidance": guidance, "beams": beams, "rerank": rerank}
+        settings |= {"num": num, "seed": seed, "temperature": temperature, "overwrite": overwrite}
+        return _write_remote(path, given, want, files.given(out), code=code, say=say, **settings)
     out = Path(out).expanduser()
     if num < 1:
         raise ConfigError(f"--num {num} makes no sample; use 1 or more.")
@@ -138,12 +143,26 @@ def write(
             part = todo[start : start + CHUNK]
             samples = sampling.sample(view, [pieces] * len(part), plan, sample_seeds(seed, part))
             for i, made in zip(part, samples, strict=True):
-                files = {n: _file(experiment, streams[n], made, out / f"{n}_{i}") for n in want}
-                done[i] = {"index": i, "files": files}
+                named = {n: _file(experiment, streams[n], made, out / f"{n}_{i}") for n in want}
+                done[i] = {"index": i, "files": named}
                 _record(out, request, done)
     finally:
         sheet.write(out, shown, want, [done[i] for i in sorted(done)], request)
     return _record(out, request, done)
+
+
+def _write_remote(
+    path: str, given: Mapping[str, str], want: Sequence[str], out: Any, **settings: Any
+) -> dict[str, Any]:
+    """As `write`, to a folder of a bucket: made on this machine, then uploaded."""
+    names = bucket.names(out)
+    if names and "samples.json" not in names and not settings["overwrite"]:
+        raise ConfigError(OTHER_FILES.format(out=out))
+    with local.standing_for(out, last="samples.json") as folder:
+        try:
+            return write(path, given, want, folder, **settings)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(str(folder), str(out))) from error
 
 
 # ------------------------------------------------------------------------------- names
@@ -269,9 +288,7 @@ def _former(out: Path, overwrite: bool) -> dict[str, Any] | None:
         if _is_record(record):
             return record
     if out.exists() and any(out.iterdir()) and not overwrite:
-        raise ConfigError(
-            f"--out {out}: holds files that are no samples; name another folder, or --overwrite."
-        )
+        raise ConfigError(OTHER_FILES.format(out=out))
     return None
 
 

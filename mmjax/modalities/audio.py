@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import fractions
 import functools
-import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,19 +20,13 @@ import numpy as np
 
 from mmjax.config import ranges
 from mmjax.files import confined
+from mmjax.modalities import sound
 from mmjax.modalities.modality import Modality, Unreadable
 from mmjax.typing import Piece, TokenSpec, positions
 
 __all__ = ["Audio"]
 
-RATES = range(1_000, 768_001)  # samples per second of a file
-BLOCK = 1 << 20  # samples, over all channels, that are decoded at a time
-SAMPLES_A_BYTE = 1 << 16  # a file that claims more is broken
-PHASES = 20_000  # of the resampling filter, whose length grows with them
 MAX_FILE = 1 << 30  # bytes of a file named on a command line
-# First bytes of WAV, RF64, W64, FLAC, OGG, AIFF, AU, CAF and MP3; the decoder knows many more.
-BEGINNINGS = tuple(b"RIFF RIFX RF64 riff fLaC OggS FORM .snd caff ID3".split())
-MARGIN = 0.1  # extra seconds that are decoded, since the resampling filter looks ahead
 PHASE_STEPS, MOMENTUM = 60, 0.99  # of the fast Griffin-Lim algorithm
 FIT_STEPS = 30  # of the fit of FFT bins to bands
 QUIET = 1e-8  # band power about 65 dB below a full-scale tone: quieter clips are not raised
@@ -96,9 +89,14 @@ class Audio(Modality):
     def spec(self, name: str) -> TokenSpec:
         """One continuous grid stream, along time."""
         tokens = self._num_tokens
-        width = self.patch_frames * self.num_mels
-        grid = (tokens, 1, 1)
-        return TokenSpec(name=name, kind="grid", max_tokens=tokens, width=width, grid=grid)
+        return TokenSpec(
+            name=name,
+            kind="grid",
+            max_tokens=tokens,
+            width=self.patch_frames * self.num_mels,
+            grid=(tokens, 1, 1),
+            piece=(self.patch_frames, self.num_mels, 1),
+        )
 
     def encode(self, value: Any) -> Piece | None:
         """Patches float32 (tokens, patch_frames * num_mels), by frame, band; position (t, 0, 0).
@@ -106,16 +104,21 @@ class Audio(Modality):
         Args:
           value: waveform (samples,), or (samples, channels) or (channels, samples), whose shorter
             axis is averaged; float, or int16 or int32 of full scale. Or (waveform, its rate), or
-            the bytes of a sound file: mixed to one channel by the mean, then resampled. None =
-            absent.
+            the bytes of a sound file or a video: mixed to one channel by the mean, then resampled.
+            None, and a video without sound, are absent.
 
         Raises ValueError for other types and shapes, NaN and infinity, and its subclass Unreadable
-        for bytes that are not a sound file.
+        for bytes that are not a sound file, or of a sound that ends before it should.
         """
         if value is None:
             return None
         frames, patch = self._num_tokens * self.patch_frames, self.hop * self.patch_frames
-        samples, total = self._samples(value, frames * self.hop / self.sample_rate)
+        try:
+            samples, total = self._samples(value, frames * self.hop / self.sample_rate)
+        except Unreadable as error:
+            if error.reason == "no_sound":
+                return None
+            raise
         num_cut = max(0, -(-(total - frames * self.hop) // patch))
         values = np.full((frames, self.num_mels), -2.0, np.float32)
         level = self._level(samples[: frames * self.hop])
@@ -129,21 +132,30 @@ class Audio(Modality):
         return self.speed_perturbation > 0
 
     def augment(self, piece: Piece, rng: np.random.Generator) -> Piece:
-        """Changes the speed by a factor in 1 / (1 + speed_perturbation) .. 1 + speed_perturbation.
-
-        Length and pitch change together, as on a turntable. Frames and bands of the piece are
-        interpolated, which is cheaper than resampling the waveform; silence follows the end, and
-        bands beyond the highest are as loud as it is.
-        """
+        """Plays at 1 / (1 + speed_perturbation) .. 1 + speed_perturbation times the speed."""
         speed = (1 + self.speed_perturbation) ** rng.uniform(-1, 1)
         values = np.asarray(piece.values_LP)
-        level = values.reshape(-1, self.num_mels)
+        level = self.at_speed(values.reshape(-1, self.num_mels), speed)
+        return piece._replace(values_LP=level.reshape(values.shape))
+
+    def at_speed(self, level: np.ndarray, speed: float) -> np.ndarray:
+        """Levels in -2..2 (frames, num_mels) of a clip that is played at this speed.
+
+        Length and pitch change together, as on a turntable. Frames and bands are interpolated,
+        which is cheaper than resampling the waveform; silence follows the end, and bands beyond the
+        highest are as loud as it is.
+        """
         level = np.concatenate([level, np.full((1, self.num_mels), -2, np.float32)])
         frames = np.minimum(np.arange(len(level) - 1) * speed, len(level) - 1)
-        centres = self._edges[1:-1]
+        centres = self.edges[1:-1]
         bands = np.interp(centres / speed, centres, np.arange(self.num_mels))
-        level = _between(_between(level, frames).T, bands).T
-        return piece._replace(values_LP=level.reshape(values.shape))
+        return _between(_between(level, frames).T, bands).T
+
+    def measure(self, value: Any) -> dict[str, float]:
+        """Length in seconds, and the share of the slots that it fills; nothing is decoded."""
+        seconds = float(self._seconds(value))
+        slots = self._num_tokens * self.patch_frames * self.hop / self.sample_rate
+        return {"seconds": seconds, "filled": min(1.0, seconds / slots)}
 
     def adapted(self, value: Any) -> str:
         """The lengths before and after, if a sound is cut."""
@@ -242,30 +254,24 @@ class Audio(Modality):
     def _samples(self, value: Any, seconds: float = math.inf) -> tuple[np.ndarray, int]:
         """At least the first `seconds`, at `sample_rate`, and the total number of samples."""
         if isinstance(value, bytes):
-            samples, rate, total = _decoded(value, seconds, self.max_samples)
+            with _told():
+                samples, rate, total = sound.decode(value, seconds, self.max_samples)
+            samples = _checked(samples)
         elif isinstance(value, tuple):
             samples, rate = self._array(value[0]), int(value[1])
             total = len(samples)
-            if rate not in RATES:
+            if rate not in sound.RATES:
                 raise Unreadable("sample_rate", f"Audio: {rate} samples a second")
             if seconds < math.inf:
-                samples = samples[: math.ceil((seconds + MARGIN) * rate)]
+                samples = samples[: math.ceil((seconds + sound.MARGIN) * rate)]
         else:
             samples = self._array(value)
             return samples, len(samples)
         if rate != self.sample_rate:
-            from scipy import signal
-
-            # Odd rates are matched to 1e-5 only: the filter grows with these numbers.
-            most = max(1, PHASES * self.sample_rate // max(rate, self.sample_rate))
+            with _told():
+                samples = sound.resampled(samples, rate, self.sample_rate, self.max_samples)
             ratio = fractions.Fraction(self.sample_rate, rate)
-            if max(ratio.numerator, ratio.denominator) > PHASES:
-                ratio = (1 / ratio).limit_denominator(most) ** -1
-            up, down = ratio.numerator, ratio.denominator
-            if len(samples) * up // down > max(self.max_samples, len(samples)):
-                raise Unreadable("sound_too_large", f"Audio: {len(samples)} samples at {rate} Hz")
-            samples = signal.resample_poly(samples, up, down).astype(np.float32)
-            total = -(-total * up // down)
+            total = math.ceil(total * ratio)
         return samples, total
 
     def _array(self, value: Any) -> np.ndarray:
@@ -277,8 +283,8 @@ class Audio(Modality):
     def _seconds(self, value: Any) -> float:
         """Length of a sound; that of a file comes from its header."""
         if isinstance(value, bytes):
-            with _opened(value) as file:
-                return file.frames / file.samplerate
+            with _told():
+                return sound.length(value)
         samples, rate = value if isinstance(value, tuple) else (value, self.sample_rate)
         return len(self._array(samples)) / rate
 
@@ -319,14 +325,14 @@ class Audio(Modality):
     def _bands(self) -> np.ndarray:
         """Triangles over FFT bins, each of area 1 in Hz: float32 (fft_size // 2 + 1, num_mels)."""
         bins = np.arange(self._fft_size // 2 + 1)[:, None] * (self.sample_rate / self._fft_size)
-        edges = self._edges
+        edges = self.edges
         low, centre, high = edges[:-2], edges[1:-1], edges[2:]
         rise, fall = (bins - low) / (centre - low), (high - bins) / (high - centre)
         bands = np.maximum(0, np.minimum(rise, fall)) * (2 / (high - low))
         return bands.astype(np.float32)
 
     @functools.cached_property
-    def _edges(self) -> np.ndarray:
+    def edges(self) -> np.ndarray:
         """Band edges in Hz: band i starts at edge i, peaks at i + 1 and ends at i + 2."""
         top = _mel(self.sample_rate / 2)
         return np.array([_hertz(m) for m in np.linspace(0, top, self.num_mels + 2)])
@@ -350,49 +356,12 @@ def _hertz(mel: float) -> float:
 
 
 @contextlib.contextmanager
-def _opened(content: bytes) -> Iterator[Any]:
-    """An open sound file. Raises Unreadable, also for errors inside the `with` block."""
-    import soundfile
-
-    is_mp3 = content[:1] == b"\xff" and content[1:2] >= b"\xe0"
-    if not is_mp3 and not content.startswith(BEGINNINGS):
-        raise Unreadable("broken_sound", "Audio: bytes of no known sound format")
+def _told() -> Iterator[None]:
+    """Errors of the decoder as those of a modality."""
     try:
-        with soundfile.SoundFile(io.BytesIO(content)) as file:
-            if file.samplerate not in RATES:
-                raise Unreadable("sample_rate", f"Audio: {file.samplerate} samples a second")
-            if file.frames > SAMPLES_A_BYTE * len(content):
-                raise ValueError(f"it claims {file.frames} samples in {len(content)} bytes")
-            yield file
-    except Unreadable:
-        raise
-    except Exception as error:  # decoders raise anything on broken bytes
-        raise Unreadable("broken_sound", f"Audio: {error}") from error
-
-
-def _decoded(content: bytes, seconds: float, most: int) -> tuple[np.ndarray, int, int]:
-    """The first seconds of a sound file, mixed to one channel; its rate and length in samples.
-
-    Raises Unreadable, also for more than `most` samples over all channels.
-    """
-    with _opened(content) as file:
-        rate, total = file.samplerate, file.frames
-        wanted = total if seconds == math.inf else math.ceil((seconds + MARGIN) * rate)
-        count = min(total, wanted)
-        if count * file.channels > most:
-            raise Unreadable("sound_too_large", f"Audio: {count} x {file.channels} samples")
-        parts, step = [], max(1, BLOCK // file.channels)
-        for start in range(0, count, step):
-            part = file.read(min(step, count - start), dtype="float32", always_2d=True)
-            parts.append(part.mean(axis=1))
-            if len(part) < min(step, count - start):
-                break
-    samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-    if not len(samples):
-        raise Unreadable("empty_sound", "Audio: a sound of no samples")
-    if len(samples) < count:
-        raise Unreadable("broken_sound", f"Audio: it ends after {len(samples)} of {count} samples")
-    return _checked(samples), rate, total
+        yield
+    except sound.SoundError as error:
+        raise Unreadable(error.reason, f"Audio: {error}") from error
 
 
 def _checked(value: Any) -> np.ndarray:

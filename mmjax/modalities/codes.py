@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from etils import epath
 
-from mmjax import config
+from mmjax import config, files
 from mmjax.modalities.modality import Modality
 from mmjax.tokenizers.learned import MANIFEST, WEIGHTS, Learned, without_field
 from mmjax.typing import Piece, TokenSpec, positions
@@ -111,23 +111,23 @@ class Codes(Modality):
         """
         del values
         target = epath.Path(folder)
-        if (target / MANIFEST).exists():
+        if files.exists(target / MANIFEST):
             return self._with(Learned.read(target), str(target))
         source = epath.Path(self.path) / "tokenizer"
-        if not self.path or not (source / MANIFEST).exists():
+        if not self.path or not files.exists(source / MANIFEST):
             where = f"path={self.path!r} " + ("holds no tokenizer" if self.path else "names none")
             raise ValueError(f"Codes: {where}; {REMEDY}.")
         ready = self._with(Learned.read(source), str(source))
-        target.mkdir(parents=True, exist_ok=True)
+        files.make_folder(target)
         for file in (WEIGHTS, MANIFEST):
-            (target / file).write_bytes((source / file).read_bytes())
+            files.write_bytes(target / file, (source / file).read_bytes())
         return ready
 
     def given_fingerprint(self) -> str:
         """That of the tokenizer in `path`, if one is there."""
         source = epath.Path(self.path) / "tokenizer"
         with contextlib.suppress(OSError, ValueError):
-            if self.path and (source / MANIFEST).exists():
+            if self.path and files.exists(source / MANIFEST):
                 return Learned.read(source).fingerprints["codes"]
         return ""
 

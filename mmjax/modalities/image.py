@@ -8,7 +8,7 @@ import functools
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -30,6 +30,9 @@ SCANS = 64  # of a JPEG: each may take as long as the whole image, and encoders 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 PLAUSIBLE, SMALL = 2_000, 1 << 22  # pixels per byte; pixels that any file may claim
 MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # of a JPEG, except those inside scans
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+Plan = tuple[Box, tuple[int, int]]  # what is cut from an image, and the height and width it gets
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # of EXIF, and those that exchange height and width
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's mode "L"
 
 
@@ -98,6 +101,7 @@ class Image(Modality):
             max_tokens=rows * columns,
             width=self.patch * self.patch * self.channels,
             grid=(1, rows, columns),
+            piece=(self.patch, self.patch, self.channels),
         )
 
     def encode(self, value: np.ndarray | bytes | None) -> Piece | None:
@@ -118,6 +122,22 @@ class Image(Modality):
         values = image_HWC * scale + shift
         values = values.reshape(rows, p, columns, p, self.channels).transpose(0, 2, 1, 3, 4)
         return Piece(positions((1, rows, columns)), values_LP=values.reshape(rows * columns, -1))
+
+    def measure(self, value: Any) -> dict[str, float]:
+        """Height, width and their ratio of the upright image; nothing is decoded."""
+        if not isinstance(value, bytes):
+            rows, columns = _array(value).shape[:2]
+        else:
+            import PIL.Image
+
+            try:
+                with PIL.Image.open(io.BytesIO(value), formats=_formats()) as image:
+                    columns, rows = image.size
+                    if image.getexif().get(ORIENTATION, 1) in TURNED:
+                        columns, rows = rows, columns
+            except Exception as error:  # decoders raise anything on broken bytes
+                raise Unreadable("no_image", f"Image: {error}") from error
+        return {"height": float(rows), "width": float(columns), "aspect": columns / rows}
 
     def adapted(self, value: np.ndarray | bytes) -> str:
         """The sizes before and after, if an image is stretched or cropped."""
@@ -228,15 +248,49 @@ class Image(Modality):
         if width * height > min(self.max_pixels, most) or max(width, height) > MAX_SIDE or tall:
             raise Unreadable("image_too_large", f"Image: {width} x {height} pixels")
 
-    def _scaled(self, value: Any) -> np.ndarray:
-        """An image, or the bytes of one, as float32 (height, width, channels) in 0..1."""
+    def reduced(self, value: Any, zoom: float = 1.0, around: int = 1) -> np.ndarray:
+        """Pixels (H, W, channels) to cut random crops from; uint8 unless the value has floats.
+
+        Args:
+          zoom: of the part that `encode` sees, which is at most that many times `size`.
+          around: height and width of the result over those of this part, as far as there is more.
+        """
+
+        def plan(rows: int, columns: int) -> Plan:
+            left, top, right, bottom = self.box(rows, columns)
+            sides = np.array([bottom - top, right - left])
+            high, wide = np.minimum((rows, columns), around * sides)
+            top, left = (rows - high) // 2, (columns - wide) // 2
+            scale = np.minimum(1, zoom * np.array(self.size) / sides)
+            height, width = np.maximum(1, np.round((high, wide) * scale)).astype(int).tolist()
+            return (int(left), int(top), int(left + wide), int(top + high)), (height, width)
+
+        image_HWC = self._scaled(value, plan)
+        if isinstance(value, bytes) or np.asarray(value).dtype == np.uint8:
+            return (image_HWC * 255 + 0.5).astype(np.uint8)
+        return image_HWC
+
+    def _scaled(self, value: Any, plan: Callable[[int, int], Plan] | None = None) -> np.ndarray:
+        """An image, or the bytes of one, as float32 (height, width, channels) in 0..1.
+
+        Args:
+          plan: what is cut from an image of these rows and columns, and its size; None = `box`, at
+            `size`.
+        """
+        is_exact = plan is None
+        plan = plan or (lambda rows, columns: (self.box(rows, columns), self.size))
         if isinstance(value, bytes):
             with self._opened(value) as image:
-                left, top, right, bottom = box = self._box(image.height, image.width)
-                strips = _strips(image, self._mode, box)
-                return self._resized(strips, bottom - top, right - left)
+                if image.format == "JPEG" and not is_exact:  # decoding a half, quarter or eighth
+                    (left, top, right, bottom), (height, width) = plan(image.height, image.width)
+                    share = width / (right - left), height / (bottom - top)
+                    least = math.ceil(image.width * share[0]), math.ceil(image.height * share[1])
+                    image.draft(None, least)
+                box, size = plan(image.height, image.width)
+                return self._resized(_strips(image, self._mode, box), box, size)
         image_HWC = _array(value)
-        if image_HWC.shape == (*self.size, self.channels):  # most arrays: nothing to scale
+        # Most arrays need no scaling.
+        if is_exact and image_HWC.shape == (*self.size, self.channels):
             return _checked(image_HWC)
         rows, columns, channels = image_HWC.shape
         self._check(columns, rows)
@@ -245,15 +299,16 @@ class Image(Modality):
                 f"Image: {channels} channels do not become channels={self.channels}; convert first"
                 " (an alpha channel: Pillow's convert('RGB')), or set channels."
             )
-        left, top, right, bottom = self._box(rows, columns)
+        box, size = plan(rows, columns)
+        left, top, right, bottom = box
         image_HWC = image_HWC[top:bottom, left:right]
         step = max(1, STRIP // (right - left))
         strips = ((i, image_HWC[i : i + step]) for i in range(0, bottom - top, step))
-        return self._resized(strips, bottom - top, right - left)
+        return self._resized(strips, box, size)
 
-    def _box(self, rows: int, columns: int) -> tuple[int, int, int, int]:
-        """Crop of an image (left, top, right, bottom): all, or the largest centre crop with the
-        aspect ratio of `size`."""
+    def box(self, rows: int, columns: int) -> Box:
+        """The part of an image that `encode` sees (left, top, right, bottom): all, or the largest
+        centre crop with the aspect ratio of `size`."""
         if self.resize != "crop":
             return 0, 0, columns, rows
         height, width = self.size
@@ -272,13 +327,14 @@ class Image(Modality):
         return (image_HWC @ LUMA)[:, :, None]
 
     def _resized(
-        self, strips: Iterable[tuple[int, np.ndarray]], rows: int, columns: int
+        self, strips: Iterable[tuple[int, np.ndarray]], box: Box, size: tuple[int, int]
     ) -> np.ndarray:
-        """Resizes an image, given as strips with their first rows, to `size`.
+        """Resizes what `box` cut from an image, given as strips with their first rows.
 
         Bicubic filters run along rows first, so strips give the same result as the whole image.
         """
-        height, width = self.size
+        rows, columns = box[3] - box[1], box[2] - box[0]
+        height, width = size
         wide = np.empty((rows, width, self.channels), np.float32)
         for first, strip in strips:
             part = self._converted(strip)

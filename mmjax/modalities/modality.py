@@ -44,8 +44,25 @@ class Modality:
         raise NotImplementedError(f"{type(self).__name__} must define spec(name).")
 
     def encode(self, value: Any) -> Piece | None:
-        """Tokens of a raw value; None if absent. Empty text is a Piece with only the end token."""
+        """Tokens of a raw value; None if absent, as blank text and a video without sound are."""
         raise NotImplementedError(f"{type(self).__name__} must define encode(value).")
+
+    def given(self, value: Any) -> Any:
+        """A raw value as people should see and compare it; None if `encode` takes it as absent."""
+        return value
+
+    def measure(self, value: Any) -> dict[str, float]:
+        """Sizes of a raw value, by name: of files from their headers. Raises ValueError."""
+        del value
+        return {}
+
+    def choices(self, value: Any) -> Sequence[Any]:
+        """The values that a raw value stands for, such as several captions of one picture.
+
+        Training takes one at each visit of the record, in turns over the epochs; retrieval takes
+        each. One for most modalities.
+        """
+        return (value,)
 
     @property
     def is_augmented(self) -> bool:

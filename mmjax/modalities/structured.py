@@ -11,12 +11,13 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from mmjax.config import ranges
 from mmjax.files import confined
+from mmjax.modalities import boxes as boxes_lib
 from mmjax.modalities.modality import Modality
 from mmjax.typing import Piece, TokenSpec, positions
 
@@ -34,8 +35,15 @@ class Boxes(Modality):
     Each of the four has its own `bins` ids: round(x * (bins - 1)). Order is by the distance of the
     corner (x0, y0) from (0, 0). Boxes beyond `max_boxes` are cut, and their tokens counted.
 
+    A value is an array of boxes, or one box, whose four numbers `order` names; or a dict, which the
+    map of a source gives (`fields={"boxes": "x0=left, y0=top, w=width_of_box, ..."}`): of each box
+    two of x0, x1, w, cx and two of y0, y1, h, cy (or `boxes`, an array as above), and of the
+    picture `width` and `height` where these are pixels.
+
     Fields:
       max_boxes: largest number of boxes. bins: ids per coordinate.
+      order: of the four numbers of a box: corners (xyxy; yxyx as in TFDS), a corner and the size
+        (xywh, as in COCO), or the middle and the size (cxcywh).
       num_sentinels: ids for masked spans; must exceed the runs of a masked sequence.
 
     >>> boxes = Boxes(bins=11, num_sentinels=0)
@@ -47,6 +55,9 @@ class Boxes(Modality):
     max_boxes: ranges.Count = 20
     bins: Annotated[int, ranges.Range(2)] = 1000  # 1 cannot tell 0 from 1
     num_sentinels: ranges.Natural = 16
+    order: Literal["xyxy", "yxyx", "xywh", "cxcywh"] = dataclasses.field(
+        default="xyxy", metadata={"is_new": True}
+    )
 
     def __post_init__(self):
         ranges.check(self)
@@ -59,13 +70,13 @@ class Boxes(Modality):
         """Ids int32 (4 boxes + 1,), the end id last; position (p, p, p). No box is the end alone.
 
         Args:
-          value: numbers (boxes, 4); None = absent.
+          value: numbers (boxes, 4) or (4,), or a dict as described above; None = absent.
 
         Raises ValueError for other shapes, NaN, and corners out of order or outside 0..1.
         """
         if value is None:
             return None
-        boxes = _checked_boxes(value)
+        boxes = _checked_boxes(boxes_lib.corners(value, self.order))
         distance = np.hypot(boxes[:, 0], boxes[:, 1])
         chosen = boxes[np.argsort(distance, kind="stable")[: self.max_boxes]]
         places = np.round(chosen * (self.bins - 1)).astype(np.int32)

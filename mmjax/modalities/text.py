@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,8 @@ from mmjax.typing import Piece, TokenSpec, positions
 __all__ = ["Text"]
 
 MAX_TEXT = 1 << 20  # characters
+MAX_CHOICES = 1024  # texts of one example
+VISIBLE = re.compile(r"[^\s\ufeff\u200b-\u200d\u2060]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,10 @@ class Text(Modality):
     Only the first 2**20 characters of a text are tokenized, or 64 per token of `max_tokens` if that
     is more: a tokenizer takes a hundred times the memory of the text. The tokens of the rest are
     estimated.
+
+    A byte order mark, the newlines at the end, and what carriage returns add to newlines are no
+    text. Empty and blank text is absent. A list of texts is several captions of one example, of
+    which training takes another one in each epoch, and retrieval takes all.
 
     Fields:
       tokenizer: trained on the corpus by `fit`.
@@ -65,21 +72,45 @@ class Text(Modality):
         )
 
     def encode(self, value: str | bytes | None) -> Piece | None:
-        """Ids int32 (length,), the end id last; position (p, p, p). Empty text is the end alone.
+        """Ids int32 (length,), the end id last; position (p, p, p). None for None and blank text.
 
         Raises ValueError for anything but text or None, and its subclass Unreadable for bytes that
         are not UTF-8.
         """
-        if value is None:
-            return None
+        value = self.choices(value)[0]
         head, share = _head(value, max(MAX_TEXT, 64 * self.max_tokens))
-        pieces = self.tokenizer.encode(_string(head))
+        text = _meant(head)
+        if text is None:
+            return None
+        pieces = self.tokenizer.encode(text)
         total = len(pieces) if share == 1 else round(len(pieces) / share)
         length = min(len(pieces) + 1, self.max_tokens)
         ids_L = np.empty(length, np.int32)
         ids_L[:-1] = pieces[: length - 1]
         ids_L[-1] = self.tokenizer.end_id
         return Piece(positions(length), ids_L=ids_L, num_cut=total + 1 - length)
+
+    def given(self, value: Any) -> Any:
+        """The text without byte order mark, carriage returns and last newlines; None if blank."""
+        return _meant(self.choices(value)[0])
+
+    def measure(self, value: Any) -> dict[str, float]:
+        """Characters of the text, of several the mean."""
+        texts = [t for one in self.choices(value) if isinstance(t := _meant(one), str)]
+        return {"characters": sum(map(len, texts)) / len(texts)} if texts else {}
+
+    def choices(self, value: Any) -> Sequence[Any]:
+        """The texts of a list that are not blank, each once; `(None,)` if all are."""
+        if not isinstance(value, (list, tuple)) and not (
+            isinstance(value, np.ndarray) and value.dtype == object and value.ndim == 1
+        ):
+            return (value,)
+        if len(value) > MAX_CHOICES:
+            raise Unreadable("too_many_texts", f"Text: {len(value)} texts; give {MAX_CHOICES}.")
+        for one in value:
+            if one is not None and not isinstance(one, (str, bytes)):
+                raise ValueError(f"Text: {str(one)[:80]!r} among the texts is no text; repair it.")
+        return tuple(dict.fromkeys(t for one in value if (t := _meant(one)) is not None)) or (None,)
 
     def decode(self, piece: Piece) -> str:
         """The text before the end token."""
@@ -94,19 +125,22 @@ class Text(Modality):
     def write(self, value: str | bytes, stem: str | Path) -> Path:
         """Writes a UTF-8 text file."""
         path = Path(f"{stem}.txt")
-        path.write_text(_string(value), encoding="utf-8")
+        text = value if isinstance(value, str) else self.given(value)
+        path.write_text(_string(text or ""), encoding="utf-8")
         return path
 
     def fit(self, values: Callable[[], Iterable[Any]], folder: Path) -> Text:
         """Text with its tokenizer trained on `values()`, or loaded from `folder`.
 
-        Values that are not UTF-8 are skipped.
+        Values that are blank or not UTF-8 are skipped.
         """
 
         def readable():
             for value in values():
                 with contextlib.suppress(Unreadable):
-                    yield _string(value)
+                    for one in self.choices(value):
+                        if (text := _meant(one)) is not None:
+                            yield text
 
         return dataclasses.replace(self, tokenizer=self.tokenizer.fit(readable, folder))
 
@@ -123,6 +157,15 @@ def _head(value: Any, room: int) -> tuple[Any, float]:
     if isinstance(value, str) and whole > room:
         return value[:room], room / whole
     return value, 1
+
+
+def _meant(value: Any) -> Any:
+    """A text as its writer meant it, None if it is blank; other values unchanged."""
+    text = _string(value)
+    if not isinstance(text, str):
+        return text
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").rstrip("\r\n")
+    return text if VISIBLE.search(text) else None
 
 
 def _string(value: Any) -> Any:

@@ -4,8 +4,9 @@ from mmjax.objectives.contrastive import Contrastive, InfoNCE, Sigmoid
 from mmjax.objectives.generative import MaskedTokens, NextToken
 from mmjax.objectives.objective import Extra, Objective
 from mmjax.objectives.reconstruction import Reconstruction
+from mmjax.objectives.symile import Symile
 
 __all__ = [
     "Contrastive", "Extra", "InfoNCE", "MaskedTokens", "NextToken", "Objective", "Reconstruction",
-    "Sigmoid",
+    "Sigmoid", "Symile",
 ]  # fmt: skip

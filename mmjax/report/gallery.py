@@ -46,9 +46,48 @@ def gallery(entries: Sequence[dict[str, Any]]) -> str:
         arrow = '<span aria-label="to">&rarr;</span>'
         title = f"{frame.escape(given)} {arrow} {frame.escape(wanted)}"
         blocks.append(cell(title, [_sample(e, picture_shape(_values(e), shape)) for e in some]))
+    return _opened(blocks, "pair")
+
+
+def is_retrieved(entry: dict[str, Any]) -> bool:
+    """Whether a sample is of retrieval: what was found for a query, and the place of the right."""
+    return type(entry.get("rank")) is int and type(entry.get("gallery")) is int
+
+
+def hits(entries: Sequence[dict[str, Any]]) -> str:
+    """Cards of retrieval by direction: query, what was found, and what was right."""
+    cells: dict[tuple[str, str], list[str]] = {}
+    for entry in filter(is_retrieved, entries):
+        pair = (" + ".join(entry["given"]), " + ".join(entry["wanted"]))
+        cells.setdefault(pair, []).append(_retrieved(entry))
+    arrow = '<span aria-label="to">&rarr;</span>'
+    blocks = [
+        cell(f"{frame.escape(given)} {arrow} {frame.escape(wanted)}", cards)
+        for (given, wanted), cards in cells.items()
+    ]
+    return _opened(blocks, "direction")
+
+
+def _retrieved(entry: dict[str, Any]) -> str:
+    shape = picture_shape([*_values(entry), *entry.get("right", {}).values()])
+    side = lambda values: "".join(show(name, v, shape) for name, v in values.items())
+    is_hit = entry["rank"] == 1
+    arrow = '<div class="arrow" aria-hidden="true">&darr;</div>'
+    content = f"{side(entry['given'])}{arrow}{side(entry['wanted'])}"
+    if not is_hit:
+        content += f'<p class="label">right was</p>{side(entry.get("right", {}))}'
+    place = f"{entry['rank']:,} of {entry['gallery']:,}"
+    more = f"first of {entry['gallery']:,}" if is_hit else f"the right one is {place}"
+    return card(content, f"{_mark(float(is_hit))} &middot; {more}")
+
+
+def _opened(blocks: Sequence[str], word: str) -> str:
+    """Blocks, of which all but the first are collapsed; empty if there is none."""
+    if not blocks:
+        return ""
     first, more = "".join(blocks[:OPEN]), blocks[OPEN:]
     if more:
-        count = f"{len(more)} more pair{'s' if len(more) > 1 else ''}"
+        count = f"{len(more)} more {word}{'s' if len(more) > 1 else ''}"
         first += f"<details><summary>{count}</summary>{''.join(more)}</details>"
     return f'<div class="gallery">{first}</div>'
 
@@ -110,8 +149,6 @@ def show(name: str, value: Any, shape: tuple[int, int]) -> str:
 
 def _content(file: Any, limit: int) -> bytes | None:
     """The bytes of a file; None if it is larger than `limit` or unreadable."""
-    if "://" in str(file):
-        return file.read_bytes() if file.stat().length <= limit else None
     with contextlib.suppress(OSError, confined.Refused):
         return confined.read(file, limit)
     return None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from mmjax import console
 from mmjax.config import short_names
-from mmjax.report import frame, gallery, sections
+from mmjax.report import experts, frame, gallery, overfitting, sections
 from mmjax.report.charts import number
 from mmjax.report.run import Run
 
@@ -15,10 +15,12 @@ SECTIONS = {  # title -> (message if it is empty, function that makes it)
     "Samples": ("no samples/: the run has not generated anything yet", lambda r: _samples(r)),
     "From everything to everything": ("no evaluation between modalities", sections.matrix),
     "Scores": ("no evals/: `mmjax eval` writes them", sections.scores),
+    "Hits and misses": ("", lambda r: gallery.hits(r.samples)),  # of retrieval alone
+    "Train and val": ("", overfitting.html),
     "Curves": ("no metrics.jsonl: the run has logged no step", sections.curves),
     "Conflicts": ("", sections.conflicts),  # few runs measure them
-    "Experts": ("no load of experts in the metrics: the model is dense", sections.experts),
-    "Time": ("no seconds in run.json: the run has not ended", sections.time_budget),
+    "Experts": ("no load of experts in the metrics: the model is dense", experts.experts),
+    "Time": ("no times in the metrics: an earlier version wrote them", sections.time_budget),
     "Data": ("no counts of batches in the metrics", sections.data),
 }
 
@@ -64,7 +66,7 @@ def _facts(run: Run) -> Iterator[str]:
 
 
 def summary(run: Run) -> list[tuple[str, str]]:
-    """At most ten (label, text) lines about a run."""
+    """At most eleven (label, text) lines about a run."""
     return [line for line in _summary(run) if line[1]]
 
 
@@ -90,6 +92,7 @@ def _summary(run: Run) -> Iterator[tuple[str, str]]:
     yield from _generation(run)
     yield "Retrieval", _retrieval(run)
     yield "Experts", _experts(run)
+    yield "Overfitting", next(iter(overfitting.lines(run)), "")
     yield "Health", _health(run)
 
 
@@ -134,6 +137,9 @@ def _retrieval(run: Run) -> str:
         return ""
     chance = run.chance(names[0])
     level = f", chance {chance:.2f}" if chance is not None else ""
+    simple = [run.simple(name).get("ridge", {}) for name in run.tables]
+    ridge = [own[metric] for own in simple for metric in own if metric in values]
+    level += f", ridge {min(ridge):.2f} to {max(ridge):.2f}" if ridge else ""
     low, high = min(values.values()), max(values.values())
     return f"R@1 {low:.2f} to {high:.2f} over {len(values)} directions{level}"
 
@@ -143,7 +149,8 @@ def _experts(run: Run) -> str:
     if not loads:
         return ""
     layer = max(loads, key=lambda n: loads[n])
-    return f"the busiest has {loads[layer]:.2f} fair shares (layer {layer} of {len(loads)})"
+    busiest = f"the busiest has {loads[layer]:.2f} fair shares (layer {layer} of {len(loads)})"
+    return "; warning: ".join([busiest, *(text.rstrip(".") for text in experts.warnings(run))])
 
 
 def _health(run: Run) -> str:
@@ -160,7 +167,8 @@ def _health(run: Run) -> str:
 
 
 def _samples(run: Run) -> str:
-    return gallery.gallery(run.samples) if run.samples else ""
+    made = [entry for entry in run.samples if not gallery.is_retrieved(entry)]
+    return gallery.gallery(made) if made else ""
 
 
 def _about(run: Run) -> str:

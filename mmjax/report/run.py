@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import logging
 import math
@@ -18,7 +17,8 @@ from etils import epath
 from mmjax import files
 from mmjax.evaluate import samples
 from mmjax.files import confined
-from mmjax.run import checkpoint, metrics, records
+from mmjax.run import checkpoint, experts, goodput, metrics, records
+from mmjax.run import levels as levels_lib
 
 _log = logging.getLogger("mmjax")
 
@@ -35,6 +35,8 @@ class Run:
       config: the tree in `config.json`. info: as from `mmjax info`. rows: of `metrics.jsonl`.
       scores: of `scores.json`. evals: evaluator (`<name>` or `<name>.<split>`) -> step -> metrics.
       samples: entries of the newest `samples/<step>/`, files by their paths.
+      experts: the document of `experts.json`.
+      levels: evaluator -> what chance and simple methods reach, by method, then by metric.
     """
 
     folder: epath.Path
@@ -44,6 +46,8 @@ class Run:
     scores: dict[str, Any]
     evals: dict[str, dict[int, dict[str, float]]]
     samples: list[dict[str, Any]]
+    experts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    levels: dict[str, levels_lib.Levels] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -92,50 +96,27 @@ class Run:
                 out[base] = table
         return out
 
+    def simple(self, evaluator: str) -> levels_lib.Levels:
+        """What simple methods reach on the split of `tables`, by method."""
+        table = self.tables.get(evaluator, {})
+        shown = (n for n, steps in self.evals.items() if steps[max(steps)] is table)
+        found = self.levels.get(next(shown, evaluator), {})
+        return {method: own for method, own in found.items() if method != "chance"}
+
     def _evaluator(self, name: str) -> str:
         known = self.config.get("evaluators", {})
         return next((k for k in known if name == k or name.startswith(f"{k}.")), name)
 
     def chance(self, metric: str) -> float | None:
         """Chance level of a score."""
-        return _numbers(_part(self.scores, metric, dict)).get("chance")
+        found = _numbers(_part(self.scores, metric, dict)).get("chance")
+        kept = (own.get("chance", {}).get(metric) for own in self.levels.values())
+        return found if found is not None else next((v for v in kept if v is not None), None)
 
     @functools.cached_property
     def seconds(self) -> dict[str, float]:
-        """Time budget of the last start; empty if the run has not ended."""
-        spent = self.last_start.get("seconds")
-        if not spent:
-            return {}
-        began = datetime.datetime.fromisoformat(self.last_start["time"]).timestamp()
-        training, waiting, before = 0.0, 0.0, None
-        for row in self.rows:
-            speed = row.get("throughput/steps_per_second")
-            if row.get("time", 0) < began or not speed:
-                continue
-            first = row["step"] - (self._interval if before is None else row["step"] - before)
-            elapsed = (row["step"] - first) / speed
-            training, before = training + elapsed, row["step"]
-            waiting += elapsed * row.get("data/wait_fraction", 0.0)
-        compiling = spent.get("compile", 0.0)
-        training -= spent.get("evaluate", 0.0) * self._share_inside
-        return {
-            "compile": compiling,
-            "start": max(spent.get("start", 0.0) - compiling, 0.0),
-            "data wait": waiting,
-            "steps": max(training - waiting - spent.get("save", 0.0), 0.0),
-            "evaluate": spent.get("evaluate", 0.0),
-            "save": spent.get("save", 0.0),
-        }
-
-    @property
-    def _interval(self) -> int:
-        return int(self.config.get("logging", {}).get("log_every", 1))
-
-    @property
-    def _share_inside(self) -> float:
-        """Share of the evaluations that ran between training steps."""
-        steps = [r["step"] for r in self.rows if any(n.startswith("eval/") for n in r)]
-        return sum(s < max(steps) for s in steps) / len(steps) if steps else 0.0
+        """Where the time of all starts went; empty if the metrics do not tell."""
+        return {name: s for name, s in goodput.budget(self.rows).items() if s > 0}
 
 
 def read(workdir: str) -> Run:
@@ -150,10 +131,12 @@ def read(workdir: str) -> Run:
         folder=folder,
         config=_config(folder),
         info=info,
-        rows=_rows(folder / "metrics.jsonl"),
+        rows=_rows(folder),
         scores=_scores(folder / "scores.json"),
         evals=_evals(folder / "evals"),
         samples=_samples(folder / "samples", folder),
+        experts=_json(folder / experts.FILE),
+        levels={p.name: found for p in _inside(folder / "evals") if (found := levels_lib.read(p))},
     )
 
 
@@ -164,9 +147,9 @@ def _json(path: epath.Path) -> dict[str, Any]:
     return {}
 
 
-def _rows(path: epath.Path) -> list[Row]:
+def _rows(folder: epath.Path) -> list[Row]:
     with contextlib.suppress(files.DamagedFile):
-        return metrics.read_rows(path)[0]
+        return metrics.read(folder)[0]
     return []
 
 
@@ -185,14 +168,23 @@ def _scores(path: epath.Path) -> dict[str, Any]:
 
 def _numbered(folder: epath.Path, suffix: str = "") -> dict[int, epath.Path]:
     """Children whose names are steps."""
-    children = folder.iterdir() if folder.is_dir() else ()
-    names = {p: p.name.removesuffix(suffix) for p in children}
+    names = {p: p.name.removesuffix(suffix) for p in _inside(folder)}
     return {int(n): p for p, n in sorted(names.items()) if n.isdecimal()}
+
+
+def _inside(folder: epath.Path) -> list[epath.Path]:
+    """What is in a folder; [] for anything else."""
+    is_there = files.is_remote(folder) or folder.is_dir()
+    return files.children(folder, "*") if is_there else []
+
+
+def _is_folder(path: epath.Path) -> bool:
+    return files.kind(path) == "folder" if files.is_remote(path) else path.is_dir()
 
 
 def _evals(folder: epath.Path) -> dict[str, dict[int, dict[str, float]]]:
     evals = {}
-    for child in sorted(folder.iterdir()) if folder.exists() else ():
+    for child in _inside(folder):
         steps = {s: _json(p) for s, p in _numbered(child, ".json").items()}
         steps = {s: _numbers(m) for s, m in steps.items()}
         if any(steps.values()):
@@ -210,11 +202,11 @@ def _samples(folder: epath.Path, root: epath.Path) -> list[dict[str, Any]]:
 
     Files behind links that lead out of the run are skipped.
     """
-    steps = {s: p for s, p in _numbered(folder).items() if p.is_dir()}
+    steps = {s: p for s, p in _numbered(folder).items() if _is_folder(p)}
     if not steps:
         return []
     newest = steps[max(steps)]
-    inside = sorted(child for child in newest.iterdir() if child.is_dir())
+    inside = [child for child in _inside(newest) if _is_folder(child)]
     return [entry for place in (newest, *inside) for entry in _entries(place, root)]
 
 
@@ -234,7 +226,9 @@ def _entries(folder: epath.Path, root: epath.Path) -> list[dict[str, Any]]:
     def side(entry: dict[str, Any], name: str) -> dict[str, Any]:
         return {m: value(v) for m, v in _part(entry, name, dict).items()}
 
-    entries = [e | {n: side(e, n) for n in ("given", "wanted")} for e in entries if type(e) is dict]
+    sides = ("given", "wanted", "right")
+    entries = [e | {n: side(e, n) for n in sides} for e in entries if type(e) is dict]
+    entries = [e if e["right"] else {n: v for n, v in e.items() if n != "right"} for e in entries]
     return [e | {"score": _part(e, "score", dict)} if "score" in e else e for e in entries]
 
 
@@ -246,8 +240,8 @@ def _part(value: Any, name: str, kind: type[Part]) -> Part:
 
 def _is_file(path: epath.Path, root: epath.Path) -> bool:
     """Whether the path is a regular file inside the run."""
-    if "://" in str(path):
-        return path.exists() and not path.is_dir()
+    if files.is_remote(path):
+        return files.exists(path) and not _is_folder(path)
     with contextlib.suppress(OSError, confined.Refused):
         os.close(confined.descriptor(path, root))
         return True

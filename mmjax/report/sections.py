@@ -10,6 +10,8 @@ from typing import Any
 from mmjax.report import charts, frame
 from mmjax.report.charts import number
 from mmjax.report.run import Run
+from mmjax.run import goodput
+from mmjax.run import levels as levels_lib
 
 ANCHORS = ("real", "codes", "trivial")  # reference rows, in place of a given modality
 OPEN_ROWS = 16  # rows beyond this collapse a table
@@ -68,9 +70,16 @@ def rows_of(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
 
 
 def scores(run: Run) -> str:
-    """A table for each evaluator, with chance levels."""
+    """A table for each evaluator, with chance and simple methods, and what they say in words."""
     tables = [_table(run, name, metrics) for name, metrics in run.tables.items()]
-    return "".join(sorted(tables, key=lambda t: t.startswith("<details")))
+    said = []
+    for name, metrics in run.tables.items():
+        found = run.simple(name)
+        words = levels_lib.verdict(levels_lib.rows(metrics, found)) if found else []
+        said += [f"{name}: {words[0]}", *words[1:]] if words else []
+    notes = "".join(f"<li>{frame.escape(text)}</li>" for text in dict.fromkeys(said))
+    notes = f'<ul class="soft">{notes}</ul>' if notes else ""
+    return notes + "".join(sorted(tables, key=lambda t: t.startswith("<details")))
 
 
 def _table(run: Run, name: str, metrics: Mapping[str, float]) -> str:
@@ -78,14 +87,17 @@ def _table(run: Run, name: str, metrics: Mapping[str, float]) -> str:
     columns = list(dict.fromkeys(c for row in rows.values() for c in row))
     levels = {n: run.chance(n) for n in rows}
     has_chance = any(v is not None for v in levels.values())
+    simple = run.simple(name)
     head = "".join(
         f'<th scope="col">{frame.escape(c.replace("_", " ") or "all")}</th>' for c in columns
     )
     head += '<th scope="col">chance</th>' if has_chance else ""
+    head += "".join(f'<th scope="col">{frame.escape(method)}</th>' for method in simple)
     body = []
     for row, cells in rows.items():
         shown = "".join(_score(cells.get(c), "R@" in row or has_chance) for c in columns)
         shown += f'<td class="soft">{number(levels[row])}</td>' if has_chance else ""
+        shown += "".join(_level(cells.get(""), own.get(row), row) for own in simple.values())
         label = frame.escape(row.replace("_", " "))
         body.append(f'<tr><th scope="row">{label}</th>{shown}</tr>')
     table = (
@@ -98,6 +110,15 @@ def _table(run: Run, name: str, metrics: Mapping[str, float]) -> str:
         f'<details class="scroll card"><summary><b>{frame.escape(name)}</b>: {len(rows)} metrics'
         f'</summary><table class="scores">{table}</table></details>'
     )
+
+
+def _level(score: float | None, level: float | None, metric: str) -> str:
+    """What a simple method reaches; marked where the run is not above it."""
+    if level is None:
+        return "<td></td>"
+    sign = -1 if levels_lib.is_loss(metric) else 1
+    lost = score is not None and sign * score <= sign * level
+    return f'<td class="{"bad" if lost else "soft"}">{number(level)}</td>'
 
 
 def _score(value: float | None, is_share: bool) -> str:
@@ -209,40 +230,17 @@ def conflicts(run: Run) -> str:
     return charts.heat(caption, "objective", names, rows) if rows else ""
 
 
-# ------------------------------------------------------------------------------ experts
-
-
-def experts(run: Run) -> str:
-    """Load of the busiest expert by stream and layer, averaged over the last logs."""
-    loads: dict[str, dict[int, float]] = {}
-    for match, points in run.matching(r"moe/layer_(\d+)/(?:([^/]+)/)?load_max"):
-        last = [y for _, y in points[-5:]]
-        loads.setdefault(match[2] or "all together", {})[int(match[1])] = sum(last) / len(last)
-    layers = sorted({layer for row in loads.values() for layer in row})
-    most = max((v for row in loads.values() for v in row.values()), default=1.0)
-    rows = {
-        name: [
-            (f"{row[n]:.2f}", (row[n] - 1) / max(most - 1, 1e-9)) if n in row else None
-            for n in layers
-        ]
-        for name, row in sorted(loads.items(), key=lambda item: item[0] != "all together")
-    }
-    caption = (
-        "<b>Load of the busiest expert</b>, in fair shares (1 = all alike), mean of the last five"
-        " logs. A stream that is far from 1 has experts of its own."
-    )
-    return charts.heat(caption, "stream", [f"layer {n}" for n in layers], rows) if rows else ""
-
-
 # --------------------------------------------------------------------------------- time
 
 
 def time_budget(run: Run) -> str:
-    """Time budget of the last start."""
+    """Where the time of all starts went, and the share that counts."""
     if not run.seconds:
         return ""
-    parts = {name: s for name, s in run.seconds.items() if s > 0}
-    return charts.shares(f"{duration(sum(parts.values()))} of wall time, last start", parts)
+    starts = len(run.info.get("run", {}).get("starts") or [0])
+    over = f"{starts} starts" if starts > 1 else "one start"
+    title = f"{duration(sum(run.seconds.values()))} over {over}; goodput"
+    return charts.shares(f"{title} {goodput.goodput(run.seconds):.0%}", run.seconds)
 
 
 def duration(seconds: float) -> str:

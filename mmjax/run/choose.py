@@ -3,20 +3,30 @@ ones are reported and skipped; nothing is modified."""
 
 from __future__ import annotations
 
-import contextlib
+import concurrent.futures
 import hashlib
 import logging
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from mmjax import files
 from mmjax.errors import NoCheckpoint
+from mmjax.files import bucket
 from mmjax.run import keeping
 from mmjax.run import manifest as manifest_lib
 
-__all__ = ["Chosen", "best_step", "choose", "damaged", "hash_file", "newest", "parse_path"]
+__all__ = [
+    "Chosen",
+    "best_step",
+    "choose",
+    "damaged",
+    "hash_files",
+    "newest",
+    "parse_path",
+]
 
 NAMED = 10  # checkpoints that an error names
 _log = logging.getLogger("mmjax")
@@ -37,7 +47,7 @@ def parse_path(path: str) -> tuple[epath.Path, str]:
     A folder that exists is a workdir, whatever its name.
     """
     text = str(files.given(path))
-    if "@" not in text or epath.Path(text).exists():
+    if "@" not in text or files.exists(epath.Path(text)):
         return epath.Path(text), ""
     head, at, metric = text.partition("@best:")  # first, since a metric may contain an @
     if at:
@@ -79,17 +89,21 @@ def choose(path: str) -> Chosen:
     return Chosen(workdir, step, read(workdir, step), {})
 
 
-def newest(workdir: epath.Path) -> Chosen | None:
+def newest(
+    workdir: epath.Path, check: Callable[[epath.Path, int], list[str]] | None = None
+) -> Chosen | None:
     """The newest intact checkpoint of a workdir; None if nothing was ever saved.
+
+    Args:
+      check: problems of a checkpoint; by default `damaged`.
 
     Raises:
       NoCheckpoint: there are checkpoints, but none is usable.
     """
-    folder, wrong = workdir / "checkpoints", {}
-    if files.is_remote(folder) or folder.exists():
-        wrong = keeping.strange(folder)
+    folder = workdir / "checkpoints"
+    wrong = keeping.strange(folder)
     for step in reversed(keeping.steps(folder)):
-        problems = damaged(workdir, step)
+        problems = (check or damaged)(workdir, step)
         if not problems:
             passed_over = {s: why for s, why in wrong.items() if s > step}
             for s, why in passed_over.items():
@@ -123,8 +137,11 @@ def read(workdir: epath.Path, step: int) -> dict[str, Any]:
         raise NoCheckpoint(f"{folder}: is damaged: {manifest_lib.FILE}: {error}.") from error
 
 
-def damaged(workdir: epath.Path, step: int) -> list[str]:
+def damaged(workdir: epath.Path, step: int, part: int = 0, parts: int = 1) -> list[str]:
     """Problems of a checkpoint: files that are missing, or differ from their hash.
+
+    Args:
+      part, parts: of the files only those that fall to this part, where several share the work.
 
     Raises:
       NoCheckpoint: it was written by a later version of mmjax, so it may be intact.
@@ -133,29 +150,53 @@ def damaged(workdir: epath.Path, step: int) -> list[str]:
     try:
         if not files.is_remote(folder) and files.kind(folder) != "folder":
             return [f"it is a {files.kind(folder)}, not a folder"]
-        wanted = manifest_lib.read(folder, step)["files"]
+        wanted = dealt(manifest_lib.read(folder, step)["files"], part, parts)
         there = {e.name: e for e in files.entries(folder)}
     except manifest_lib.NewerFormat as error:
         raise NoCheckpoint(f"{error}") from error
     except (ValueError, OSError) as error:
         return [f"{manifest_lib.FILE}: {error}"]
+    whole = [name for name in wanted if name in there and there[name].kind == "file"]
+    hashes = hash_files({name: there[name].path for name in whole}, _hash_or_none)
     wrong = []
     for name, digest in wanted.items():
         if name not in there:
             wrong.append(f"{name} is missing")
         elif there[name].kind != "file":
             wrong.append(f"{name} is a {there[name].kind}")
-        else:
-            with contextlib.suppress(OSError):
-                if hash_file(there[name].path) == digest:
-                    continue
+        elif hashes[name] != digest:
             wrong.append(f"{name} differs from its hash")
     return wrong
+
+
+def dealt(of: dict[str, Any], part: int, parts: int) -> dict[str, Any]:
+    """Every so many-th file by name: those of one process of the save are neighbours."""
+    return {name: of[name] for name in sorted(of)[part::parts]}
+
+
+def hash_files(paths: dict[str, Any], hashed: Callable[[Any], str] | None = None) -> dict[str, str]:
+    """SHA-256 of files by name; of a bucket several at a time."""
+    hashed = hashed or hash_file
+    if not any(map(files.is_remote, paths.values())):
+        return {name: hashed(path) for name, path in paths.items()}
+    with concurrent.futures.ThreadPoolExecutor(bucket.PARALLEL) as pool:
+        return dict(zip(paths, pool.map(hashed, paths.values()), strict=True))
+
+
+def _hash_or_none(path: Any) -> str:
+    try:
+        return hash_file(path)
+    except OSError:  # it is gone, or a disk cannot read it
+        return ""
 
 
 def hash_file(path: Any) -> str:
     """SHA-256 of a file, read in chunks."""
     digest = hashlib.sha256()
+    if files.is_remote(path):
+        for chunk in bucket.chunks(path):
+            digest.update(chunk)
+        return digest.hexdigest()
     with epath.Path(path).open("rb") as file:
         while chunk := file.read(files.CHUNK):
             digest.update(chunk)
@@ -198,7 +239,7 @@ def refuse_new(workdir: epath.Path) -> None:
             f"Workdir {text!r}: checkpoints cannot be saved below a folder whose name has one of"
             " [ ] * ?; choose a name without."
         )
-    if not workdir.exists() and re.search(r"@(best:.*|[0-9]+)$", text):
+    if not files.exists(workdir) and re.search(r"@(best:.*|[0-9]+)$", text):
         raise ValueError(
             f"Workdir {text!r}: reads as a checkpoint of {text.partition('@')[0]!r}; choose a name"
             " that does not end in @STEP or @best:METRIC."

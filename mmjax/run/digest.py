@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from etils import epy
 
+from mmjax.parallel import together
+
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
@@ -41,7 +43,7 @@ def _sums(leaves: list[Any]) -> list[Any]:
         return [_host_sums(np.asarray(leaf)) for leaf in leaves]
     named = [x.sharding for x in leaves if isinstance(x.sharding, jax.sharding.NamedSharding)]
     whole = jax.sharding.NamedSharding(named[0].mesh, jax.sharding.PartitionSpec())
-    return jax.device_get(jax.jit(_device_sums, out_shardings=whole)(leaves))
+    return jax.device_get(together.jit(_device_sums, out_shardings=whole)(leaves))
 
 
 def _is_on_host(leaf: Any) -> bool:

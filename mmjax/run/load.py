@@ -31,7 +31,7 @@ def read_experiment(folder: epath.Path, code: Code = None, *, of: Any = None) ->
       NoCheckpoint: it holds no run. ConfigError: its config needs classes of a config file or a
       package that was not given, or `code` is not what the run was started with.
     """
-    if not (folder / "config.json").exists():
+    if not files.exists(folder / "config.json"):
         raise checkpoint.NoCheckpoint(
             f"{folder}: holds no config.json, so it is not the workdir of a run; give a PATH as"
             " WORKDIR, WORKDIR@STEP or WORKDIR@best:METRIC."

@@ -28,6 +28,8 @@ from mmjax.objectives.objective import Extra
 from mmjax.optim import gradients
 from mmjax.parallel import mesh as mesh_lib
 from mmjax.parallel import rules as rules_lib
+from mmjax.parallel import together
+from mmjax.run import stopping
 from mmjax.typing import Metrics, PyTree, Vocabulary
 
 
@@ -121,7 +123,7 @@ class Program(step_lib.Parts):
             )  # fmt: skip
             return losses, metrics
 
-        return jax.jit(run)
+        return together.jit(run)
 
     def eval_gradients(self, task: str, by_loss: bool) -> Callable[..., dict[str, PyTree]]:
         """Jitted (params, model_state, extra, batch) -> gradient of each loss of a task, by its
@@ -141,7 +143,7 @@ class Program(step_lib.Parts):
                 return gradients.each(values, lambda weights: pullback(weights)[0])
             return {"": pullback(jax.tree.map(jax.numpy.ones_like, values))[0]}
 
-        return jax.jit(run)
+        return together.jit(run)
 
 
 def named_parts(
@@ -227,13 +229,14 @@ def compile_step(program: Program, task: str, variant: str) -> tuple[Any, float]
     """The compiled step and the seconds that it took."""
     began = time.perf_counter()
     experiment = program.experiment
-    batch = loader.example_batch(
+    batch = loader.batch_shapes(
         experiment.tasks[task], variant, experiment.modalities, program.vocabulary
     )
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=program.batch_sharding), batch
     )
+    flags = stopping.abstract(program.mesh)
     with jax.set_mesh(program.mesh):
-        step = program.train_step(task, variant)
-        executable = step.lower(program.abstract_state(), shapes).compile()
+        step = stopping.with_flags(program.train_step(task, variant), program.shardings)
+        executable = step.lower(program.abstract_state(), shapes, *flags).compile()
     return executable, time.perf_counter() - began

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,16 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from mmjax import errors
 from mmjax import step as step_lib
 from mmjax.data import layouts, loader
-from mmjax.data.source import BadRecord, Source
+from mmjax.data.reader import as_bad, check_bad
+from mmjax.data.source import BadRecord, Records, Source, key_of
 from mmjax.data.task import Sample, Streams
-from mmjax.modalities.modality import Unreadable
 from mmjax.optim import gradients
 from mmjax.parallel import mesh as mesh_lib
+from mmjax.parallel import together
 from mmjax.run import metrics
 from mmjax.run.program import Program
-from mmjax.typing import Piece, PyTree
+from mmjax.typing import Batch, Piece, PyTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,9 @@ class View:
     """Parameters on a mesh, with methods from raw values to embeddings and losses.
 
     `split` is the split under evaluation, `folder` the workdir or None, `data` a source that
-    replaces that of the first task.
+    replaces that of the first task. `pause` is called between batches and may end an evaluation by
+    an error, on all processes at once. `bad` collects the records that were left out, by split and
+    name.
     """
 
     program: Program
@@ -41,6 +45,8 @@ class View:
     split: str
     folder: epath.Path | None = None
     data: Source | None = None
+    pause: Callable[[], None] = lambda: None
+    bad: dict[tuple[str, str], BadRecord] = dataclasses.field(default_factory=dict)
 
     @property
     def source(self) -> Source:
@@ -51,23 +57,91 @@ class View:
         """The same model on other data; None = the same data."""
         return dataclasses.replace(self, data=data) if data else self
 
-    def examples(self, split: str, limit: int | None = None) -> list[dict[str, Any]]:
-        """Raw examples of a split, in order; unreadable ones are skipped."""
-        records, examples = self.source.open(split), []
-        for i in range(len(records)):
-            if limit and len(examples) >= limit:
-                break
-            with contextlib.suppress(BadRecord, Unreadable):
-                example = records[i]
-                for name in self.program.experiment.modalities:
-                    if isinstance(value := self.value(name, example), bytes):
-                        self.program.experiment.modalities[name].encode(value)
-                examples.append(example)
-        return examples
+    def records(self, split: str) -> Records:
+        """A split, opened. Raises ValueError where the source has none of this name, or it is
+        empty."""
+        kind, known = type(self.source).__name__, None
+        with contextlib.suppress(NotImplementedError):
+            known = self.source.splits()
+        if known is not None and split not in known:
+            raise ValueError(
+                f"{kind} has no split {split!r}; there are {', '.join(known) or 'none'}. Give it"
+                " one, or name another (data.eval_split is the one that is evaluated)."
+            )
+        records = self.source.open(split)
+        if not len(records):
+            raise ValueError(f"{kind}: split {split!r} has no record; give it some.")
+        return records
+
+    def examples(
+        self, split: str, limit: int | None = None, decoded: bool = True
+    ) -> list[dict[str, Any]]:
+        """Raw examples of a split, in order; unreadable ones are left out, and counted in `bad`.
+
+        Where a record has several values of a modality, such as captions, each further one is an
+        example of its own, with the identity of the record, behind it.
+
+        Args:
+          limit: of records.
+          decoded: bytes are decoded, to see what is bad; otherwise `bad` says which ones were.
+
+        Raises:
+          BadDataError: more of them are bad than `guards` allow.
+        """
+        found = itertools.islice(self.each(split, decoded=decoded), limit or None)
+        return list(itertools.chain.from_iterable(found))
+
+    def each(
+        self, split: str, rows: Iterable[int] | None = None, *, decoded: bool = True
+    ) -> Iterator[list[dict[str, Any]]]:
+        """The raw examples of one record after another, as `examples` gives them.
+
+        Args:
+          rows: numbers of the records; None = all.
+        """
+        records, bad = self.records(split), {}
+        allowed = self.program.experiment.guards.allowed_bad
+        for count, row in enumerate(range(len(records)) if rows is None else rows, 1):
+            if not decoded and self.bad and (split, key_of(records, row)) in self.bad:
+                continue
+            try:
+                found = self._whole(records[row], row, decoded)
+            except (MemoryError, errors.RunError):
+                raise
+            except Exception as error:  # sources and decoders raise anything on broken bytes
+                bad[row] = self.bad[split, key_of(records, row)] = as_bad(error)
+                check_bad(self.source, split, records, bad, count, allowed)
+                continue
+            yield found
+
+    def _whole(self, example: dict[str, Any], row: int, decoded: bool) -> list[dict[str, Any]]:
+        """The examples of a record. Raises if any of its bytes cannot be read."""
+        modalities = self.program.experiment.modalities if decoded else {}
+        for name, modality in modalities.items():
+            value = self.value(name, example)
+            # Bytes may be unreadable, or hold nothing of the kind (a video without sound).
+            if isinstance(value, bytes) and modality.encode(value) is None:
+                example = example | self.example(name, None)
+        return self._each_value(example, row)
+
+    def _each_value(self, example: dict[str, Any], record: int) -> list[dict[str, Any]]:
+        """The example with its first values, then one for each further value."""
+        first, further = dict(example), []
+        for name, modality in self.program.experiment.modalities.items():
+            raw = example.get(modality.field or name)
+            values = modality.choices(raw)
+            if len(values) > 1:
+                first |= self.example(name, values[0])
+                further += [self.example(name, value) for value in values[1:]]
+        if not further:
+            return [first]
+        identity = {"identity": example.get("identity", record)}
+        return [first | identity, *(one | identity for one in further)]
 
     def value(self, modality: str, example: dict[str, Any]) -> Any:
         """The raw value of a modality in an example."""
-        return example.get(self.program.experiment.modalities[modality].field or modality)
+        config = self.program.experiment.modalities[modality]
+        return config.given(example.get(config.field or modality))
 
     def example(self, modality: str, value: Any) -> dict[str, Any]:
         """An example that consists of this value of a modality."""
@@ -147,6 +221,7 @@ class View:
             with jax.set_mesh(self.program.mesh):
                 z_BSX = run(self.params, self.model_state, tokens)
             rows.append(to_host(z_BSX)[: len(part), 0])
+            self.pause()
         if rows:
             return np.concatenate(rows)
         tokens = _tokens(self.program, modality, [None] * group)
@@ -169,7 +244,7 @@ class View:
             model = step_lib.bind(program, params, model_state, 0, program.dtype)
             return config.objective.logit_scale(model, config.objective.views(config))
 
-        run = program.compiled.setdefault(("logit_scale", task), jax.jit(run))
+        run = program.compiled.setdefault(("logit_scale", task), together.jit(run))
         with jax.set_mesh(program.mesh):
             return float(to_host(run(self.params, self.model_state)))
 
@@ -179,12 +254,19 @@ class View:
         key = ("losses", task)
         run = program.compiled.setdefault(key, program.eval_losses(task))
         window = metrics.Window()
-        for batch in loader.eval_batches(program, task, self.split, num_batches):
+        for batch in self._batches(task, num_batches):
             with jax.set_mesh(program.mesh):
                 outputs = run(self.params, self.model_state, self.extra, batch)
             losses, more = jax.device_get(outputs)
             window.add({"loss": sum(losses.values())} | more)
+            self.pause()
         return window.take()
+
+    def _batches(self, task: str, num_batches: int) -> Iterator[Batch]:
+        """The first batches of the split; what is bad among their records is counted."""
+        yield from loader.eval_batches(self.program, task, self.split, num_batches)
+        reader = loader.eval_reader(self.program, task, self.split)
+        self.bad.update({(self.split, key_of(reader.records, n)): b for n, b in reader.bad.items()})
 
     def gradients(self, task: str, num_batches: int, by_loss: bool = False) -> dict[str, PyTree]:
         """Gradient of a task's mean loss over the first batches of the split, by name of the loss
@@ -194,11 +276,13 @@ class View:
             ("gradients", task, by_loss), program.eval_gradients(task, by_loss)
         )
         count = 0
-        for batch in loader.eval_batches(program, task, self.split, num_batches):
+        for batch in self._batches(task, num_batches):
             with jax.set_mesh(program.mesh):
                 own = run(self.params, self.model_state, self.extra, batch)
                 total = own if total is None else jax.tree.map(jnp.add, total, own)
             count += 1
+            jax.block_until_ready(total)  # collectives of two programs may not cross
+            self.pause()
         if total is None:
             raise ValueError(
                 f"Gradients: task {task!r} has no records in split {self.split!r}; name another."
@@ -207,7 +291,7 @@ class View:
 
     def inner(self, a: PyTree, b: PyTree) -> float:
         """Inner product of two trees like the parameters."""
-        run = self.program.compiled.setdefault("inner", jax.jit(gradients.inner))
+        run = self.program.compiled.setdefault("inner", together.jit(gradients.inner))
         with jax.set_mesh(self.program.mesh):
             return float(to_host(run(a, b)))
 
@@ -243,4 +327,4 @@ def embedder(program: Program, modality: str, task: str):
         model = step_lib.bind(program, params, model_state, rows, program.dtype)
         return objective.represent(model, tokens, modality, 1)[0].astype(jnp.float32)
 
-    return program.compiled.setdefault(("embed", task, modality), jax.jit(run))
+    return program.compiled.setdefault(("embed", task, modality), together.jit(run))

@@ -20,7 +20,7 @@ from mmjax import console
 from mmjax import step as step_lib
 from mmjax.experiment import Init
 from mmjax.models import names as names_lib
-from mmjax.parallel import distributed
+from mmjax.parallel import distributed, together
 from mmjax.run import checkpoint, load, matching
 from mmjax.run import program as program_lib
 from mmjax.run import workdir as workdir_lib
@@ -62,8 +62,8 @@ class WarmStart:
                 return fresh._replace(params=params, opt_state=built.tx.init(params), extra=extra)
 
         # The old state is donated and all of it kept as arguments: the new one has its memory.
-        begin = jax.jit(begin, out_shardings=built.shardings, donate_argnums=0, keep_unused=True)
-        state = begin(state, found["params"])
+        how = {"out_shardings": built.shardings, "donate_argnums": 0, "keep_unused": True}
+        state = together.jit(begin, **how)(state, found["params"])
         for line in self._lines():
             console.say(line, distributed.is_main())
         return state

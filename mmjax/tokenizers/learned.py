@@ -162,7 +162,7 @@ class Learned:
         from safetensors import numpy as safetensors
 
         path = epath.Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
+        files.make_folder(path)
         tensors = {n: np.ascontiguousarray(a, np.float32) for n, a in self.tensors.items()}
         manifest = {
             "format": FORMAT,

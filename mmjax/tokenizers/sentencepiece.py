@@ -121,7 +121,7 @@ class SentencePiece(Tokenizer):
         from etils import epath
 
         path = epath.Path(folder)
-        if (path / "tokenizer.json").exists():
+        if files.exists(path / "tokenizer.json"):
             return self._load(path)
         model = self._train(values())
         manifest = {
@@ -131,7 +131,7 @@ class SentencePiece(Tokenizer):
             "files": {MODEL_FILE: hashlib.sha256(model).hexdigest()},
             "fingerprint": self._digest(model),
         }
-        path.mkdir(parents=True, exist_ok=True)
+        files.make_folder(path)
         with files.replacing(path / MODEL_FILE) as partial:
             partial.write_bytes(model)
         with files.replacing(path / "tokenizer.json") as partial:

@@ -22,13 +22,13 @@ from mmjax.cli import cpu, doctor, embed, printing
 CODE = ("--code", "--code-sha256", "--compile-cache")
 # The whole command line. A new option is a decision: change this with it.
 OPTIONS = {
-    "doctor": ["--json"],
+    "doctor": ["--code", "--code-sha256", "--json", "--topology", "--workdir", "CONFIG"],
     "list": ["--json", "KIND"],
     "recipes": ["--out", "NAME", "copy"],
     "data": ["--json", "--out", "--records", "CONFIG", "check"],
-    "plan": ["--code", "--compile", "--json", "--topology", "CONFIG"],
-    "train": [*CODE, "--workdir", "CONFIG"],
-    "train-tokenizer": [*CODE, "--workdir", "CONFIG"],
+    "plan": ["--code", "--compile", "--compile-all", "--json", "--topology", "CONFIG"],
+    "train": [*CODE, "--profile", "--workdir", "CONFIG"],
+    "train-tokenizer": [*CODE, "--profile", "--workdir", "CONFIG"],
     "eval": [*CODE, "--json", "--split", "PATH"],
     "embed": [*CODE, "--given", "--out", "PATH"],
     "generate": [
@@ -38,9 +38,11 @@ OPTIONS = {
     "export": [*CODE, "--out", "--overwrite", "--parts", "--verify", "PATH"],
     "info": ["--json", "--verify", "PATH"],
     "launch": [
-        *("--compile-cache", "--devices-per-process", "--dry-run", "--name", "--num-processes"),
-        *("--project", "--restarts", "--spot", "--topology", "--workdir", "--zone", "CONFIG"),
-        "TARGET",
+        *("--account", "--cloud", "--compile-cache", "--coordinator", "--devices-per-process"),
+        *("--dry-run", "--env", "--force", "--hosts", "--image", "--name", "--node-rank"),
+        *("--nodes", "--num-processes", "--package", "--partition", "--project", "--python"),
+        *("--restarts", "--retries", "--spot", "--time", "--topology", "--workdir", "--zone"),
+        *("CONFIG", "TARGET"),
     ],
     "report": ["--json", "WORKDIR"],
 }
@@ -417,16 +419,20 @@ def test_a_mistyped_field_is_told_within_two_seconds(root):
             assert not xla_bridge._backends
         """
     )
-    seconds = []
-    for _ in range(2):
-        start = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, cwd=root
-        )
-        seconds.append(time.monotonic() - start)
-        assert done.returncode == 0, done.stderr
-        assert "did you mean --optimizer.learning_rate?" in done.stderr
-    assert min(seconds) < 2
+    done, seconds = cpu_seconds(program, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert "did you mean --optimizer.learning_rate?" in done.stderr
+    # Two seconds where these imports take half of one: machines differ, and a busy one is slower.
+    assert seconds < 4 * cpu_seconds("import numpy, tyro", cwd=root)[1]
+
+
+def cpu_seconds(program, *args, cwd):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *args], capture_output=True, text=True, cwd=cwd
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 TINY = "configs/quickstart.py:tiny"
@@ -453,7 +459,7 @@ def rate():
     [
         (
             [TINY, "--workdir", "{}/run", "--optimizer.grad_clip_norm", "-1"],
-            "optimizer: Muon: grad_clip_norm=-1.0 must be a number of 0 or more.",
+            "optimizer: Muon: grad_clip_norm=-1 must be a number of 0 or more.",
         ),
         (
             [TINY, "--workdir", "{}/run", "--logging.log_every", "0"],
@@ -490,21 +496,13 @@ def test_a_number_outside_its_range_is_told_within_two_seconds(args, message, tm
         sys.exit(code)
         """
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, "-c", program, *(a.format(tmp_path) for a in args)],
-        capture_output=True,
-        text=True,
-        cwd=root,
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done, seconds = cpu_seconds(program, *(a.format(tmp_path) for a in args), cwd=root)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("mmjax train: ")
     assert done.stderr.endswith(f"{message}\n")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
-    # CPU time, as the machine may be busy.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+    assert seconds < 4 * cpu_seconds("import numpy, tyro", cwd=root)[1]
 
 
 def test_the_commands_in_the_readme_exist(root):

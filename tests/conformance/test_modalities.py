@@ -16,6 +16,7 @@ import toy_codes
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.codes import Codes
 from mmjax.modalities.image import Image
+from mmjax.modalities.label import Label
 from mmjax.modalities.modality import Modality
 from mmjax.modalities.structured import Bins, Boxes, Metadata
 from mmjax.modalities.text import Text
@@ -69,8 +70,8 @@ random = np.random.default_rng(0)
 ROWS = {
     "text": Row(
         modality=Text(tokenizer=SentencePiece(vocab_size=300, num_sentinels=8), max_tokens=64),
-        values=("", *WORDS, "\u6f22\u5b57 <s_0> \U0001f600", "a  b"),
-        bad=(7, 1.5, ["one"], np.zeros(3), "\ud800", b"\xff"),
+        values=(*WORDS, "\u6f22\u5b57 <s_0> \U0001f600", "a  b"),
+        bad=(7, 1.5, ["one", 2], np.zeros(3), "\ud800", b"\xff"),
         same=lambda raw, back: raw == back,
         cost=1.0,
         static=False,
@@ -113,10 +114,45 @@ ROWS = {
     "boxes": Row(
         modality=Boxes(max_boxes=3, bins=101, num_sentinels=8),
         values=(np.zeros((0, 4)), [[0, 0.2, 0.5, 1]], [[0.1, 0, 0.2, 0.3], [0.5, 0.5, 1, 0.57]]),
-        bad=("boxes", np.zeros(4), [[0, 0, 1]], [[0.5, 0, 0.4, 1]], [[0, 0, 2, 1]], [[np.nan] * 4]),
+        bad=("boxes", np.zeros(5), [[0, 0, 1]], [[0.5, 0, 0.4, 1]], [[0, 0, 2, 1]], [[np.nan] * 4]),
         same=lambda raw, back: np.allclose(np.reshape(raw, (-1, 4)), back, atol=1e-6),
         cost=2.5,
         static=False,
+    ),
+    "boxes with sizes": Row(
+        modality=Boxes(max_boxes=3, bins=101, num_sentinels=8, order="cxcywh"),
+        values=(
+            [0.5, 0.5, 1, 1],
+            {"x0": 0, "w": 32, "cy": 10, "h": 20, "width": 64, "height": 40},
+            {"x0": [0.1, 0.5], "x1": [0.2, 1], "y0": [0, 0.5], "y1": [0.3, 0.57]},
+        ),
+        bad=(
+            "boxes",
+            np.zeros(3),
+            {"x0": 1, "y0": 2},
+            {"x0": 0, "x1": "a", "y0": 0, "y1": 1},
+            {"boxes": [[0, 0, 1, 1]], "width": 0, "height": 3},
+            [[0.9, 0.5, 0.4, 1]],
+        ),
+        same=lambda raw, back: (
+            1 <= len(back) <= 2 and bool((back >= 0).all() and (back <= 1).all())
+        ),
+        cost=6.0,
+        static=False,
+    ),
+    "label": Row(
+        modality=Label(names=("cat", "dog", "great tit")),
+        values=(0, "dog", b"great tit\n", np.int64(2), "1"),
+        bad=("cow", 3, -1, 1.5, True, b"\xff", np.zeros(2), "9" * 40, ["cat"]),
+        same=lambda raw, back: Label(names=("cat", "dog", "great tit")).given(raw) == back,
+        cost=1.0,
+    ),
+    "label of numbers": Row(
+        modality=Label(num_classes=10),
+        values=(0, 9, b"3", "7", np.uint8(5)),
+        bad=(10, "cat", 0.5, None.__class__),
+        same=lambda raw, back: int(raw) == back,
+        cost=1.0,
     ),
     "metadata": Row(
         modality=Metadata(

@@ -30,17 +30,20 @@ QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.py"
 NO_CONFIGS = {
     "Sample": "the data side makes one for each row of each batch",
     "Stack": "a Transformer makes it, whose fields are checked",
+    **dict.fromkeys(("Lengths", "Measured", "Shared", "Stream"), "figures of what was measured"),
 }
 # What the classes with required fields are made with, so that only the number is wrong.
 PATH: dict[str, Any] = {"path": "data/*"}
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("Files", "ArrayRecords", "Folder", "Parquet", "TFDS", "WebDataset"), PATH),
+    **dict.fromkeys(("Files", "ArrayRecords", "Folder", "Parquet", "TFDS", "WebDataset",
+                     "HuggingFace"), PATH),
     "Adapter": {"block": Block()},
     "Bins": {"num": 3},
     "ByStream": {"experts": (0,)},
     "Classify": {"num_classes": 3},
     "Decoding": {"stream": "a"},
     "GatedCrossAttention": {"reads": "a"},
+    "Label": {"num_classes": 3},
     "LoRA": {"block": Block()},
     "Generation": {"judges": NUMBERS_JUDGES},
     "Matrix": {"inputs": (0,), "outputs": (1,)},

@@ -18,7 +18,7 @@ import numpy as np
 
 from mmjax.data import folder, index, parquet, webdataset
 from mmjax.data.array_records import ArrayFile, decode_record
-from mmjax.data.files import _decoded
+from mmjax.data.fields import decoded as _decoded
 from mmjax.data.source import BadRecord
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image
@@ -35,8 +35,8 @@ def image(content: bytes, path: Path) -> None:
 
 def audio(content: bytes, path: Path) -> None:
     piece = AUDIO.encode(content)
-    assert piece is not None
-    assert np.isfinite(piece.values_LP).all()
+    if piece is not None:  # None: a container whose stream of sound was lost
+        assert np.isfinite(piece.values_LP).all()
 
 
 def tar(content: bytes, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import io
 import json
 import pickle
@@ -173,7 +174,7 @@ def test_duplicate_and_missing_keys_of_a_table(tmp_path):
     [
         ({}, "give one of the two"),
         ({"path": "a", "files": {"b": "c"}}, "give one of the two"),
-        ({"path": "gs://bucket/a.tar"}, "no local file"),
+        ({"path": "ftp://host/a.tar"}, "no local file and in no bucket"),
         ({"path": "a", "shares": {"train": 0.9}}, "sum to 1"),
         ({"path": "a", "fields": {"x": "pyd"}}, "pickle"),
         ({"path": "a", "fields": {"x": "npy;data.pkl"}}, "pickle"),
@@ -192,12 +193,12 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:700])
 
 
-def cut_between(path):
-    path.write_bytes(path.read_bytes()[:1536])
-
-
 def garbage(path):
-    path.write_bytes(b"\x1f\x8b" + bytes(range(256)) * 8)
+    path.write_bytes(b"\x1f\x8c" + bytes(range(256)) * 8)
+
+
+def packed(path):
+    path.write_bytes(gzip.compress(path.read_bytes()))
 
 
 def empty(path):
@@ -232,8 +233,8 @@ def same_member(path):
         (empty, "is empty"),
         (no_member, "holds no record"),
         (cut, "is cut"),
-        (cut_between, "is cut after 1536 bytes"),
         (garbage, "damaged, compressed or no tar"),
+        (packed, "is compressed by gzip"),
         (with_member("../x.txt"), "leads out of its folder"),
         (with_member("/etc/x.txt"), "leads out of its folder"),
         (with_member(kind=tarfile.SYMTYPE), "is a link"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import own
 import PIL.Image
@@ -31,6 +32,29 @@ def sound(kind):
     samples = np.random.default_rng(0).normal(0, 0.1, (4000, 2))
     soundfile.write(out, samples, 22050, format=kind)
     return out.getvalue()
+
+
+def piped():
+    """A FLAC file without a length, which is then sought in its last frame."""
+    content = sound("FLAC")
+    return content[:21] + bytes([content[21] & 0xF0, 0, 0, 0, 0]) + content[26:]
+
+
+def bare():
+    """An MP3 file without the frame that says its length."""
+    content = sound("MP3")
+    return content[content.find(content[:2], 100) :]
+
+
+def mp4(folder):
+    with av.open(str(folder / "x.mp4"), "w") as out:
+        track = out.add_stream("aac", rate=22050, layout="mono")
+        samples = np.random.default_rng(0).normal(0, 0.1, (1, 4000)).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(samples, "fltp", "mono")
+        frame.sample_rate = 22050
+        out.mux(track.encode(frame))
+        out.mux(track.encode())
+    return (folder / "x.mp4").read_bytes()
 
 
 def tar(folder):
@@ -70,6 +94,9 @@ SEEDS = {
     "image-progressive": lambda folder: picture("JPEG", progressive=True),
     **{f"audio-{k}": lambda folder, k=k: sound(k)
        for k in ("WAV", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "W64", "RF64")},
+    "audio-piped": lambda folder: piped(),
+    "audio-bare": lambda folder: bare(),
+    "audio-mp4": lambda folder: mp4(folder),
     "tar": tar,
     "rows": parquet,
     "record": lambda folder: encode_record({"text": "a", "image": b"bytes", "n": 3}),

@@ -11,7 +11,7 @@ import own
 import peak
 import pytest
 
-from mmjax.data import files, folder, index
+from mmjax.data import fields, folder, index
 from mmjax.data.array_records import ArrayRecords
 from mmjax.data.folder import Folder
 from mmjax.data.parquet import Parquet
@@ -285,12 +285,12 @@ def test_a_huge_member_of_a_tar_file_is_refused(tmp_path):
     "a JSON field of many megabytes, which would take gigabytes", "the record is bad"
 )
 def test_json_fields_that_are_too_large_are_refused():
-    content = b"[" + b"[]," * (files.MAX_JSON // 3) + b"[]]"
+    content = b"[" + b"[]," * (fields.MAX_JSON // 3) + b"[]]"
     with pytest.raises(BadRecord, match="bytes of JSON, more than") as caught:
-        files._decoded("json", content)
+        fields.decoded("json", content)
     assert caught.value.reason == "no_json"
     with pytest.raises(BadRecord):
-        files._decoded("cls", b"9" * 100_000)
+        fields.decoded("cls", b"9" * 100_000)
 
 
 @pytest.mark.fault(

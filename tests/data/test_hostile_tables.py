@@ -127,7 +127,7 @@ def test_values_are_the_same_whether_read_as_codes_or_not(coded, tmp_path):
         assert (a["image"], c["image"]) == (b"1" * 900, b"2")
         assert a["deep"] == {"a": [["u" * 400], None]}
         assert set(b) == {"tags", "deep"}
-    (group,) = records._tables[0]._groups.kept.values()
+    (group,) = records.tables[0]._groups.kept.values()
     assert pyarrow.types.is_dictionary(group.column("text").type) == coded
 
 

@@ -222,6 +222,8 @@ def test_shapes_are_known_without_data():
         place, batch, _ = batches[step]
         t = batches.schedule.tasks[place.task]
         example = loader.example_batch(t, place.variant, MODALITIES, VOCABULARY)
+        said = loader.batch_shapes(t, place.variant, MODALITIES, VOCABULARY)
+        assert said == jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), example)
         kinds = [jax.tree.map(lambda x: (x.shape, x.dtype.name), tree) for tree in (batch, example)]
         assert kinds[0] == kinds[1]
         assert jax.tree.structure(batch) == jax.tree.structure(example)
@@ -264,6 +266,10 @@ def test_too_many_bad_records_stop_the_run():
     patient = make(Toy(broken=(3, 40)), max_bad_fraction=0.05)
     for step in range(20):
         patient[step]
+    alone = make(Toy(size=40, broken=(3,)), max_bad_fraction=0.001)  # one is no sign of trouble
+    assert sum("bad/OSError" in alone[step][2] for step in range(20)) > 1
+    with pytest.raises(errors.BadDataError, match="1 of 40 records are bad"):
+        list(map(make(Toy(size=40, broken=(3,)), max_bad_fraction=0.0).__getitem__, range(20)))
     once = make(Toy(broken=(3,)), max_bad_fraction=0.01)  # of 100; it is met in every epoch
     assert sum("bad/OSError" in once[step][2] for step in range(60)) > 5
     hopeless = make(Toy(broken=tuple(range(100))))
@@ -344,6 +350,7 @@ CONFIG = """
 import dataclasses
 import numpy as np
 from mmjax.data import layouts, task
+from mmjax.data.augment import Augment
 from mmjax.data.source import BadRecord, Source
 from mmjax.modalities.modality import Modality
 from mmjax.typing import Piece, TokenSpec
@@ -362,10 +369,17 @@ class Counting(Source):
     def open(self, split):
         return [{"digits": i if i != self.broken else "x"} for i in range(50)]
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Nearby(Augment):
+    most: int = 5
+    def __call__(self, value, modality, rng):
+        return modality.encode(value + int(rng.integers(self.most)))
+
 def get_task(broken=-1):
     layout = layouts.Masked(input_tokens=2, target_tokens=1)
     return task.Task(source=Counting(broken=broken), inputs=("digits",), targets=("digits",),
-                     layout=layout, objective=None, batch_size=8, group_rows=4)
+                     layout=layout, objective=None, batch_size=8, group_rows=4,
+                     augment={"digits": Nearby()})
 """
 
 
@@ -380,7 +394,7 @@ def test_workers_change_nothing(tmp_path):
     def batches(broken):
         tasks = {"t": module.get_task(broken)}
         schedule = mixture.Mixture().bind(tasks, 0)
-        found = loader.readers(tasks, modalities, vocabulary, "train", 0.001)
+        found = loader.readers(tasks, modalities, vocabulary, "train", 0.0)  # strict: not even one
         return loader.Batches(schedule, mixture.Journal(), found, vocabulary, 0)
 
     streams = [loader.Stream(batches(-1), 3, num_workers=n) for n in (0, 2)]
@@ -421,6 +435,14 @@ def test_records_that_are_read_again_do_not_hide_the_share_of_bad_ones():
     assert there.num_read < 1200
 
 
+def test_readers_of_a_run_share_its_memory():
+    small, large = Toy(size=10), Toy(size=20)
+    tasks = {n: make_tasks(s)["pairs"] for n, s in (("a", small), ("b", large), ("c", large))}
+    made = loader.readers(tasks, MODALITIES, VOCABULARY, "train", 0.0, cache_bytes=4001)
+    assert {name: reader.cache_bytes for name, reader in made.items()} == dict.fromkeys("abc", 2000)
+    assert made["b"] is made["c"] is not made["a"]
+
+
 def test_a_copied_reader_starts_empty():
     there = reader.Reader(source=Toy(), split="train", modalities=MODALITIES, vocabulary=VOCABULARY)
     there.read(1, ("text",))
@@ -443,23 +465,64 @@ def test_to_global_shards_axis_0():
     same(jax.device_get(there), batch)
     for leaf in jax.tree.leaves(there):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
-    assert loader.host_groups(8, sharding) == range(8)
+    assert loader.host_groups(8, sharding) == tuple(range(8))
 
 
-class Half:
-    """A sharding of which this host holds some parts."""
+class Device(types.SimpleNamespace):
+    __hash__ = object.__hash__
 
-    def __init__(self, slices):
-        self.slices = slices
 
-    def addressable_devices_indices_map(self, shape):
-        return {i: (part,) for i, part in enumerate(self.slices)}
+class Placed:
+    """A sharding of 8 groups over the devices of hosts: (host, what a device holds) each."""
+
+    spec = (("data",),)
+
+    def __init__(self, *held: tuple[int, slice]):
+        self.held = held
+        self.mesh = types.SimpleNamespace(shape={"data": len({part.start for _, part in held})})
+
+    def devices_indices_map(self, shape):
+        each = shape[0] // self.mesh.shape["data"]
+        return {
+            Device(process_index=host): (slice(part.start * each, part.stop * each),)
+            for host, part in self.held
+        }
 
 
 def test_host_groups():
-    assert loader.host_groups(8, Half([slice(4, 6), slice(6, 8), slice(4, 6)])) == range(4, 8)
-    with pytest.raises(ValueError, match="not neighbours"):
-        loader.host_groups(8, Half([slice(0, 2), slice(6, 8)]))
+    """Groups of a host need not be neighbours; what two hosts hold both read."""
+    parts = [slice(i, i + 1) for i in range(4)]
+    turns = Placed((0, parts[0]), (1, parts[1]), (0, parts[2]), (1, parts[3]))
+    assert loader.host_groups(8, turns) == (0, 1, 4, 5)  # this is host 0
+    assert loader.host_groups(8, turns, 1) == (2, 3, 6, 7)
+    both = Placed((0, parts[0]), (1, parts[0]), (1, parts[1]), (1, parts[1]))
+    assert loader.host_groups(2, both, 0) == (0,)
+    assert loader.host_groups(2, both, 1) == (0, 1)
+    # So that what a host counts tells of the whole batch.
+    assert [loader.host_share(turns, host) for host in (0, 1)] == [0.5, 0.5]
+    assert [loader.host_share(both, host) for host in (0, 1)] == [0.5, 1.0]
+
+
+def test_hosts_whose_groups_are_in_turns_read_the_rows_of_one():
+    """Each part of a batch is what its device holds of the whole."""
+    whole = make(Toy())
+    hosts = Placed(*((i % 2, slice(i, i + 1)) for i in range(4)))
+    for host in range(2):
+        groups = {}
+        for name, t in whole.schedule.tasks.items():
+            for variant in t.variant_weights():
+                shape = t.shape(variant)
+                number = shape.batch_size // shape.group_rows
+                groups[name, variant] = loader.host_groups(number, hosts, host)
+        mine = make(Toy(), groups=groups)
+        for step in range(12):
+            place, batch, _ = mine[step]
+            assert place == whole[step][0]
+            for leaf, all_of_it in zip(*map(jax.tree.leaves, (batch, whole[step][1])), strict=True):
+                size, cut = loader.parts(leaf, hosts, host)
+                assert size == len(all_of_it)
+                for start, part in cut.items():
+                    np.testing.assert_array_equal(part, all_of_it[start : start + size // 4])
 
 
 def test_evaluation_reads_each_record_once_in_order():
@@ -471,6 +534,7 @@ def test_evaluation_reads_each_record_once_in_order():
             modalities=MODALITIES,
             seed=0,
             guards=types.SimpleNamespace(allowed_bad=0.1),
+            data=types.SimpleNamespace(cache_bytes=1 << 20),
         ),
         vocabulary=VOCABULARY,
         batch_sharding=sharding,

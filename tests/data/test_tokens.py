@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 import pickle
+import threading
 
 import numpy as np
 import pytest
 import toy_codes
+from store import Shared, Store
 
 from mmjax.data import loader, tokens
 from mmjax.data.source import BadRecord, Source
 from mmjax.modalities.codes import Codes
+from mmjax.parallel import distributed
 from mmjax.typing import Vocabulary
 
 GOOD = np.random.default_rng(0).random((4, 8, 16)).astype(np.float32)
@@ -120,6 +125,54 @@ def test_an_interrupted_one_goes_on_where_it_stopped(codes, tmp_path, monkeypatc
     assert sum(COUNTED) == 4  # the last four pictures
     check(table, codes)
     np.testing.assert_array_equal(table.ids_NL, whole.ids_NL)
+
+
+@pytest.fixture
+def as_processes(monkeypatch):
+    """Calls a function in threads that stand for processes, which meet at a store in memory."""
+    own = threading.local()
+
+    def call(count: int, function) -> list:
+        shared = Shared(count)
+
+        def begin(process: int):
+            own.process, own.store, own.names = process, Store(shared), itertools.count()
+            return function(process)
+
+        monkeypatch.setattr(distributed, "count", lambda: count)
+        with concurrent.futures.ThreadPoolExecutor(count) as pool:
+            jobs = [pool.submit(begin, i) for i in range(count)]
+            return [job.result() for job in jobs]
+
+    monkeypatch.setattr(distributed, "process", lambda: own.process)
+    monkeypatch.setattr(distributed, "is_main", lambda: own.process == 0)
+    monkeypatch.setattr(distributed, "store", lambda: own.store)
+    monkeypatch.setattr(distributed, "fresh", lambda name: f"{next(own.names)}/{name}")
+    return call
+
+
+def test_all_processes_compute_a_part(codes, tmp_path, as_processes, monkeypatch):
+    whole = prepare(codes, None)
+    computed = {}
+    run = tokens._Filler.run
+    noting = lambda filler: computed.setdefault(distributed.process(), filler.rows) and run(filler)
+    monkeypatch.setattr(tokens._Filler, "run", noting)
+    for table in as_processes(3, lambda _: prepare(codes, tmp_path / "work")):
+        check(table, codes)
+        np.testing.assert_array_equal(table.ids_NL, whole.ids_NL)
+        assert table.path
+    assert computed == {0: range(0, 3), 1: range(3, 6), 2: range(6, 10)}
+    (file,) = (tmp_path / "work" / "tokens").glob("*/*/train.npy")
+    assert sorted(p.name for p in file.parent.iterdir()) == ["train.json", "train.npy"]
+    computed.clear()
+    as_processes(3, lambda _: prepare(codes, tmp_path / "work"))
+    assert not computed
+
+
+def test_processes_that_share_no_folder_compute_for_themselves(codes, tmp_path, as_processes):
+    for _ in range(2):
+        for table in as_processes(2, lambda i: prepare(codes, tmp_path / f"work{i}")):
+            check(table, codes)
 
 
 def test_readers_look_up_and_say_why_a_record_is_bad(codes, tmp_path):

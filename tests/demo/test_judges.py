@@ -37,6 +37,7 @@ def test_the_digit_reader_reads_held_out_handwriting():
     assert score([np.zeros((8, 16, 1))] * 100, test[:100]).mean() <= 0.01
 
 
+@pytest.mark.slow
 def test_the_speech_reader_hears_new_voices():
     score = SpeechReader().ready(SOURCE, AUDIO)
     test = examples("test_new_voice")

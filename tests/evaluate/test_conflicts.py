@@ -31,6 +31,7 @@ def flat(tree) -> np.ndarray:
     return np.concatenate([np.ravel(x).astype(np.float64) for x in jax.tree.leaves(tree)])
 
 
+@pytest.mark.slow
 def test_cosines_equal_numpy(run):
     _, view, metrics = run
     rows = {task: flat(view.gradients(task, 1)[""]) for task in ("text", "image_text")}
@@ -41,6 +42,7 @@ def test_cosines_equal_numpy(run):
     assert norm == pytest.approx(np.linalg.norm(rows["text"]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_losses_by_themselves_add_up_to_the_task(run):
     _, view, _ = run
     parts = view.gradients("text", 1, by_loss=True)

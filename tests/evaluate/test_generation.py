@@ -67,7 +67,8 @@ class Fake:
     """A view of the numbers without a model."""
 
     split, step, source = "test", 7, Numbers()
-    program = types.SimpleNamespace(experiment=types.SimpleNamespace(modalities=MODALITIES))
+    experiment = types.SimpleNamespace(modalities=MODALITIES)
+    program = types.SimpleNamespace(experiment=experiment, compiled={})
 
     def __init__(self, folder=None):
         self.folder, self.asked = folder, []
@@ -245,3 +246,45 @@ def test_a_run_is_evaluated_and_shown(tmp_path):
     assert len(entries["entries"]) == 6 * 2
     lines = mmjax.report(str(tmp_path / "run"))["summary"]
     assert any(line.startswith("Best cell") for line in lines)
+
+
+# ---------------------------------------------------------------- before the first compile
+
+
+def test_judges_and_cells_are_opened_before_anything_is_compiled():
+    Generation(judges=JUDGES, num_examples={"*": 5}).check(Fake())
+    view = Fake()
+    with pytest.raises(ValueError, match="modality 'smell' is not in the model"):
+        Generation(judges={**JUDGES, "smell": judges.MaskIoU()}).check(view)
+    view.has = lambda modality, example: modality != "boxes"
+    with pytest.raises(ValueError, match="cells names image_to_boxes, but none of the first 100"):
+        Generation(judges=JUDGES, cells=("image_to_boxes",)).check(view)
+    with pytest.raises(ValueError, match="judges names 'boxes', but none of the records"):
+        Generation(judges=JUDGES, num_examples={"*": 5}).check(view)
+    wrong = {"image": judges.SameMetadata(), "mask": judges.MaskIoU()}
+    with pytest.raises(ValueError, match=r"SameMetadata: Image is no Metadata"):
+        Generation(judges=wrong, num_examples={"*": 5}).check(Fake())
+
+
+def test_a_judge_learns_once_for_a_program(monkeypatch):
+    learned = []
+    ready = judges.MaskIoU.ready
+    monkeypatch.setattr(
+        judges.MaskIoU, "ready", lambda self, *given: learned.append(1) or ready(self, *given)
+    )
+    evaluator = Generation(
+        judges={"mask": judges.MaskIoU(), "boxes": judges.BoxIoU()}, num_examples={"*": 5}
+    )
+    view = Fake()
+    view.program = types.SimpleNamespace(experiment=Fake.experiment, compiled={})
+    evaluator.check(view)
+    evaluator.check(view)
+    evaluator.chance(view)
+    assert learned == [1]
+
+
+def test_the_best_constant_answer_is_what_a_run_is_compared_to():
+    scores = {"image_to_mask_iou": 0.9, "trivial_to_mask_iou": 0.4, "real_to_mask_iou": 1.0}
+    assert Generation(judges=JUDGES).baselines(Fake(), scores) == {
+        "constant": {"image_to_mask_iou": 0.4}
+    }

@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from mmjax.evaluate import Retrieval, ZeroShot, retrieval, verbs
+from mmjax.evaluate import Retrieval, ZeroShot, ranking, verbs
 from mmjax.objectives import InfoNCE
 
 
@@ -19,6 +19,27 @@ def brute_force(scores, same, k):
     return np.mean(hits)
 
 
+def brute_reciprocal(scores, same):
+    """Mean over all orders of equal candidates of one over the rank of the first positive."""
+    ranks = []
+    for order in itertools.permutations(range(len(scores))):
+        ranked = sorted(order, key=lambda i: -scores[i])
+        ranks.append(1 + next(place for place, i in enumerate(ranked) if same[i]))
+    return np.mean(1 / np.array(ranks))
+
+
+def test_reciprocal_ranks_equal_the_mean_over_orders_of_ties():
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 3, (30, 5)).astype(float)
+    same = rng.random((30, 5)) < 0.4
+    same[0] = False  # nothing is right
+    found = ranking.reciprocal(scores, same)
+    assert found[0] == 0
+    for got, row, right in zip(found, scores, same, strict=True):
+        if right.any():
+            assert abs(got - brute_reciprocal(row, right)) < 1e-12
+
+
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_recall_equals_the_mean_over_orders_of_ties(k):
     rng = np.random.default_rng(0)
@@ -27,14 +48,14 @@ def test_recall_equals_the_mean_over_orders_of_ties(k):
         same = rng.random((1, 5)) < 0.4
         if not same.any():
             continue
-        got = retrieval.recall(scores, same, k)[0]
+        got = ranking.recall(scores, same, k)[0]
         assert abs(got - brute_force(scores[0], same[0], k)) < 1e-12
 
 
 class Fake:
     """A view whose embeddings are given."""
 
-    split = "val"
+    split, folder = "val", None
 
     def __init__(self, features, identities, slices=None):
         self.features = features
@@ -53,6 +74,9 @@ class Fake:
 
     def has(self, modality, example):
         return self.features[modality][example["row"]] is not None
+
+    def value(self, modality, example):
+        return example.get(modality)
 
     def example(self, modality, value):
         return {"prompt": value}
@@ -93,7 +117,9 @@ def test_chance_in_a_split_that_is_smaller_than_a_gallery():
     view = Fake({"a": [np.ones(4)] * 4, "b": [np.ones(4)] * 4}, range(4))
     evaluator = Retrieval(modalities=("a", "b"), splits={"": "{split}", "far": "{split}_far"})
     found, levels = evaluator.run(view), evaluator.chance(view)
-    assert levels == {"R@1": 0.25, "R@5": 1.0, "R@1_far": 0.25, "R@5_far": 1.0}
+    ranks = (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4
+    recalls = {"R@1": 0.25, "R@5": 1.0, "R@1_far": 0.25, "R@5_far": 1.0}
+    assert levels == recalls | {"MRR": ranks, "MRR_far": ranks}
     for metric, value in found.items():  # the model knows nothing
         assert verbs.chance(levels, metric) == pytest.approx(value)
 
@@ -133,7 +159,7 @@ def test_a_source_of_its_own_is_what_is_evaluated():
     found = {s: Retrieval(modalities=("a", "b"), source=s).run(view) for s in (None, other)}
     assert (found[None]["a_to_b_R@1"], found[other]["a_to_b_R@1"]) == (0.0, 1.0)
     two = Fake({"a": eye[:2], "b": eye[:2]}, range(2))
-    assert Retrieval(modalities=("a", "b"), ks=(1,), source=two).chance(view) == {"R@1": 0.5}
+    assert Retrieval(modalities=("a", "b"), ks=(1,), source=two).chance(view)["R@1"] == 0.5
     other.source = types.SimpleNamespace(class_prompts=lambda: dict.fromkeys(range(4), ("a",)))
     evaluator = ZeroShot(modalities=("a",), source=other)
     assert evaluator.chance(view) == {"top1": 0.25}
@@ -145,3 +171,18 @@ def test_bad_settings_are_told():
         Retrieval(modalities=("a",))
     with pytest.raises(ValueError, match="gallery=1"):
         Retrieval(modalities=("a", "b"), gallery=1)
+
+
+def test_captions_that_repeat_are_one_answer():
+    """The features of rows 0 and 1 are exchanged, which shows unless their captions are one."""
+    eye = list(np.eye(4, dtype=np.float32))
+    view = Fake({"a": eye, "b": [eye[1], eye[0], *eye[2:]]}, range(4))
+    evaluator = Retrieval(modalities=("a", "b"), ks=(1,))
+    first = lambda: {value for name, value in evaluator.run(view).items() if "R@1" in name}
+    assert first() == {0.5}
+    for example, caption in zip(view.all, ("a cat", "a cat", "a dog", None), strict=True):
+        example["b"] = caption
+    assert first() == {1.0}
+    # An absent caption is no answer: row 0 has two right ones among three that score alike.
+    view.features["b"][1], view.all[3]["b"] = None, "a cat"
+    assert evaluator.run(view)["a_to_b_R@1"] == pytest.approx((2 / 3 + 1 + 1) / 3)

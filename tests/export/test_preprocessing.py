@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import io
+import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import PIL.EpsImagePlugin
 import PIL.Image
@@ -12,7 +15,7 @@ import pytest
 import soundfile
 
 from mmjax import export
-from mmjax.export import describe
+from mmjax.export import describe, folder
 from mmjax.modalities import image as image_lib
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image
@@ -21,12 +24,17 @@ from mmjax.tokenizers.sentencepiece import SentencePiece
 
 
 @pytest.fixture(scope="module")
-def template():
-    path = Path(export.__file__).parent / "template" / "preprocessing_mmjax.py"
-    spec = importlib.util.spec_from_file_location("preprocessing_mmjax", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def template(tmp_path_factory):
+    """The module of the exported folder, as a part of a package, as transformers loads it."""
+    package = tmp_path_factory.mktemp("exported") / "exported_folder"
+    package.mkdir()
+    source = Path(export.__file__).parent / "template" / "preprocessing_mmjax.py"
+    (package / source.name).write_text(source.read_text())
+    folder.write_decoders(package)
+    (package / "__init__.py").write_text("")
+    sys.path.insert(0, str(package.parent))
+    yield importlib.import_module("exported_folder.preprocessing_mmjax")
+    sys.path.remove(str(package.parent))
 
 
 def twin(template, modality, kind: str):
@@ -139,6 +147,53 @@ def test_sound_files_at_other_rates(template, tmp_path, rate, seconds):
     np.testing.assert_array_equal(audio.encode(path.read_bytes()).values_LP, ours)
 
 
+@pytest.mark.parametrize("kind", ["m4a", "opus", "joined", "piped"])
+def test_sound_files_of_all_kinds(template, tmp_path, kind):
+    samples = np.random.default_rng(0).uniform(-0.2, 0.2, 16000).astype(np.float32)
+    path, audio = tmp_path / f"a.{kind}", Audio(seconds=2.5)
+    if kind == "m4a":
+        with av.open(str(path), "w", format="mp4") as out:
+            track = out.add_stream("aac", rate=16000, layout="mono")
+            frame = av.AudioFrame.from_ndarray(samples[None], "fltp", "mono")
+            frame.sample_rate = 16000
+            out.mux(track.encode(frame))
+            out.mux(track.encode())
+    else:
+        format, subtype = {"opus": ("OGG", "OPUS"), "joined": ("MP3", None)}.get(
+            kind, ("FLAC", None)
+        )
+        soundfile.write(path, samples, 16000, format=format, subtype=subtype)
+    content = path.read_bytes()
+    if kind == "joined":
+        path.write_bytes(content * 2)
+    elif kind == "piped":  # without a length
+        path.write_bytes(content[:21] + bytes([content[21] & 0xF0, 0, 0, 0, 0]) + content[26:])
+    ours = audio.encode(path.read_bytes()).values_LP
+    assert ours[20:25].max() > 0
+    assert (ours[30:45].max() > 0) == (kind == "joined")
+    np.testing.assert_array_equal(twin(template, audio, "audio")(str(path)), ours)
+    np.testing.assert_array_equal(audio.encode(audio.read(str(path))).values_LP, ours)
+    (tmp_path / "cut.wav").write_bytes(_wav(samples)[:9000])
+    with pytest.raises(ValueError, match="it ends after"):
+        twin(template, audio, "audio")(str(tmp_path / "cut.wav"))
+
+
+def _wav(samples) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, 16000, format="WAV")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 44101, 16000])
+def test_a_waveform_may_have_another_rate(template, rate):
+    audio = Audio(seconds=0.5)
+    samples = np.random.default_rng(0).normal(size=(rate, 2)).astype(np.float32) * 0.1
+    found = twin(template, audio, "audio")(samples, sampling_rate=rate)
+    np.testing.assert_array_equal(found, audio.encode((samples, rate)).values_LP)
+    with pytest.raises(ValueError, match="0 samples a second"):
+        twin(template, audio, "audio")(samples, sampling_rate=0)
+
+
 @pytest.mark.parametrize(("count", "said"), [(9000, "NaN or infinity"), (0, "no samples")])
 def test_a_sound_file_that_holds_no_numbers_is_refused(template, tmp_path, count, said):
     path, audio = str(tmp_path / "a.wav"), Audio(seconds=0.5)
@@ -150,13 +205,17 @@ def test_a_sound_file_that_holds_no_numbers_is_refused(template, tmp_path, count
 
 def test_texts(template, tmp_path):
     texts = ["forty-two", "", "a b  c " * 20, "Ünïcode ﬁ 漢字 🙂", "two\nlines", "<s_0>"]
+    texts += ["\ufeffmarked", "two\r\nlines\r\n", "a tail\n\n", b"\xef\xbb\xbfbytes\r\n", " b "]
     tokenizer = SentencePiece(vocab_size=400, num_sentinels=4).fit(lambda: texts, tmp_path)
     text = Text(tokenizer=tokenizer, max_tokens=12)
     (tmp_path / "copy").write_bytes(tokenizer.model)
     made = template.make("text", max_tokens=12, end_id=tokenizer.end_id, model_file="copy")
     made.load(tmp_path / "copy")
     for value in texts:
-        np.testing.assert_array_equal(made(value), text.encode(value).ids_L)
+        piece = text.encode(value)
+        assert (piece is None) == (value == "")  # absent in training; here its end token
+        ids = [tokenizer.end_id] if piece is None else piece.ids_L
+        np.testing.assert_array_equal(made(value), ids)
     padded = template.stack([made(value) for value in texts])
     assert padded.shape == (len(texts), 12)
     assert padded[1].tolist() == [tokenizer.end_id] + [-1] * 11

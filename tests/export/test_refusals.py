@@ -125,7 +125,7 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     code, text = refused("runs/x", "--out", f"{tmp_path}/link", "--overwrite", capsys=capsys)
     assert code == 2
     assert "is a link" in text
-    assert refused("runs/x", "--out", "gs://a/b", capsys=capsys)[0] == 2
+    assert refused("runs/x", "--out", "ftp://a/b", capsys=capsys)[0] == 2
     code, text = refused(str(tmp_path / "absent"), "--out", out, capsys=capsys)
     assert code == 66
     assert "holds no config.json" in text

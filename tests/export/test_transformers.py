@@ -20,7 +20,7 @@ import mmjax
 from mmjax import cli, config
 from mmjax.errors import CheckFailed
 from mmjax.export import folder, parity
-from mmjax.models import MoE
+from mmjax.models import Convolutions, MoE
 from mmjax.run import program
 from mmjax.run import workdir as workdir_lib
 from mmjax.run.view import View
@@ -152,6 +152,14 @@ MODELS = {
         "encoder_layers": 3,
         "qk_norm": False,
         "head_dim": 6,
+    },
+    "convolutions over pictures and spectrograms": {
+        "moe": None,
+        "encoder_layers": 1,
+        "stems": {
+            "image": Convolutions(channels=(4, 8)),
+            "audio": Convolutions(channels=(4, 4, 6)),
+        },
     },
 }
 

@@ -156,6 +156,7 @@ def test_text_is_the_chain_of_whole_passes(view, slow, temperature, weight):
 
 
 @pytest.mark.parametrize(("beams", "weight"), [(2, 1.0), (5, 1.0), (3, 2.0)])
+@pytest.mark.slow
 def test_beams_are_what_lists_of_texts_give(view, slow, beams, weight):
     known = letters.pieces(view, ("levels",))
     item = Decoding(stream="text", beams=beams, guidance=weight)
@@ -179,6 +180,7 @@ def contrasted():
 
 
 @pytest.mark.parametrize("weight", [10.0, 100.0])
+@pytest.mark.slow
 def test_the_contrast_chooses_among_the_beams(contrasted, weight):
     known = letters.pieces(contrasted, ("levels",))
     known[1]["levels"] = None
@@ -251,6 +253,7 @@ PLANS = {
 
 
 @pytest.mark.parametrize("name", list(PLANS))
+@pytest.mark.slow
 def test_grids_are_what_lists_and_whole_passes_give(view, slow, name):
     known = letters.pieces(view, ("text",))
     item = Decoding(stream="levels", **PLANS[name])
@@ -278,6 +281,7 @@ def test_what_is_finished_is_known_to_what_follows(view):
 # ---------------------------------------------------------------------- seeds and devices
 
 
+@pytest.mark.slow
 def test_a_sample_depends_on_its_seed_alone(view):
     known = letters.pieces(view, ("image",)) * 15  # 120 samples: two calls, the last one padded
     plan = [Decoding(stream="levels", steps=2, temperature=1.5), Decoding(stream="text")]

@@ -70,6 +70,7 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
 
+@pytest.mark.slow
 def test_a_picture_becomes_words_in_a_process_of_its_own(workdir, picture, tmp_path):
     out = tmp_path / "out"
     big = tmp_path / "big.png"
@@ -153,6 +154,7 @@ def contents(out):
     return {p.name: p.read_bytes() for p in out.iterdir()}
 
 
+@pytest.mark.slow
 def test_an_interrupted_call_keeps_and_finishes_what_it_began(loaded, tmp_path, monkeypatch):
     whole = tmp_path / "whole"
     call(whole, num=5)

@@ -13,7 +13,8 @@ import PIL.Image
 import pytest
 import soundfile
 
-from mmjax.modalities import audio, image, text
+from mmjax.modalities import image, text
+from mmjax.modalities import sound as sound_lib
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image
 from mmjax.modalities.modality import Unreadable
@@ -222,7 +223,7 @@ def test_sounds_of_very_many_channels_are_decoded_in_parts(monkeypatch):
     many = np.random.default_rng(0).normal(0, 0.1, (4000, 200)).astype(np.float32)
     content = sound(many, subtype="FLOAT")
     whole = CLIP.encode(content)
-    monkeypatch.setattr(audio, "BLOCK", 1000)
+    monkeypatch.setattr(sound_lib, "BLOCK", 1000)
     np.testing.assert_array_equal(CLIP.encode(content).values_LP, whole.values_LP)
 
 

@@ -13,7 +13,7 @@ import pytest
 import mmjax
 from mmjax import console
 from mmjax.evaluate import samples
-from mmjax.report import gallery, page, run
+from mmjax.report import experts, gallery, page, run
 
 SCRIPT = "<script>alert(1)</script>\u202e\x1b[2J"
 
@@ -127,6 +127,9 @@ def test_markup_and_control_characters_of_a_run_are_text(folder):
              f"data/{SCRIPT[1:9]}/slots": 2.0} for i in (1, 2)]  # fmt: skip
     (root / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (root / "evals" / "generation" / "60.json").write_text(json.dumps({SCRIPT: 0.5}))
+    layer = {"layer": SCRIPT, "where": SCRIPT, "load": [[1, 2]]}
+    table = {"steps": [1, 2], "streams": [SCRIPT], "layers": [layer]}
+    (root / "experts.json").write_text(json.dumps(table))
     config = {"name": SCRIPT, "tasks": {SCRIPT: {}}, "modalities": {SCRIPT: {}}}
     (root / "config.json").write_text(json.dumps({"config": config}))
     text = shown(folder)
@@ -163,6 +166,27 @@ def test_documents_of_other_types_are_left_out(document, folder):
         '{"step": "x"}\n{"step": 1, "train/loss": "high"}\n[]\n{"step": 2, "train/loss": 1e999}\n'
     )
     assert "<b>" not in shown(folder).replace("<b>3", "")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        {"steps": "12"},
+        {"steps": [1, 2], "streams": ["a"], "layers": []},
+        {"steps": [1], "streams": ["a"], "layers": [{"load": [[1]]}]},
+        {"steps": [1, 2], "streams": ["a"], "layers": [{"load": [[1], [2]]}]},
+        {"steps": [1, 2], "streams": ["a"], "layers": [{"load": [[]]}]},
+        {"steps": [1, 2], "streams": ["a"], "layers": [{"load": [[1, True]]}]},
+        {"steps": [1, 2], "streams": ["a"], "layers": [{"load": [["<b>"]]}]},
+        {"steps": [1, 2], "streams": ["a"], "layers": [{"load": [[10**400]]}]},
+        {"steps": [1, 2], "streams": ["a"], "layers": [{"load": [[-1]]}]},
+        {"steps": [1, 2], "streams": [], "layers": [{"load": []}]},
+        {"steps": [1, 2], "streams": ["a"], "layers": [3]},
+    ],
+)
+def test_a_table_of_experts_of_another_form_is_left_out(document):
+    assert experts.read(document) is None
 
 
 @pytest.mark.parametrize(

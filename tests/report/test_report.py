@@ -21,7 +21,7 @@ from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image
 from mmjax.modalities.structured import Bins, Boxes, Metadata
 from mmjax.modalities.text import Text
-from mmjax.report import charts, gallery, page, run, sections
+from mmjax.report import charts, gallery, overfitting, page, run, sections
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 MODALITIES = {
@@ -52,8 +52,11 @@ def log(step: int, loss: float) -> dict:
         "train/masked/loss": loss, "train/masked/text/loss": 2 * loss, "train/masked/skipped": 0.0,
         "train/masked/text/accuracy": 1 - loss / 10, "train/masked/grad_norm": 1.0,
         "throughput/steps_per_second": 2.0, "data/wait_fraction": 0.1,
+        "time/compile": 20.0, "time/step": step / 2, "time/input": step / 2 - 1, "time/save": 1.0,
         "data/masked/tokens": 75.0, "data/masked/slots": 100.0, "data/masked/cut/text": 3.0,
         "moe/layer_0/load_max": 1.5, "moe/layer_0/text/load_max": 1.2,
+        "moe/layer_0/load_min": 0.25, "moe/layer_0/entropy": 0.93, "moe/layer_0/dead": 0.125,
+        "moe/alarm/dead_experts": float(step > 20), "moe/alarm/overflow": 0.0,
     }  # fmt: skip
 
 
@@ -75,6 +78,14 @@ def workdir(tmp_path):
         "evals/generation/60.json": dict.fromkeys(GENERATION, 0.5),
         "evals/generation.test/60.json": GENERATION,
         "scores.json": {m: {"value": v, "chance": 0.01} for m, v in GENERATION.items()},
+        "experts.json": {
+            "steps": [41, 60],
+            "streams": ["text", "boxes", "absent"],
+            "layers": [
+                {"layer": 0, "where": "enc 1", "load": [[30, 10, 0, 0], [5, 5, 5, 5], [0] * 4]},
+                {"layer": 1, "where": "enc 3", "load": [[10, 10], [0, 20], [0, 0]]},
+            ],
+        },
     }
     for name, value in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -154,20 +165,29 @@ def test_every_section_says_what_was_measured(workdir):
     assert "real value 1.00 1.00 its codes 1.00 1.00 trivial answer 0.80 0.01" in shown
     assert "text to boxes iou 0.900 0.850 0.010" in shown  # all, unseen, chance
     assert "all together 1.50 text 1.20" in shown
+    assert "layer 0 1.50 0.25 0.93 12.5 %" in shown
+    assert "Who uses which expert, steps 41 to 60" in shown
+    panel = "expert 0 1 2 3 layer 0 (enc 1)"
+    assert f"Experts of text {panel} 3.0 1.0 0.0 0.0 layer 1 (enc 3) 1.0 1.0" in shown
+    assert f"Experts of boxes {panel} 1.0 1.0 1.0 1.0 layer 1 (enc 3) 0.0 2.0" in shown
+    assert "Experts of absent" not in shown
+    warning = "experts with less than 1 % of a fair share: in 2 of 3 logs, last 1 layer at step 60"
+    assert f"{warning}; raise bias_rate or load_balance_loss_weight" in shown
+    assert "tokens dropped" not in shown.replace("tokens that were dropped", "")
     assert "masked 25.0 % text 9 none none" in shown
     lines = dict(page.summary(run.read(str(workdir))))
     assert lines["Best cell"] == "text to boxes, iou 0.90 (trivial answer 0.80)"
     assert lines["Weakest cell"].startswith("boxes to text, exact 0.25")
+    assert f"layer 0 of 1); warning: {warning}" in lines["Experts"]
     assert lines["Loss"] == "5 at step 20, 0.10 at the end"
     assert len(lines) <= 10
 
 
-def test_time_is_divided_once(workdir):
+def test_time_adds_up(workdir):
     seconds = run.read(str(workdir)).seconds
-    # 60 steps at 2 a second are 30 s, of them 10 % waiting and 1 s for saving; evaluation at the
-    # last step comes after them.
-    expected = {"compile": 20, "start": 5, "data wait": 3, "steps": 26, "evaluate": 8, "save": 1}
-    assert seconds == pytest.approx(expected)
+    assert seconds == {"productive": 30.0, "data wait": 29.0, "compile": 20.0, "save": 1.0}
+    shown = Page(page.html(run.read(str(workdir)))).text
+    assert "1 min 20 s over one start; goodput 38%" in shown
 
 
 @pytest.mark.parametrize(
@@ -177,8 +197,74 @@ def test_what_a_run_lacks_is_left_out(workdir, missing):
     path = workdir / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     text = Page(page.html(run.read(str(workdir)))).text
-    assert ("Not here" in text) == (missing != "scores.json")
+    assert ("Not here" in text) == (missing not in ("scores.json", "run.json"))
     assert "Numbers & <more>" in text
+
+
+def test_scores_stand_beside_simple_methods(workdir):
+    folder = workdir / "evals" / "generation.test"
+    found = {"chance": {"boxes_to_text_exact": 0.05}, "constant": {"boxes_to_text_exact": 0.3}}
+    (folder / "baselines.json").write_text(json.dumps({"key": "", "levels": found}))
+    (workdir / "scores.json").unlink()  # as `mmjax train` leaves a run
+    (workdir / "evals" / "generation").rename(workdir / "evals" / "generation.val")
+    shown = Page(page.html(run.read(str(workdir))))
+    assert "boxes to text exact 0.250 0.200 0.050 0.30" in shown.text
+    told = "generation: not above constant in 1 of 1 scores (boxes_to_text_exact)"
+    assert told in shown.text
+    assert "what to do: train longer" in shown.text
+    (folder / "baselines.json").write_text('{"levels": {"constant": ["<b>"], "ridge": {"a": "b"}}}')
+    assert "not above" not in Page(page.html(run.read(str(workdir)))).text
+
+
+def test_hits_and_misses_of_retrieval_are_shown(workdir):
+    writer = samples.Writer(workdir / "samples" / "60" / "retrieval")
+    side = lambda name: {name: (MODALITIES[name], VALUES[name])}
+    writer.add(side("image"), side("audio"), rank=1, gallery=100)
+    writer.add(side("audio"), side("image"), right=side("image"), rank=57, gallery=100)
+    writer.close()
+    shown = Page(page.html(run.read(str(workdir))))
+    assert "Hits and misses image → audio" in shown.text.replace("to →", "→")
+    assert "right · first of 100" in shown.text
+    assert "right was" in shown.text
+    assert "wrong · the right one is 57 of 100" in shown.text
+    assert (shown.count("img"), shown.count("audio")) == (2 + 3, 2 + 2)
+    odd = {
+        "given": {"image": "a"},
+        "wanted": {"text": "b"},
+        "rank": "<b>",
+        "gallery": [],
+        "right": 3,
+    }
+    path = workdir / "samples" / "60" / "retrieval" / samples.FILE
+    path.write_text(json.dumps({"entries": [odd]}))
+    assert "Hits and misses" not in Page(page.html(run.read(str(workdir)))).text
+
+
+@pytest.mark.parametrize("is_worse", [True, False])
+def test_it_is_said_where_train_and_val_part(workdir, is_worse):
+    values = {20: 4.0, 40: 2.0, 60: 2.9 if is_worse else 1.0}
+    (workdir / "evals" / "losses").mkdir()
+    for step, value in values.items():
+        (workdir / "evals" / "losses" / f"{step}.json").write_text(f'{{"masked/loss": {value}}}')
+    rows = [log(step, 5 - step / 15) for step in range(5, 61, 5)]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = run.read(str(workdir))
+    shown = Page(page.html(loaded)).text
+    said = "losses/masked/loss was best at step 40 (2) and is 2.90 at step 60, while the train loss"
+    assert (said in shown) == is_worse
+    assert ("Overfitting" in dict(page.summary(loaded))) == is_worse
+    assert ("No sign that val gets worse" in shown) != is_worse
+    assert "Loss of masked" in shown
+
+
+def test_a_gap_between_train_and_val_is_said_of_one_evaluation(workdir):
+    (workdir / "evals" / "losses").mkdir()
+    (workdir / "evals" / "losses" / "60.json").write_text('{"masked/loss": 9.0}')
+    (said,) = overfitting.lines(run.read(str(workdir)))
+    assert "the loss of masked is" in said
+    assert "9 on val at the end" in said
+    (workdir / "evals" / "losses" / "60.json").write_text('{"masked/loss": 0.1}')
+    assert overfitting.lines(run.read(str(workdir))) == []
 
 
 def test_a_run_that_has_only_begun_has_a_page(tmp_path):

@@ -87,6 +87,7 @@ def changes(manifest: dict) -> list[tuple[str, ...]]:
     return found + [(k, inner) for k, v in manifest.items() if isinstance(v, dict) for inner in v]
 
 
+@pytest.mark.slow
 def test_every_entry_of_a_manifest_may_be_anything(folder, text):
     """All odd values at all places: refused, or of no consequence, and never an error of ours."""
     for path, read in ((folder, Learned.read), (text, lambda f: PIECES.fit(lambda: (), f))):

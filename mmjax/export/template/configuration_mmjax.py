@@ -7,9 +7,11 @@ class MMJaxConfig(PretrainedConfig):
     """Configuration of `MMJaxModel`.
 
     Fields:
-      streams: by name {lane, table, piece_width, grid, projection}: the lane it goes through; the
-        name of its embedding table (empty = continuous) or the width of its pieces; the grid of
-        its positions (absent = a sequence); the width of its embedding.
+      streams: by name {lane, table, piece_width, grid, projection, stem}: the lane it goes through;
+        the name of its embedding table (empty = continuous) or the width of its pieces; the grid
+        of its positions (absent = a sequence); the width of its embedding; the convolutions that
+        its pieces go through first (absent = none): {pieces: pictures, rows and columns of the
+        grid, then rows, columns and channels of a piece; stages: {wide, out, stride, reach}}.
       tables: rows of each embedding table.
       lanes: by name, its blocks in order: {} for a dense one, {num_experts, width,
         num_experts_per_tok} for one with experts.

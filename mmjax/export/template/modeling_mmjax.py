@@ -144,13 +144,48 @@ class Lane(nn.Module):
 
 
 class Stream(nn.Module):
-    """The vector of a stream, and the kernel of its continuous pieces."""
+    """The vector of a stream, and what turns its continuous pieces into vectors."""
 
-    def __init__(self, width, piece_width):
+    def __init__(self, width, piece_width, stem):
         super().__init__()
-        self.stream = empty(width)
+        self.stream, self.stem = empty(width), stem
+        for i, stage in enumerate(stem["stages"] if stem else []):
+            taps = (2 * stage["reach"][0] + 1) * (2 * stage["reach"][1] + 1)
+            setattr(self, f"kernel_{i}", empty(taps * stage["wide"], stage["out"]))
+            setattr(self, f"scale_{i}", empty(stage["out"]))
+            setattr(self, f"bias_{i}", empty(stage["out"]))
+        if stem:
+            piece_width = stem["pieces"][3] * stem["pieces"][4] * stem["stages"][-1]["out"]
+            for stage in stem["stages"]:
+                piece_width //= stage["stride"][0] * stage["stride"][1]
         if piece_width:
             self.piece = empty(piece_width, width)
+
+    def pieces(self, values):
+        """Vectors [B, L, D] of all pieces [B, L, P] of the grid."""
+        return (self.convolved(values) if self.stem else values) @ self.piece
+
+    def convolved(self, values):
+        """Pieces after the convolutions over the picture that they make, [B, L, P]."""
+        _, h, w, high, wide, channels = self.stem["pieces"]
+        x = values.reshape(-1, h, w, high, wide, channels).permute(0, 1, 3, 2, 4, 5)
+        x = x.reshape(-1, h * high, w * wide, channels)
+        for i, stage in enumerate(self.stem["stages"]):
+            (down, right), (dy, dx) = stage["reach"], stage["stride"]
+            rows, columns = x.shape[1:3]
+            padded = nn.functional.pad(x, (0, 0, right, right, down, down))
+            shifted = [
+                padded[:, r : r + rows : dy, c : c + columns : dx]
+                for r in range(2 * down + 1)
+                for c in range(2 * right + 1)
+            ]
+            x = torch.cat(shifted, -1) @ getattr(self, f"kernel_{i}")
+            scale, bias = getattr(self, f"scale_{i}"), getattr(self, f"bias_{i}")
+            x = nn.functional.layer_norm(x, scale.shape, scale, bias, 1e-6)
+            x = nn.functional.gelu(x, approximate="tanh")
+            high, wide = high // dy, wide // dx
+        x = x.reshape(-1, h, high, w, wide, x.shape[-1]).permute(0, 1, 3, 2, 4, 5)
+        return x.reshape(*values.shape[:2], -1)
 
 
 class Table(nn.Module):
@@ -182,7 +217,7 @@ class MMJaxModel(PreTrainedModel):
         super().__init__(config)
         width, streams = config.width, config.streams
         self.embed = nn.ModuleDict(
-            {name: Stream(width, s["piece_width"]) for name, s in streams.items()}
+            {name: Stream(width, s["piece_width"], s.get("stem")) for name, s in streams.items()}
         )
         self.tables = nn.ModuleDict({name: Table(n, width) for name, n in config.tables.items()})
         self.lanes = nn.ModuleDict({name: Lane(config, b) for name, b in config.lanes.items()})
@@ -210,7 +245,7 @@ class MMJaxModel(PreTrainedModel):
             raise ValueError(f"no stream {name!r}; there is {', '.join(self.config.streams)}.")
         stream, config, dtype = self.config.streams[name], self.config, self.dtype
         if stream["piece_width"]:
-            x_BLD = values.to(dtype) @ self.embed[name].piece
+            x_BLD = self.embed[name].pieces(values.to(dtype))
             mask_BL = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
         else:
             mask_BL = values >= 0

@@ -1,13 +1,15 @@
 """Raw images, sounds and texts to arrays, exactly as the model saw them in training.
 
-NumPy, Pillow, soundfile, scipy and sentencepiece only. Shape letters: L tokens, P numbers of a
-token.
+NumPy, Pillow, soundfile, scipy and sentencepiece only, and PyAV for MP4, WebM and videos. Shape
+letters: L tokens, P numbers of a token.
 """
 
 import math
 from pathlib import Path
 
 import numpy as np
+
+from .sound_mmjax import MARGIN, decode, resampled
 
 # Pillow knows more; for some of those it starts other programs, such as Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -128,27 +130,23 @@ class Audio:
         self.hann = (hann * (2 / hann.sum())).astype(np.float32)
         self.bands = self._mel_bands()
 
-    def __call__(self, value):
-        """A sound file, or a waveform at the model's sample rate, (samples[, channels])."""
-        samples = self._read(value) if isinstance(value, (str, Path)) else _waveform(value)
+    def __call__(self, value, sampling_rate=None):
+        """A file of a sound or a video, or a waveform, (samples[, channels]).
+
+        sampling_rate: of the waveform; that of the model if None.
+        """
+        seconds = self.num_frames * self.hop / self.sample_rate
+        if isinstance(value, (str, Path)):
+            samples, rate, _ = decode(Path(value).read_bytes(), seconds)
+            samples = _waveform(samples)
+        else:
+            rate = self.sample_rate if sampling_rate is None else sampling_rate
+            samples = _waveform(value)[: math.ceil((seconds + MARGIN) * rate)]
+        samples = resampled(samples, rate, self.sample_rate)
         values = np.full((self.num_frames, self.num_mels), -2.0, np.float32)
         level = self._level(samples[: self.num_frames * self.hop])
         values[: len(level)] = level
         return values.reshape(self.num_tokens, -1)
-
-    def _read(self, path):
-        import soundfile
-        from scipy import signal
-
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        if not len(samples):
-            raise ValueError(f"sound: {path} is a sound of no samples.")
-        samples = _waveform(samples.mean(axis=1))
-        if rate == self.sample_rate:
-            return samples
-        common = math.gcd(rate, self.sample_rate)
-        resampled = signal.resample_poly(samples, self.sample_rate // common, rate // common)
-        return resampled.astype(np.float32)
 
     def _level(self, samples):
         left = (self.window - self.hop) // 2
@@ -217,8 +215,8 @@ class Text:
         self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
 
     def __call__(self, value):
-        if isinstance(value, bytes):
-            value = value.decode()
+        value = value.decode() if isinstance(value, bytes) else value
+        value = value.removeprefix("\ufeff").replace("\r\n", "\n").rstrip("\r\n")
         ids = self.pieces.encode(value)[: self.max_tokens - 1]
         return np.asarray([*ids, self.end_id], np.int64)
 

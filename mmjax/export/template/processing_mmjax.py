@@ -15,7 +15,8 @@ class MMJaxProcessor(ProcessorMixin):
     """`processor(image=["a.png"], audio=["b.wav"], text=["two words"])` -> tensors by stream.
 
     An image is a file, a Pillow image or an array (H, W[, C]) of uint8 or of floats in 0..1; a
-    sound is a file or a waveform at the model's sample rate; a text is a string.
+    sound is a file or a waveform, at the model's sample rate unless `sampling_rate` says another; a
+    text is a string.
 
     Args:
       streams: by name, the kind of its preprocessing and its fields.
@@ -49,8 +50,10 @@ class MMJaxProcessor(ProcessorMixin):
                 shutil.copy(path, Path(save_directory) / name)
         return written
 
-    def __call__(self, return_tensors="pt", **given):
+    def __call__(self, return_tensors="pt", sampling_rate=None, **given):
         """Inputs of the model: one value or a list of values of each stream.
+
+        sampling_rate: of all waveforms; files say their own.
 
         Pieces are float32 [B, L, P]; token ids int64 [B, L], -1 behind the end.
         """
@@ -59,10 +62,15 @@ class MMJaxProcessor(ProcessorMixin):
             if name not in self._encoders:
                 raise ValueError(f"no stream {name!r}; there is {', '.join(self._encoders)}.")
             values = list(values) if isinstance(values, (list, tuple)) else [values]
-            encoded = [self._encoders[name](value) for value in values]
+            options = {"sampling_rate": sampling_rate} if _is_sound(self.streams[name]) else {}
+            encoded = [self._encoders[name](value, **options) for value in values]
             found[name] = stack(encoded)
         return BatchFeature(found, tensor_type=return_tensors)
 
     @property
     def model_input_names(self):
         return list(self.streams)
+
+
+def _is_sound(fields):
+    return fields["kind"] == "audio"
