@@ -28,6 +28,8 @@ from mmjax.data import loader, mixture
 from mmjax.data.layouts import Aligned
 from mmjax.data.task import Sample, Streams
 from mmjax.evaluate import Retrieval, ranking
+from mmjax.objectives import CoCa
+from mmjax.plan import flops
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = 100_000  # records that ridge learns from, or all
@@ -43,9 +45,9 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")
     parser.add_argument(
         "--arms", nargs="*", default=["net", "ridge"],
-        choices=["net", "ridge", "by_pair", "patches", "plain"],
+        choices=["net", "ridge", *OTHERS],
         help="by_pair: a contrast a pair in turn, of as many encoded views; patches: no stems;"
-        " plain: no augmentation",
+        " plain: no augmentation; shared: one task that contrasts and predicts, at equal FLOPs",
     )  # fmt: skip
     args = parser.parse_args()
     rows = [one(args, seed) for seed in range(args.seeds)]
@@ -67,7 +69,7 @@ def one(args, seed: int) -> dict:
     row: dict = {"seed": seed}
     experiment = for_visits(experiment, args.visits)
     ready, held_out = learned(experiment, row, "mmjax", has_ridge="ridge" in args.arms)
-    for arm in {"by_pair", "patches", "plain"} & {*args.arms}:
+    for arm in {*OTHERS} & {*args.arms}:
         learned(OTHERS[arm](experiment), row, arm)
     if "net" in args.arms:
         began = time.process_time()
@@ -110,7 +112,23 @@ def plain(experiment):
     return dataclasses.replace(experiment, tasks=tasks)
 
 
-OTHERS = {"by_pair": by_pair, "patches": patches, "plain": plain}
+def shared(experiment):
+    """With one task that contrasts and predicts texts from one encoding, in as many steps as take
+    the FLOPs of both."""
+    whole, vocabulary = experiment.tasks["contrast"], experiment.vocabulary()
+    augment = {n: how for n, how in whole.augment.items() if n != "text"}
+    task = dataclasses.replace(whole, targets=("text",), objective=CoCa(), augment=augment)
+    one = dataclasses.replace(experiment, tasks={"contrast": task})
+    of = lambda e, name: flops.step_flops(e, name, "default", vocabulary)
+    tasks = experiment.tasks
+    mean = sum(t.weight * of(experiment, n) for n, t in tasks.items())
+    mean /= sum(t.weight for t in tasks.values())
+    return dataclasses.replace(
+        one, total_steps=round(experiment.total_steps * mean / of(one, "contrast"))
+    )
+
+
+OTHERS = {"by_pair": by_pair, "patches": patches, "plain": plain, "shared": shared}
 
 
 def learned(experiment, row: dict, arm: str, has_ridge: bool = False):

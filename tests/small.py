@@ -12,7 +12,7 @@ import pytest
 
 from mmjax import step as step_lib
 from mmjax.models import MoE, TokenChoice, Transformer
-from mmjax.objectives import InfoNCE, MaskedTokens, Sigmoid, Symile
+from mmjax.objectives import CoCa, InfoNCE, MaskedTokens, Sigmoid, Symile
 from mmjax.optim import Muon
 from mmjax.parallel import MeshConfig, MeshRules, rules
 from mmjax.typing import Batch, Targets, Tokens, TokenSpec, Values, Vocabulary
@@ -124,6 +124,13 @@ def pair_batch(seed: int = 0, names=("image", "text")) -> Batch:
     return batch
 
 
+def caption_batch(seed: int = 0, names=("image", "text")) -> Batch:
+    """The same, with text to predict."""
+    rng, batch = np.random.default_rng(seed + 1), pair_batch(seed, names)
+    views = {**batch.views, "target": view(rng, "text")}
+    return batch._replace(views=views, targets={"text": targets(rng, "text")})
+
+
 def setup(model: Transformer, objectives, mesh=None, optimizer=None, seed: int = 0, extras=None):
     """(parts, tx, shardings, state) of a model with the heads that the objectives need."""
     heads: dict = {}
@@ -153,5 +160,6 @@ OBJECTIVES = {
     "info_nce": (InfoNCE(), pair_batch),
     "info_nce_three": (InfoNCE(), functools.partial(pair_batch, names=("image", "text", "codes"))),
     "sigmoid": (Sigmoid(), pair_batch),
+    "coca": (CoCa(), caption_batch),
     "symile": (Symile(), functools.partial(pair_batch, names=("image", "text", "codes"))),
 }

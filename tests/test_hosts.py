@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -107,7 +108,8 @@ def test_a_stopped_process_ends_the_other_within_15_seconds(tmp_path):
     seconds = time.monotonic() - began
     processes[1].kill()
     assert code == 69, err[-3000:]
-    assert "process 1 gave no sign for 10 s" in err
+    # Of a step that is overdue and a host whose sign is, the watch names the host.
+    assert re.search("process 1 gave no sign for (10|5) s", err), err
     assert "train.py" in (tmp_path / "logs" / "host_0.log").read_text()
     assert seconds < 15
 

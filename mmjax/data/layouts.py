@@ -231,7 +231,9 @@ def _check_sentinels(who: str, spec: TokenSpec) -> None:
 class Aligned(Layout):
     """Pairs and n-tuples: one view per input stream, all tokens visible.
 
-    A sample without a stream gets a padding row in that view and is marked as not present.
+    A sample without a stream gets a padding row in that view and is marked as not present. Target
+    streams, which are sequences, are predicted whole, left to right, in a view `target`; those of a
+    sample without any other stream count nothing.
 
     Fields:
       max_tokens: length of a view, by stream, if shorter than the stream's; longer pieces are cut
@@ -263,7 +265,7 @@ class Aligned(Layout):
 
     def build_groups(self, samples, streams, vocabulary, num_groups):
         views, pieces, counts = {}, {}, {}
-        rows.groups(samples, num_groups)  # checks that they are whole
+        groups = rows.groups(samples, num_groups)
         for name in streams.inputs:
             p, cut = rows.pieces(samples, name, vocabulary)
             length = min(self.max_tokens.get(name, p.spec.max_tokens), p.spec.max_tokens)
@@ -285,8 +287,39 @@ class Aligned(Layout):
                 token_N = p.start_B[places.row_N] + places.within_N
             rows.write_pieces(view, p, places, token_N, vocabulary.number(name))
             views[name], pieces[name] = view, p
-        batch = rows.finish(samples, pieces, views, {}, vocabulary)
+        wanted = {}
+        if streams.targets:
+            there = [p.length_B > 0 for n, p in pieces.items() if n not in streams.targets]
+            able_B = np.logical_or.reduce([np.zeros(len(samples), bool), *there])
+            views["target"], wanted = self._targets(samples, streams, vocabulary, groups, able_B)
+        batch = rows.finish(samples, pieces, views, wanted, vocabulary)
         return batch, counts | rows.fill(views)
+
+    def _targets(self, samples, streams, vocabulary, groups, able_B: np.ndarray):
+        """The view of whole sequences, teacher-forced, of those samples that are able."""
+        specs = [vocabulary.spec(name) for name in streams.targets]
+        for spec in specs:
+            if not spans.has_spans(spec):
+                raise ValueError(
+                    f"Aligned: target {spec.name!r} (kind={spec.kind!r}, num_sentinels="
+                    f"{spec.num_sentinels}) is not a sequence with 2 or more sentinels; name it in"
+                    " inputs alone, or use Masked."
+                )
+        view, wanted = rows.TokenArrays(len(samples), sum(s.max_tokens + 1 for s in specs)), {}
+        if len(specs) == 1:
+            view.rule = InOrder()
+        for spec in specs:
+            p, _ = rows.pieces(samples, spec.name, vocabulary)
+            none_BL, unseen_B = np.zeros((len(samples), spec.max_tokens), bool), np.zeros_like(able_B)
+            split = spans.split_spans(
+                p.padded(), none_BL, p.length_B, unseen_B, spec.first_sentinel
+            )
+            places = view.reserve(np.where(able_B, split.labels_B, 0))
+            wanted[spec.name] = _write_spans(
+                view, p, places, split.target_BT, np.zeros(len(samples), np.int64),
+                vocabulary.number(spec.name), groups.num_rows * (spec.max_tokens + 1), groups,
+            )  # fmt: skip
+        return view, wanted
 
     def _order(self, samples, p: rows.StreamPieces, count_B: np.ndarray) -> np.ndarray:
         """The first `count_B` tokens of each sample in random order, [B, L]."""

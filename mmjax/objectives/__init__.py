@@ -1,5 +1,6 @@
 """Objectives: the losses that training steps minimise."""
 
+from mmjax.objectives.coca import CoCa
 from mmjax.objectives.contrastive import Contrastive, InfoNCE, Sigmoid
 from mmjax.objectives.generative import MaskedTokens, NextToken
 from mmjax.objectives.objective import Extra, Objective
@@ -7,6 +8,6 @@ from mmjax.objectives.reconstruction import Reconstruction
 from mmjax.objectives.symile import Symile
 
 __all__ = [
-    "Contrastive", "Extra", "InfoNCE", "MaskedTokens", "NextToken", "Objective", "Reconstruction",
-    "Sigmoid", "Symile",
+    "CoCa", "Contrastive", "Extra", "InfoNCE", "MaskedTokens", "NextToken", "Objective",
+    "Reconstruction", "Sigmoid", "Symile",
 ]  # fmt: skip

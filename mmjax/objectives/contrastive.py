@@ -12,6 +12,7 @@ from mmjax.config import ranges
 from mmjax.config.error import nearest
 from mmjax.models import embed as embed_lib
 from mmjax.models.block import add_records
+from mmjax.models.module import Encoded
 from mmjax.objectives import objective
 from mmjax.typing import Array, Batch, Loss, Tokens
 
@@ -60,10 +61,17 @@ class Contrastive(objective.Objective):
     @property
     def is_pooled(self) -> bool:
         own = type(self)
-        return (own.represent, own.similarity) == (Contrastive.represent, Contrastive.similarity)
+        base = Contrastive
+        whole = (base.represent, base.vectors, base.similarity)
+        return (own.represent, own.vectors, own.similarity) == whole
 
     def check(self, task, specs, lanes):
         objective.check_stack(self, lanes)
+        if task.targets:
+            raise ValueError(
+                f"targets={task.targets} are predicted by no {type(self).__name__}; leave them out,"
+                " or use CoCa(contrast=...), which contrasts and predicts."
+            )
         if len(task.inputs) < 2:
             raise ValueError(
                 f"inputs={task.inputs} has fewer than two views to contrast; name two."
@@ -115,8 +123,12 @@ class Contrastive(objective.Objective):
     def represent(self, model, tokens, view, num_slots, key=None):
         """The mean over the tokens of each sample, projected, of unit length: [B, S, D]."""
         encoded = model.encode(tokens, lane=self.lane(view), key=key)
-        pooled_BSD = pool(encoded.x_BLD, tokens, num_slots)
-        return objective.unit(model.head(f"project/{view}", pooled_BSD)), encoded.record
+        return self.vectors(model, encoded, view, num_slots), encoded.record
+
+    def vectors(self, model, encoded: Encoded, view: str, num_slots: int) -> Array:
+        """What `represent` makes of an encoded view, for who needs the encoding too."""
+        pooled_BSD = pool(encoded.x_BLD, encoded.tokens, num_slots)
+        return objective.unit(model.head(f"project/{view}", pooled_BSD))
 
     def similarity(self, a_NX, b_MX):
         return a_NX @ b_MX.T

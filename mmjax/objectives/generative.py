@@ -83,14 +83,15 @@ class MaskedTokens(objective.Objective):
             encoded = decoded
         losses, metrics = {}, {}
         for stream, targets in batch.targets.items():
-            token_loss, hits = self._stream(model, encoded.x_BLD, stream, targets)
+            token_loss, hits = self.token_losses(model, encoded.x_BLD, stream, targets)
             losses[stream] = per_sample(token_loss, targets, batch)
             metrics[f"{stream}/loss"] = objective.mean(token_loss, targets.weight_WU)
             if hits is not None:
                 metrics[f"{stream}/accuracy"] = objective.mean(hits, targets.weight_WU)
         return losses, metrics, record
 
-    def _stream(self, model, x_BLD: Array, stream: str, targets: Targets):
+    def token_losses(self, model, x_BLD: Array, stream: str, targets: Targets):
+        """Losses [W, U] of the targets of a stream, and hits; None for continuous ones."""
         x_WUD = gather_slots(x_BLD, targets)
         if targets.label_WU is None:
             predicted = model.head(f"value/{stream}", x_WUD)

@@ -38,13 +38,13 @@ def forward_flops(
 
 
 class Call(NamedTuple):
-    """A view that a lane runs over: its shape, and the view that the lane reads ("" = none)."""
+    """A view that a lane runs over: its shape, and the views that the lane reads."""
 
     view: str
     lane: str
     rows: int
     length: int
-    read: str
+    reads: tuple[str, ...]
     read_length: int
 
 
@@ -62,10 +62,12 @@ def calls(experiment: Experiment, task: Task, batch: Batch) -> list[Call]:
     reads = model.read_lanes() if isinstance(model, Transformer) else {}
     found = []
     for view, (rows, length) in shapes.items():
-        lane, read = task.objective.lane(view) or model.lane_names()[0], ""
-        if view == "target" and reads and "input" in shapes:
-            lane, read = next(iter(reads)), "input"
-        found.append(Call(view, lane, rows, length, read, shapes[read][1] if read else 0))
+        lane, seen = task.objective.lane(view) or model.lane_names()[0], ()
+        if view == "target" and reads:
+            lane = next(iter(reads))
+            apart = [v for v in shapes if v != view and v not in batch.targets]
+            seen = ("input",) if "input" in shapes else tuple(apart)
+        found.append(Call(view, lane, rows, length, seen, sum(shapes[v][1] for v in seen)))
     return found
 
 

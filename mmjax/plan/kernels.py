@@ -35,9 +35,10 @@ def attention(
             say(
                 call.lane, choose.Asked(length, length, *heads, block.causal, block.isolate, *rules)
             )
-            if block.reads and call.read:
-                other = batch.views[call.read]
-                rules = (view.rule, getattr(other, "rule", General()))
+            if block.reads and call.reads:
+                one = len(call.reads) == 1  # views side by side promise nothing
+                other = getattr(batch.views[call.reads[0]], "rule", General())
+                rules = (view.rule, other if one else General())
                 asked = choose.Asked(length, call.read_length, *heads, False, False, *rules)
                 say(f"{call.lane} reads {block.reads}", asked)
     return found

@@ -85,14 +85,17 @@ class Watch:
             last = now
             if now < quiet_until:
                 continue
-            silent = self._peers.silent(self._seconds) if self._peers else []
-            if silent:
-                named = ", ".join(map(str, silent[:8]))
-                what = "process" if len(silent) == 1 else "processes"
-                text = f"{what} {named} gave no sign for {self._seconds:g} s: a host was lost"
-                self._tell(LOST, text, silent)
-                self._exit(LOST, text, stacks=True)
+            self._judge_peers(self._seconds)
             self._judge_phase(now)
+
+    def _judge_peers(self, seconds: float) -> None:
+        silent = self._peers.silent(seconds) if self._peers else []
+        if silent:
+            named = ", ".join(map(str, silent[:8]))
+            what = "process" if len(silent) == 1 else "processes"
+            text = f"{what} {named} gave no sign for {seconds:g} s: a host was lost"
+            self._tell(LOST, text, silent)
+            self._exit(LOST, text, stacks=True)
 
     def _judge_phase(self, now: float) -> None:
         phase, since = self.clock.phase, self.clock.since
@@ -103,6 +106,8 @@ class Watch:
         what = "batch came" if phase == "input" else "step ended"
         text = f"no {what} for {now - since:.0f} s, where {limit:.0f} s are allowed"
         if self._exits:
+            # A step waits for a lost host from its last sign on, or up to a beat longer than that.
+            self._judge_peers(self._seconds / 2)
             self._tell(LOST, text)
             self._exit(LOST, text, stacks=True)
         if not self._warned:

@@ -7,7 +7,7 @@ import pytest
 import small
 
 from mmjax import step as step_lib
-from mmjax.objectives import InfoNCE, MaskedTokens
+from mmjax.objectives import CoCa, InfoNCE, MaskedTokens, NextToken, coca
 from mmjax.parallel import MeshConfig
 
 MESHES = {
@@ -90,8 +90,9 @@ def test_finite_and_gradient_reaches_what_it_claims(unsharded, name):
     flat = {step_lib.path_name(p): g for p, g in jax.tree_util.tree_leaves_with_path(grads)}
     silent = [k for k, g in flat.items() if np.abs(g).max() == 0]
     decoder = [k for k in silent if k.startswith("runs/1/") or k.startswith("memory")]
-    if name == "masked":
+    if name in ("masked", "coca"):
         assert not decoder
+    if name == "masked":
         assert all("pieces" not in k for k in silent)
     encoder = [k for k in silent if k.startswith("runs/0/")]
     assert not encoder
@@ -202,6 +203,46 @@ def test_info_nce_equals_a_numpy_oracle_with_presence_and_several_positives():
     assert not keep.all()
     assert identity[0] == identity[1]
     assert abs(float(losses["image+text"]) - np.mean(total)) < 2e-5
+
+
+def test_coca_is_its_parts_of_one_encoding():
+    objective, batch = CoCa(caption_weight=3.0), small.caption_batch()
+    parts, _, _, state = small.setup(small.config(), [objective])
+    run = lambda objective, batch: step_lib.eval_step(
+        parts, objective, state.params, state.model_state, {}, batch, group_rows=small.GROUP
+    )
+    losses, metrics, features = run(objective, batch)
+    pairs = batch._replace(
+        views={n: v for n, v in batch.views.items() if n != "target"}, targets={}
+    )
+    contrast, _, vectors = run(InfoNCE(), pairs)
+    views = {"input": batch.views["image"], "target": batch.views["target"]}
+    caption, told, _ = run(NextToken(), batch._replace(views=views))
+    np.testing.assert_allclose(losses["image+text"], contrast["image+text"], rtol=1e-5)
+    np.testing.assert_allclose(losses["text"], 3 * caption["text"], rtol=1e-5)
+    np.testing.assert_allclose(features["text"], vectors["text"], atol=1e-6)
+    for name in ("text/loss", "text/accuracy"):
+        np.testing.assert_allclose(metrics[name], told[name], rtol=1e-5)
+
+
+def test_coca_reads_one_of_the_views_that_a_sample_has():
+    batch = small.pair_batch(names=("image", "codes"))
+    batch.views["codes"].segment_BL[:8] = batch.views["codes"].stream_BL[:8] = 0  # absent
+    parts, _, _, state = small.setup(small.config(), [CoCa()])
+    model = step_lib.bind(parts, state.params, state.model_state, small.GROUP, "float32")
+    encoded = {name: model.encode(tokens) for name, tokens in batch.views.items()}
+    shown = []
+    for seed in range(20):
+        memory = coca.one_of(encoded, 1, jax.random.key(seed))
+        assert memory.x_BLD.shape == (small.ROWS, 16, encoded["image"].x_BLD.shape[-1])
+        halves = np.asarray(memory.tokens.segment_BL).reshape(small.ROWS, 2, 8).any(axis=2)
+        assert (halves.sum(axis=1) == 1).all()
+        assert ((np.asarray(memory.tokens.stream_BL) > 0) == (memory.tokens.segment_BL > 0)).all()
+        shown.append(halves[:, 1])
+    share = np.mean(shown, axis=0)
+    assert (share[:8] == 0).all()
+    assert (share[8:] > 0).all()
+    assert 0.4 < share[8:].mean() < 0.6
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from mmjax.data import layouts, prefix, rows
 from mmjax.data.masking import Policy
 from mmjax.data.task import Sample, Streams
-from mmjax.typing import Piece, TokenSpec, Vocabulary
+from mmjax.typing import InOrder, Piece, TokenSpec, Vocabulary
 
 TEXT = TokenSpec(
     name="text", kind="sequence", max_tokens=12, vocab_size=100, text=True,
@@ -209,15 +209,16 @@ def test_a_sample_does_not_depend_on_its_neighbours():
     ],
 )
 def test_groups_built_together_are_the_groups_built_alone(layout):
-    together = layout.build_groups(make(12, absent=0.2), ALL, VOCABULARY, 3)
-    parts = [layout.build(make(12, absent=0.2)[i : i + 4], ALL, VOCABULARY) for i in (0, 4, 8)]
+    streams = ALL._replace(targets=("text",)) if isinstance(layout, layouts.Aligned) else ALL
+    together = layout.build_groups(make(12, absent=0.2), streams, VOCABULARY, 3)
+    parts = [layout.build(make(12, absent=0.2)[i : i + 4], streams, VOCABULARY) for i in (0, 4, 8)]
     same(together[0], rows.concatenate([batch for batch, _ in parts]))
     counts = parts[0][1]
     for _, more in parts[1:]:
         counts = rows.add_counts(counts, more)
     assert together[1] == counts
     with pytest.raises(ValueError, match="12 rows are not 5 whole groups"):
-        layout.build_groups(make(12), ALL, VOCABULARY, 5)
+        layout.build_groups(make(12), streams, VOCABULARY, 5)
 
 
 def test_what_exceeds_the_room_is_trimmed_and_counted():
@@ -279,6 +280,37 @@ def test_aligned_has_one_view_a_stream_and_padding_for_absent_ones():
             )
     np.testing.assert_array_equal(batch.identity_BS[:, 0], np.arange(8) // 2)
     np.testing.assert_array_equal(batch.sample_BSI[:, 0], [[i, 3] for i in range(8)])
+
+
+def test_aligned_predicts_whole_sequences_of_samples_that_have_something_else():
+    samples = make(40, absent=0.4, names=("text", "image"))
+    streams = Streams(("text", "image"), ("text",))
+    batch, _ = layouts.Aligned(max_tokens={"text": 2}).build_groups(samples, streams, VOCABULARY, 4)
+    spec, targets, view = VOCABULARY.spec("text"), batch.targets["text"], batch.views["target"]
+    assert view.ids_BL.shape == (40, spec.max_tokens + 1)
+    assert isinstance(view.rule, InOrder)
+    assert set(batch.views) == {"text", "image", "target"}
+    seen = 0
+    for row, sample in enumerate(samples):
+        text, image = (sample.pieces[name] for name in ("text", "image"))
+        group, within = divmod(row, 10)
+        own = (targets.row_WU[group] == within) & (targets.weight_WU[group] > 0)
+        told, labels = tokens_of(view, row, "text")[1].tolist(), targets.label_WU[group][own]
+        if text is None or image is None:
+            assert not told
+            assert not own.any()
+            continue
+        seen += 1
+        ids = text.ids_L.tolist()  # whole, also where the input is cut
+        assert told == [spec.first_sentinel, *ids]
+        assert labels.tolist() == [*ids, spec.first_sentinel + 1]
+        assert (np.diff(view.order_BL[row][: len(told)]) == 1).all()
+    assert 5 < seen < 35
+
+    alone = layouts.Aligned().build(samples, Streams(("text",), ("text",)), VOCABULARY)[0]
+    assert not alone.targets["text"].weight_WU.any()
+    with pytest.raises(ValueError, match="target 'image' .* is not a sequence with 2 or more"):
+        layouts.Aligned().build(samples, Streams(("text",), ("image",)), VOCABULARY)
 
 
 def test_aligned_may_be_shorter():

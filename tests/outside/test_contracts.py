@@ -22,7 +22,7 @@ from mmjax.modalities.image import Image
 from mmjax.modalities.structured import Bins, Boxes, Metadata
 from mmjax.models import Block, ExpertChoice, GatedCrossAttention, LoRA, Soft, TokenChoice
 from mmjax.models.embed import Classify, Projection, Scale, ValueHead
-from mmjax.objectives import InfoNCE, MaskedTokens, NextToken, Sigmoid, Symile
+from mmjax.objectives import CoCa, InfoNCE, MaskedTokens, NextToken, Sigmoid, Symile
 from mmjax.optim import GradientRule, PCGrad
 from mmjax.testing.data import random_piece
 from mmjax.testing.model import IMAGE, SPECS, TEXT, small_model
@@ -142,6 +142,9 @@ def test_more_objectives():
     testing.check_objective(Sigmoid())
     streams = {"specs": (IMAGE, CODES), "inputs": ("image",), "targets": ("codes", "image")}
     testing.check_objective(MaskedTokens(), **streams)
+    whole = dataclasses.replace(TEXT, first_sentinel=80, num_sentinels=4)
+    captioned = {"layout": layouts.Aligned(), "inputs": ("image", "text"), "targets": ("text",)}
+    testing.check_objective(CoCa(), specs=(whole, IMAGE), **captioned)
     prefixed = {"layout": prefix.Prefix(), "model": small_model(shape="decoder")}
     testing.check_objective(NextToken(), inputs=("image",), targets=("text",), **prefixed)
 

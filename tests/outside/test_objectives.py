@@ -21,7 +21,7 @@ from mmjax.evaluate import Retrieval, ZeroShot
 from mmjax.export import describe
 from mmjax.generate.plan import Decoding
 from mmjax.generate.sampling import sample
-from mmjax.objectives import InfoNCE, MaskedTokens, Objective, Sigmoid, Symile
+from mmjax.objectives import CoCa, InfoNCE, MaskedTokens, Objective, Sigmoid, Symile
 from mmjax.parallel import MeshConfig
 from mmjax.run.view import View
 
@@ -31,12 +31,13 @@ import late_interaction
 import matching
 import queue_of_negatives
 
-OBJECTIVES: dict[str, InfoNCE | Symile] = {
+OBJECTIVES: dict[str, InfoNCE | Symile | CoCa] = {
     "late_interaction": late_interaction.LateInteraction(width=16),
     "matching": matching.Matching(),
     "ema_teacher": ema_teacher.EmaTeacher(width=16),
     "queue": queue_of_negatives.Queue(names=("image", "text"), size=96),
     "symile": Symile(width=16),
+    "coca": CoCa(contrast=InfoNCE(width=16)),
 }
 NAMES = [
     pytest.param(n, marks=[] if n == "late_interaction" else pytest.mark.ci) for n in OBJECTIVES
@@ -50,7 +51,8 @@ def experiment(objective, **fields) -> mmjax.Experiment:
     task = tiny.tasks["masked"]
     both = ("image", "text")
     tasks = {**base.tasks, "text": dataclasses.replace(task, inputs=both, targets=("text",))}
-    tasks["image_text"] = dataclasses.replace(tasks["image_text"], objective=objective)
+    said = {"objective": objective, "targets": ("text",) if isinstance(objective, CoCa) else ()}
+    tasks["image_text"] = dataclasses.replace(tasks["image_text"], **said)
     evaluators = {
         "retrieval": Retrieval(modalities=("image", "text"), num_galleries=1),
         "zero_shot": ZeroShot(modalities=("image",), limit=50),
@@ -129,8 +131,35 @@ def test_it_is_exported_or_refused_by_name(name):
         assert set(describe.exported(run)) == {"image", "text"}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_one_task_that_contrasts_and_predicts_generates(tmp_path):
+    task = dataclasses.replace(
+        mini.get_config().tasks["image_text"], targets=("text",), objective=CoCa()
+    )
+    run = mini.get_config(tasks={"image_text": task}, total_steps=800)
+    result = mmjax.train(run, tmp_path, devices=jax.devices()[:1])
+    view = View(
+        program=result.program, params=result.state.params, step=result.step, split="val",
+        model_state=result.state.model_state, extra=result.state.extra,
+    )  # fmt: skip
+    losses = [row["train/image_text/text/loss"] for row in mini.rows(tmp_path).values()]
+    assert np.mean(losses[-50:]) < 0.4 * np.mean(losses[:50])
+    examples = view.examples("val", 100)
+    names: dict = {}  # of a picture, in any language
+    for example in view.examples("val", 1000):
+        names.setdefault(example["identity"], set()).add(example["text"])
+    image, text = (view.program.experiment.modalities[name] for name in ("image", "text"))
+    known = [{"image": image.encode(e["image"])} for e in examples]
+    made = sample(view, known, [Decoding(stream="text")], range(100))
+    right = [text.decode(m["text"]) in names[e["identity"]]
+             for m, e in zip(made, examples, strict=True)]  # fmt: skip
+    assert np.mean(right) > 0.4, np.mean(right)  # one of a hundred numbers, in any of its languages
+
+
+# That CoCa is the same when sharded is in the conformance tests: its batches have targets.
 @pytest.mark.ci
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [n for n in OBJECTIVES if n != "coca"])
 def test_sharded_equals_unsharded_with_its_state(name):
     objective, found = OBJECTIVES[name], []
     extras = objective.extra()
@@ -182,6 +211,28 @@ class Half(Objective):
 
     def losses(self, model, features, batch, key, extra):
         return {}, {}, {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"targets": ("text",)}, "targets=.'text',. are predicted by no InfoNCE; .* CoCa"),
+        ({"objective": CoCa()}, "targets=.. leaves nothing to predict"),
+        (
+            {"objective": CoCa(contrast=late_interaction.LateInteraction()), "targets": ("text",)},
+            "contrast=LateInteraction does not compare pooled vectors",
+        ),
+        (
+            {"objective": CoCa(), "targets": ("image", "text")},
+            "leave none of inputs=.'image', 'text'. to predict them from",
+        ),
+    ],
+)
+def test_what_cannot_contrast_and_predict_is_refused(fields, told):
+    base = mini.get_config()
+    task = dataclasses.replace(base.tasks["image_text"], **fields)
+    with pytest.raises(ValueError, match=f"Task 'image_text': .*{told}"):
+        mini.get_config(tasks={**base.tasks, "image_text": task})
 
 
 def test_an_objective_that_would_be_scored_by_something_else_is_refused():
