@@ -153,7 +153,8 @@ def small() -> Experiment:
         moe=MoE(num_experts=4),
         stems={
             name: Convolutions(channels=tuple(n // 2 for n in stem.channels))
-            for name, stem in full.model.stems.items()
+            for name, stem in STEMS.items()
+            if name in full.modalities
         },
     )
     steps = min(300, full.total_steps)

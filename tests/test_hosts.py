@@ -164,6 +164,7 @@ def test_a_signal_to_one_stops_all_within_two_steps(tmp_path):
     assert checkpoint.steps(tmp_path / "checkpoints")[-1] == 5 + 2
 
 
+@pytest.mark.slow
 def test_a_signal_in_an_evaluation_stops_all_and_the_evaluation_runs_later(tmp_path):
     processes = start(tmp_path, batches=100000)
     for line in processes[1].stdout:

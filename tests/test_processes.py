@@ -165,6 +165,7 @@ def test_hosts_read_the_samples_that_one_host_reads(one, two):
     assert two[1][0]["samples"] + two[1][1]["samples"] == expected
 
 
+@pytest.mark.slow  # takes turns with other slow tests
 def test_rows_of_a_process_need_not_be_neighbours(one, two, tmp_path):
     said = [json.loads(line) for line in hosts.finish(start(IN_TURNS, tmp_path))]
     whole = two[1][0]["samples"] + two[1][1]["samples"]

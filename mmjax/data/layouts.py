@@ -310,7 +310,10 @@ class Aligned(Layout):
             view.rule = InOrder()
         for spec in specs:
             p, _ = rows.pieces(samples, spec.name, vocabulary)
-            none_BL, unseen_B = np.zeros((len(samples), spec.max_tokens), bool), np.zeros_like(able_B)
+            none_BL, unseen_B = (
+                np.zeros((len(samples), spec.max_tokens), bool),
+                np.zeros_like(able_B),
+            )
             split = spans.split_spans(
                 p.padded(), none_BL, p.length_B, unseen_B, spec.first_sentinel
             )

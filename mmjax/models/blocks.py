@@ -153,8 +153,8 @@ class Experts(nnx.Module):
         state = {n: jax.lax.stop_gradient(getattr(self, n)[...]) for n in self.state_names}
         routing = router.route(x_WTD, logits_WTE, state, stream_WT, stream_WT > 0, key)
         contracts.check_routing(router, routing, (*stream_WT.shape, self.config.num_experts))
-        matrices = (w[...] for w in (self.up, self.gate, self.down))
-        out_WTD, overflow_2 = moe.expert_ffn(x_WTD, routing, *matrices, self.config)
+        up, gate, down = (w[...] for w in (self.up, self.gate, self.down))
+        out_WTD, overflow_2 = moe.expert_ffn(x_WTD, routing, up, gate, down, self.config)
         load_ME = moe.load_by_stream(routing, stream_WT, self.streams, self.config.num_experts)
         stats = {"load": jax.lax.stop_gradient(load_ME)}
         if not isinstance(routing.aux_loss, float):

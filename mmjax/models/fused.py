@@ -155,8 +155,9 @@ def _swiglu_forward(x_TD, up_DF, gate_DF, down_FD):
 
 def _swiglu_backward(residuals, d_TD):
     x_TD, up_TF, gate_TF, *matrices = residuals
-    cast = (w.astype(x_TD.dtype) for w in matrices)
-    return swiglu_backward(x_TD, up_TF, gate_TF, *cast, d_TD, dtype=matrices[0].dtype)
+    up_DF, gate_DF, down_FD = (w.astype(x_TD.dtype) for w in matrices)
+    dtype = matrices[0].dtype
+    return swiglu_backward(x_TD, up_TF, gate_TF, up_DF, gate_DF, down_FD, d_TD, dtype=dtype)
 
 
 swiglu.defvjp(_swiglu_forward, _swiglu_backward)

@@ -178,7 +178,7 @@ class Model(nnx.Module):
                 f"Model: lane={lane!r} reads no other lane, shape={self.config.shape!r}; use"
                 " shape='encoder_decoder' or a task with a single view."
             )
-        x = fused.project(memory.x_BLD, self._ready("memory", list(reads).index(lane)))
+        x: Array = fused.project(memory.x_BLD, self._ready("memory", list(reads).index(lane)))
         x = (x + self._where(memory.tokens).astype(x.dtype)) * self._valid(memory.tokens, x.dtype)
         return lane, memory._replace(x_BLD=x)
 

@@ -77,7 +77,9 @@ class CoCa(objective.Objective):
                 " name an input that is no target."
             )
         if TARGET in task.inputs:
-            raise ValueError(f"inputs={task.inputs}: {TARGET!r} is the name of the view of targets.")
+            raise ValueError(
+                f"inputs={task.inputs}: {TARGET!r} is the name of the view of targets."
+            )
 
     def heads(self, inputs, targets):
         return self.contrast.heads(inputs, targets) | self.caption.heads(inputs, targets)
@@ -149,8 +151,8 @@ def one_of(encoded: dict[str, Encoded], num_slots: int, key: Array) -> Encoded:
         segment = one.tokens.segment_BL
         segment = jnp.where(jnp.take_along_axis(shown, segment, axis=1), segment, 0)
         stream = jnp.where(segment > 0, one.tokens.stream_BL, 0)
-        parts.append(one.tokens._replace(segment_BL=segment, stream_BL=stream, values={}))
+        tokens = one.tokens
+        parts.append((tokens.ids_BL, stream, segment, tokens.order_BL, tokens.position_BLA))
     join = lambda arrays: jnp.concatenate(arrays, axis=1)
-    names = ("ids_BL", "stream_BL", "segment_BL", "order_BL", "position_BLA")
-    joined = Tokens(*(join([getattr(part, name) for part in parts]) for name in names))
-    return Encoded(join([e.x_BLD for e in every]), joined)
+    ids, stream, segment, order, position = map(join, zip(*parts, strict=True))
+    return Encoded(join([e.x_BLD for e in every]), Tokens(ids, stream, segment, order, position))

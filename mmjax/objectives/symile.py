@@ -7,7 +7,7 @@ import dataclasses
 from etils import epy
 
 from mmjax.objectives import contrastive
-from mmjax.typing import Loss
+from mmjax.typing import Array, Loss
 
 with epy.lazy_imports():
     import jax
@@ -49,7 +49,8 @@ class Symile(contrastive.Contrastive):
             true = true * rows[view]
         true_N, losses = scale * jnp.sum(true, axis=-1), {}
         for number, anchor in enumerate(views):
-            negative, exists = 1.0, 1.0
+            negative: Array = 1.0
+            exists: Array = 1.0
             keys = jax.random.split(jax.random.fold_in(key, number), len(views))
             for other, k in zip(views, keys, strict=True):
                 if other != anchor:

@@ -64,7 +64,7 @@ def cache(tmp_path, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_a_run_reads_what_another_process_compiled(tmp_path):
     tests, cache = Path(__file__).parents[1], tmp_path / "cache"
     env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "MALLOC_ARENA_MAX")}

@@ -309,7 +309,7 @@ def test_aligned_predicts_whole_sequences_of_samples_that_have_something_else():
 
     alone = layouts.Aligned().build(samples, Streams(("text",), ("text",)), VOCABULARY)[0]
     assert not alone.targets["text"].weight_WU.any()
-    with pytest.raises(ValueError, match="target 'image' .* is not a sequence with 2 or more"):
+    with pytest.raises(ValueError, match=r"target 'image' .* is not a sequence with 2 or more"):
         layouts.Aligned().build(samples, Streams(("text",), ("image",)), VOCABULARY)
 
 

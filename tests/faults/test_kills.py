@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import saves
+import small
 
 from mmjax import checkpoint
 
@@ -113,7 +114,7 @@ def run(parent, tmp_path: Path, points) -> int:
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("part", small.in_turns(range(2), [0]))
 @pytest.mark.fault("a kill at each of 60 system calls of a save or a retirement", "no step is lost")
 def test_a_kill_in_a_save_loses_no_step(parent, tmp_path, part):
     count = run(parent, tmp_path, POINTS[part::2])

@@ -119,8 +119,11 @@ def test_the_sum_at_activations_is_the_plain_step(over):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+RULES = [PCGrad(), harmonize.Harmonize(), between_tasks.BetweenTasks()]
+
+
 @pytest.mark.ci
-@pytest.mark.parametrize("rule", [PCGrad(), harmonize.Harmonize(), between_tasks.BetweenTasks()])
+@pytest.mark.parametrize("rule", small.in_turns(RULES, RULES[:1]))
 def test_a_rule_on_a_mesh_is_the_same(rule):
     (_, one, metrics), (_, eight, others) = stepped(rule), stepped(rule, 8)
     assert metrics["grad_norm"] == pytest.approx(others["grad_norm"], rel=1e-3)

@@ -219,6 +219,7 @@ def test_an_experiment_takes_a_path_or_an_init():
 
 
 @pytest.mark.ci
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_processes_start_from_one_run(source, tmp_path):
     init = Init(path=str(source[0]), **UPCYCLE)
