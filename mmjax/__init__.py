@@ -1,8 +1,8 @@
 """mmjax: tokenize every modality, train one transformer on all of them.
 
 `import mmjax` imports nothing else; a public name is imported when it is first used. `train`,
-`data_check`, `evaluate`, `export`, `generate`, `load`, `plan`, `report` and `train_tokenizer` are
-modules that can be called: `mmjax.train(...)` is `mmjax.train.train(...)`.
+`data_check`, `evaluate`, `export`, `extend`, `generate`, `load`, `plan`, `report` and
+`train_tokenizer` are modules that can be called: `mmjax.train(...)` is `mmjax.train.train(...)`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = [
     "embed",
     "evaluate",
     "export",
+    "extend",
     "generate",
     "load",
     "plan",
@@ -35,7 +36,17 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:  # for editors and type checkers
-    from mmjax import config, evaluate, export, generate, plan, report, train, train_tokenizer
+    from mmjax import (
+        config,
+        evaluate,
+        export,
+        extend,
+        generate,
+        plan,
+        report,
+        train,
+        train_tokenizer,
+    )
     from mmjax.cli import data_check
     from mmjax.config import ConfigError
     from mmjax.data.task import Task
@@ -55,7 +66,7 @@ _DEEPER = {  # public modules that lie elsewhere
     "load": "mmjax.run.load",
 }
 _VERBS = (
-    *("data_check", "evaluate", "export", "generate", "load", "plan", "report"),
+    *("data_check", "evaluate", "export", "extend", "generate", "load", "plan", "report"),
     *("train", "train_tokenizer"),
 )
 

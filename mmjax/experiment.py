@@ -189,6 +189,8 @@ class Init:
       allow_new: patterns of parameters that may stay fresh; all others must be found.
       dense_to_experts: patterns of expert parameters that take a dense one of their name, a copy
         for each expert (sparse upcycling, Komatsuzaki et al. 2022, arXiv 2212.05055).
+      router_state: whether routers also begin with what they keep across steps there, such as
+        selection biases; without it tokens may go to other experts than there.
     """
 
     path: str
@@ -196,6 +198,7 @@ class Init:
     rename: tuple[tuple[str, str], ...] = ()
     allow_new: tuple[str, ...] = ()
     dense_to_experts: tuple[str, ...] = ()
+    router_state: bool = dataclasses.field(default=False, metadata={"is_new": True})
 
     def __post_init__(self):
         if not self.path:

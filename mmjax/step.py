@@ -266,7 +266,9 @@ def make_train_step(
         for name, e in (extras or {}).items():
             if e.clock == "step" or name in objective.extra():
                 extra[name] = e.update(extra[name], params, features, batch)
-        model_state = update_state(state.model_state, record)
+        model_state = freezing.hold(
+            update_state(state.model_state, record), state.model_state, mask
+        )
         new = TrainState(state.step, params, model_state, opt_state, extra)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         out = {"loss": loss, "grad_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32)}

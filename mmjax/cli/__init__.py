@@ -25,6 +25,7 @@ from mmjax.cli import (
     doctor,
     embed,
     export,
+    extend,
     generate,
     info,
     installed,
@@ -147,6 +148,7 @@ MODULES: dict[str, types.ModuleType] = {
     "data": data,
     "plan": plan,
     "train": train,
+    "extend": extend,
     "train-tokenizer": train_tokenizer,
     "eval": evaluate,
     "embed": embed,
@@ -157,4 +159,4 @@ MODULES: dict[str, types.ModuleType] = {
     "report": report,
 }
 VERBS: dict[str, Callable[[list[str]], Any]] = {n: m.run for n, m in MODULES.items()}
-COMPUTING = ("train", "train-tokenizer", "eval", "embed", "generate", "export")
+COMPUTING = ("train", "extend", "train-tokenizer", "eval", "embed", "generate", "export")

@@ -98,13 +98,13 @@ def given(items: Sequence[str]) -> list[tuple[str, str]]:
     return [(modality, value) for modality, _, value in rows]
 
 
-def training_parser(verb: str, text: str) -> Parser:
-    """The parser of a verb that trains a CONFIG, for `training`."""
+def training_parser(verb: str, text: str, before: str = "") -> Parser:
+    """The parser of a verb that trains a CONFIG, for `training`; `before` stands before CONFIG."""
     made = parser(
         verb,
-        f"CONFIG --workdir DIR {CODE_USAGE} [--profile FIRST:LAST] [--any.field value ...]",
+        f"{before}CONFIG --workdir DIR {CODE_USAGE} [--profile FIRST:LAST] [--any.field value ...]",
         f"{text}; the same workdir resumes. Any field of the config is set by its dotted path;"
-        f" `mmjax {verb} CONFIG --help` lists the fields.",
+        f" `mmjax {verb} {before}CONFIG --help` lists the fields.",
     )
     made.add_argument("config", metavar="CONFIG", help="file.py or file.py:function")
     made.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")

@@ -9,6 +9,7 @@ from mmjax.config.code_file import Code
 from mmjax.evaluate.conflicts import Conflicts
 from mmjax.evaluate.generation import Generation
 from mmjax.evaluate.judges import MOVED, BoxIoU, Judge, MaskIoU, SameMetadata
+from mmjax.evaluate.kept import Kept
 from mmjax.evaluate.losses import Losses
 from mmjax.evaluate.retrieval import Retrieval
 from mmjax.evaluate.zero_shot import ZeroShot
@@ -20,6 +21,7 @@ __all__ = [
     "Evaluator",
     "Generation",
     "Judge",
+    "Kept",
     "Losses",
     "MaskIoU",
     "Retrieval",

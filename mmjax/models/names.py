@@ -134,27 +134,24 @@ def from_canonical(
     return tree.unflatten([leaves[path] for path in flatten(like)]), missing
 
 
-def trainable_mask(
-    params: PyTree, patterns: tuple[str, ...], names: dict[str, tuple[str, ...]]
-) -> PyTree:
-    """True for parameters whose canonical names match a pattern; `names` are by parameter path.
+def trainable_mask(params: PyTree, patterns: tuple[str, ...], parts: dict[str, Part]) -> PyTree:
+    """True for parameters whose canonical names match a pattern.
 
-    Of layers that are stacked in one parameter some may match and some not: an array [N] of bool.
-
-    Raises:
-      ValueError: part of a parameter that is no stack of layers matches.
+    Of a parameter that holds several, such as layers in a stack or streams in a table, some may
+    match and some not: an array of bool [N] over its first dim.
     """
+    held: dict[str, dict[str, Part]] = {}
+    for name, part in parts.items():
+        held.setdefault(part.path, {})[name] = part
 
     def match(path, leaf):
-        own = names[path_name(path)]
-        hits = [any(fnmatch.fnmatch(name, pattern) for pattern in patterns) for name in own]
-        if any(hits) == all(hits):
-            return hits[0]
-        if len(hits) != leaf.shape[0]:
-            raise ValueError(
-                f"Task: trainable={patterns} matches {own[hits.index(True)]} but not"
-                f" {own[hits.index(False)]}, which are rows of one table; name both or neither."
-            )
-        return np.asarray(hits)
+        own = held[path_name(path)]
+        hits = {n: any(fnmatch.fnmatch(n, pattern) for pattern in patterns) for n in own}
+        if len(set(hits.values())) == 1:
+            return hits.popitem()[1]
+        flags = np.zeros(leaf.shape[0], bool)
+        for name, part in own.items():
+            flags[part.index] = hits[name]
+        return flags
 
     return jax.tree_util.tree_map_with_path(match, params)

@@ -74,8 +74,26 @@ def keep(
     return params, jax.tree.map(_pick, moments, opt_state, old_opt_state)
 
 
+def hold(model_state: PyTree, old: PyTree, mask: PyTree) -> PyTree:
+    """Router state after a step: that of blocks in which nothing is trained stays as it was."""
+    flags: dict[tuple[str, ...], Any] = {}
+    for path, flag in jax.tree_util.tree_flatten_with_path(mask)[0]:
+        flags[_block(path)] = flag | flags.get(_block(path), False)
+
+    def held(path, new, before):
+        return _pick(flags.get(_block(path), True), new, before)
+
+    return jax.tree_util.tree_map_with_path(held, model_state, old)
+
+
+def _block(path) -> tuple[str, ...]:
+    """The place of a block in a layer plan, `runs/<r>/blocks/<p>`."""
+    return tuple(path_name(path).split("/")[:4])
+
+
 def _pick(flag: bool | np.ndarray, new, old):
-    """`new` where a parameter is trained, else `old`; a flag [N] is of the layers in a stack."""
+    """`new` where a parameter is trained, else `old`; a flag [N] is of its first dim, such as
+    the layers of a stack."""
     if not isinstance(flag, np.ndarray):
         return new if flag else old
     return jnp.where(flag.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

@@ -65,14 +65,15 @@ def _recorded(folder: epath.Path) -> dict[str, list[str]]:
     return found
 
 
-def load(path: str, *, code: Code = None, split: str = "", devices=None) -> View:
+def load(path: str, *, code: Code = None, split: str = "", devices=None, of: Any = None) -> View:
     """The model of a run: parameters on these devices (default: all), with its modalities.
 
-    `code` is the config file of the run, or packages, whose classes its config names.
+    `code` is the config file of the run, or packages, whose classes its config names; `of` is an
+    experiment whose own classes it may name too.
     `view.embed(modality, examples)` gives embeddings; `view.model()` the model calls.
     """
     folder, step, manifest, _ = checkpoint.choose(path)
-    experiment = read_experiment(folder, code)
+    experiment = read_experiment(folder, code, of=of)
     experiment = workdir_lib.ready_modalities(experiment, folder, False, manifest)
     built = _build(experiment, devices, folder)
     like = built.abstract_state()

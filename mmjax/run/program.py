@@ -91,20 +91,13 @@ class Program(step_lib.Parts):
             grad_reduce_dtype=config.optimizer.grad_reduce_dtype.replace("auto", ""),
             grad_clip_norm=config.optimizer.grad_clip_norm,
             learning_rate_scale=t.learning_rate_scale,
-            trainable=names_lib.trainable_mask(self.params, t.trainable, self.names_by_path()),
+            trainable=names_lib.trainable_mask(self.params, t.trainable, self.canonical),
             task=task,
             rule=t.gradient_rule or config.gradient_rule,
             rule_state=next((n for n in _rule_names(task, t) if n in self.extras), ""),
             extras=self.extras,
             update_state=config.model.update_state,
         )
-
-    def names_by_path(self) -> dict[str, tuple[str, ...]]:
-        """Canonical names contained in each parameter."""
-        names: dict[str, tuple[str, ...]] = {}
-        for name, part in self.canonical.items():
-            names[part.path] = (*names.get(part.path, ()), name)
-        return names
 
     def to_canonical(self, params: PyTree) -> dict[str, Any]:
         """Parameters by canonical name."""

@@ -18,7 +18,7 @@ from etils import epath
 
 from mmjax import console
 from mmjax import step as step_lib
-from mmjax.experiment import Init
+from mmjax.experiment import Experiment, Init
 from mmjax.models import names as names_lib
 from mmjax.parallel import distributed, together
 from mmjax.run import checkpoint, load, matching
@@ -34,13 +34,15 @@ class WarmStart:
     """A checkpoint to start from, and what of it goes where.
 
     Fields:
-      program: of the run that starts. workdir, step: the checkpoint. parts, canonical: its model.
+      program: of the run that starts. workdir, step: the checkpoint. source: its experiment;
+        parts, canonical: of its model.
     """
 
     init: Init
     program: program_lib.Program
     workdir: epath.Path
     step: int
+    source: Experiment
     parts: step_lib.Parts
     canonical: dict[str, names_lib.Part]
     match: matching.Match
@@ -49,21 +51,28 @@ class WarmStart:
         """The fresh state with parameters of the source; gives up the state that it is given.
 
         The optimizer and the extra state of objectives begin anew from these parameters, so that
-        a teacher is a copy of what was loaded. Router state stays fresh: the loads that it evens
-        out were those of other tasks.
+        a teacher is a copy of what was loaded. Router state stays fresh unless `init` asks for it:
+        the loads that it evens out were those of other tasks.
         """
-        found = checkpoint.restore(self.workdir, self.step, {"params": self._abstract()})
-        built = self.program
+        built, wanted = self.program, {"params": self._abstract()}
+        if self.init.router_state:
+            sharding = jax.sharding.NamedSharding(built.mesh, jax.sharding.PartitionSpec())
+            whole = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+            wanted["model_state"] = jax.tree.map(whole, self.parts.model_state)
+        found = checkpoint.restore(self.workdir, self.step, wanted)
 
         def begin(fresh: step_lib.TrainState, source: PyTree) -> step_lib.TrainState:
-            params = self._placed(fresh.params, source)
+            params = self._placed(fresh.params, source["params"])
             extra = {name: e.init(params) for name, e in built.extras.items()}
+            if self.init.router_state:
+                state = self._with_state(fresh.model_state, source["model_state"])
+                fresh = fresh._replace(model_state=state)
             with step_lib.standard_promotion():
                 return fresh._replace(params=params, opt_state=built.tx.init(params), extra=extra)
 
         # The old state is donated and all of it kept as arguments: the new one has its memory.
         how = {"out_shardings": built.shardings, "donate_argnums": 0, "keep_unused": True}
-        state = together.jit(begin, **how)(state, found["params"])
+        state = together.jit(begin, **how)(state, found)
         for line in self._lines():
             console.say(line, distributed.is_main())
         return state
@@ -96,6 +105,19 @@ class WarmStart:
                 value = jnp.repeat(jnp.expand_dims(value, dim), num_experts, axis=dim)
             leaves[part.path] = value if part.index is None else leaf.at[part.index].set(value)
         return jax.tree.structure(params).unflatten(leaves.values())
+
+    def _with_state(self, fresh: PyTree, source: PyTree) -> PyTree:
+        """Router state of the source by the names of blocks, where shapes agree."""
+        leaves: dict[str, Array] = dict(names_lib.flatten(fresh))
+        places = _named(self.program.experiment, list(leaves))
+        there = names_lib.to_canonical(source, _named(self.source, list(names_lib.flatten(source))))
+        known = {matching.renamed(name, self.init.rename): x for name, x in there.items()}
+        for name, part in places.items():
+            old, leaf = known.get(name), leaves[part.path]
+            at = ... if part.index is None else part.index
+            if old is not None and old.shape == leaf[at].shape:
+                leaves[part.path] = leaf.at[at].set(old.astype(leaf.dtype))
+        return jax.tree.structure(fresh).unflatten(leaves.values())
 
     def report(self) -> dict[str, Any]:
         """For run.json: what was loaded, is fresh, and was not used, by pattern with counts."""
@@ -145,7 +167,14 @@ def find(program: program_lib.Program) -> WarmStart | None:
         program=program,
         workdir=workdir,
         step=step,
+        source=experiment,
         parts=parts,
         canonical=canonical,
         match=matching.match(init, source, target, expert_dims),
     )
+
+
+def _named(experiment: Experiment, paths: list[str]) -> dict[str, names_lib.Part]:
+    """Names of router state, as those of parameters of the same blocks."""
+    vocabulary, heads = experiment.vocabulary(), tuple(experiment.heads())
+    return experiment.model.canonical_parts(vocabulary, heads, paths)

@@ -254,10 +254,7 @@ def test_layers_are_frozen_by_name_inside_a_scanned_run(name):
     parts, tx, shardings, state = small.setup(model, [objective], optimizer=AdamW())
     where, lane = canonical(model, parts), BLOCKS[name].lane
     patterns = (f"{lane}/blocks/3/*",)  # the second repeat of the block that is looked at
-    by_path: dict[str, tuple[str, ...]] = {}
-    for key, part in where.items():
-        by_path[part.path] = (*by_path.get(part.path, ()), key)
-    mask = names.trainable_mask(parts.params, patterns, by_path)
+    mask = names.trainable_mask(parts.params, patterns, where)
     step = small.train_step(model, parts, tx, objective, shardings, trainable=mask)
     before = names.to_canonical(jax.device_get(state.params), where)
     for _ in range(2):
