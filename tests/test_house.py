@@ -43,7 +43,7 @@ FLOORS: tuple[set[str], ...] = (
     {"evaluate"},
     {"export", "report"},
     {"testing", "train"},
-    {"train_tokenizer"},
+    {"extend", "train_tokenizer"},
     {"launch"},
     {"cli"},
     {"demo"},  # used by configs/ alone

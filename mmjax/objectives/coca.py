@@ -8,13 +8,14 @@ from etils import epy
 
 from mmjax.config import ranges
 from mmjax.models.block import add_records
-from mmjax.models.module import Encoded
 from mmjax.objectives import contrastive, generative, objective
 from mmjax.typing import Array, Loss, Tokens
 
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
+
+    from mmjax.models import module
 
 TARGET = "target"  # the view of the targets, as `Aligned` names it
 
@@ -138,7 +139,7 @@ class CoCa(objective.Objective):
         return losses, metrics, record
 
 
-def one_of(encoded: dict[str, Encoded], num_slots: int, key: Array) -> Encoded:
+def one_of(encoded: dict[str, module.Encoded], num_slots: int, key: Array) -> module.Encoded:
     """The encodings of several views side by side, [B, sum of L, D], in which each sample shows one
     view, drawn from those that it has."""
     every, slots = list(encoded.values()), jnp.arange(1, num_slots + 1)
@@ -155,4 +156,6 @@ def one_of(encoded: dict[str, Encoded], num_slots: int, key: Array) -> Encoded:
         parts.append((tokens.ids_BL, stream, segment, tokens.order_BL, tokens.position_BLA))
     join = lambda arrays: jnp.concatenate(arrays, axis=1)
     ids, stream, segment, order, position = map(join, zip(*parts, strict=True))
-    return Encoded(join([e.x_BLD for e in every]), Tokens(ids, stream, segment, order, position))
+    return module.Encoded(
+        join([e.x_BLD for e in every]), Tokens(ids, stream, segment, order, position)
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import TYPE_CHECKING
 
 import numpy as np
 from etils import epy
@@ -12,13 +13,15 @@ from mmjax.config import ranges
 from mmjax.config.error import nearest
 from mmjax.models import embed as embed_lib
 from mmjax.models.block import add_records
-from mmjax.models.module import Encoded
 from mmjax.objectives import objective
 from mmjax.typing import Array, Batch, Loss, Tokens
 
 with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from mmjax.models.module import Encoded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
