@@ -137,11 +137,15 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=6)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--scale", type=int, default=2)
+    parser.add_argument("--colours", type=int, default=0, help="of a smaller file; 0 = all")
     given = parser.parse_args()
     indices = range(given.first, given.first + given.scenes)
     drawn = sheet(ToyWorld(size=given.size, antialias=3), given.split, indices)
-    drawn = drawn.repeat(given.scale, 0).repeat(given.scale, 1)
-    Image.fromarray(drawn).save(given.path, optimize=True)
+    picture = Image.fromarray(drawn.repeat(given.scale, 0).repeat(given.scale, 1))
+    if given.colours:
+        few = picture.quantize(given.colours, kmeans=4)
+        picture = picture.quantize(palette=few, dither=Image.Dither.FLOYDSTEINBERG)
+    picture.save(given.path, optimize=True)
 
 
 if __name__ == "__main__":

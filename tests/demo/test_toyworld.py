@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import functools
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from mmjax import config, testing
+from mmjax.data.reader import Reader
 from mmjax.demo import toyworld, toyworld_render, toyworld_scene, toyworld_streams, toyworld_words
 from mmjax.demo.toyworld import CLASSES, COLOURS, LANGUAGES, SHAPES, STREAMS, ToyWorld
 from mmjax.demo.toyworld_sheet import COLUMNS, sheet
+from mmjax.modalities.image import Image
+from mmjax.modalities.structured import Boxes
 from mmjax.testing.require import same
+from mmjax.typing import Vocabulary
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "toyworld.md"
 SIZE, SCENES = 64, 12
@@ -57,13 +62,37 @@ def project(points: np.ndarray, camera: dict) -> np.ndarray:
 
 
 def test_it_is_a_source():
-    testing.check_source(ToyWorld(streams=STREAMS, size=16, noise=0.1, missing={"depth": 0.5}), 3)
+    source = ToyWorld(streams=STREAMS, size=16, frames=3, noise=0.1, missing={"depth": 0.5})
+    testing.check_source(source, 2)
     testing.check_source(ToyWorld(misaligned=0.5))
 
 
 def test_the_example_of_the_class():
     result = doctest.testmod(toyworld, globs={"ToyWorld": ToyWorld})
     assert (result.attempted, result.failed) == (2, 0)
+
+
+def test_it_is_a_config():
+    source = ToyWorld(streams=("image", "sound"), missing={"image": 0.2}, levels=(1,), noise=0.1)
+    copy = config.from_json(json.loads(json.dumps(config.to_json(source))), config.seam_classes())
+    assert copy == source
+    assert copy.fingerprint() == source.fingerprint()
+
+
+def test_modalities_read_it():
+    modalities = {"image": Image(size=(32, 32), patch=8), "boxes": Boxes(max_boxes=3)}
+    vocabulary = Vocabulary(tuple(m.spec(name) for name, m in modalities.items()))
+    source = ToyWorld(streams=("image", "boxes"), missing={"boxes": 0.5})
+    reader = Reader(source=source, split="train", modalities=modalities, vocabulary=vocabulary)
+    lacking = 0
+    for index in range(12):
+        pieces, identity = reader.read(index, ("image", "boxes"))
+        assert identity == reader.records[index]["identity"]
+        assert (pieces["boxes"] is None) == ("boxes" not in reader.records[index])
+        assert pieces["image"] is not None
+        lacking += pieces["boxes"] is None
+    assert 0 < lacking < 12
+    assert not reader.bad
 
 
 def test_shapes_and_dtypes():
@@ -209,6 +238,24 @@ def test_flow_carries_the_instances_to_the_next_frame():
         own = e["instances"][rows, columns][inside] > 0
         assert kept_here[own].mean() > 0.95 if own.any() else True
     assert kept > 0.99 * counted
+
+
+def test_flow_is_where_each_point_goes():
+    records = ToyWorld(streams=("image",), size=SIZE).open("val")
+    for index, e in enumerate(examples()):
+        scene = records.scene(index)
+        world = unprojected(e["depth"], e["camera"]) - e["camera"]["translation"]
+        world = world @ e["camera"]["rotation"]
+        for i, body in enumerate(scene.bodies, 1):
+            here = e["instances"] == i
+            turn = Rotation.from_euler("z", body.spin * FRAME)
+            foot, move = np.array([body.x, body.y, 0]), FRAME * np.array([*body.velocity, 0])
+            world[here] = turn.apply(world[here] - foot) + foot + move
+        camera = toyworld_scene.path(scene, 2)[0][1].as_dict()
+        seen = world @ camera["rotation"].T + camera["translation"]
+        columns, rows = np.meshgrid(np.arange(SIZE) + 0.5, np.arange(SIZE) + 0.5)
+        expected = project(seen, camera) * SIZE - np.stack([columns, rows], -1)
+        np.testing.assert_allclose(e["flow"], expected, atol=2e-3)
 
 
 def test_flow_explains_the_next_frame():
@@ -441,6 +488,18 @@ def scene_of(*bodies: tuple[int, int, int], whims: tuple[float, ...] = ()) -> to
 def test_grammar(language, level, expected):
     scene = scene_of((0, 1, 0), (3, 5, 1), (0, 3, 0), whims=(0.1, 0.2, 0.3))
     assert toyworld_words.caption(scene, language, level) == expected
+
+
+def test_grammar_of_what_is_feminine():
+    scene = scene_of((0, 1, 0), (3, 5, 1), (0, 3, 0), whims=(0.2, 0.1, 0.3))
+    assert toyworld_words.caption(scene, "de", 2) == (
+        "ein gro\u00dfer blauer Kegel rechts von einer kleinen orangefarbenen Kugel, die links von"
+        " einer kleinen gr\u00fcnen Kugel liegt"
+    )
+    assert toyworld_words.caption(scene, "fr", 2) == (
+        "un grand c\u00f4ne bleu \u00e0 droite d'une petite sph\u00e8re orange, qui est \u00e0"
+        " gauche d'une petite sph\u00e8re verte"
+    )
 
 
 def test_captions_of_a_split_are_many_and_in_all_languages():
