@@ -51,6 +51,10 @@ def test_the_code_of_an_add_page_runs(name, tmp_path):
     )
 
 
+def test_the_code_of_the_page_of_maps_runs(tmp_path):
+    config.load_module(as_module(DOCS / "maps.md", tmp_path))
+
+
 def test_the_plans_of_the_page_of_blocks_are_models(tmp_path):
     module = config.load_module(as_module(DOCS / "blocks.md", tmp_path))
     plans = {n: m for n, m in vars(module).items() if isinstance(m, models.Transformer)}

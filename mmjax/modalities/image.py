@@ -19,7 +19,7 @@ from mmjax.files import confined
 from mmjax.modalities.modality import Modality, Unreadable
 from mmjax.typing import Piece, TokenSpec, positions
 
-__all__ = ["Image"]
+__all__ = ["Image", "flat"]
 
 MAX_SIDE = 1 << 16  # pixels: the resize filter of a longer side would take gigabytes
 MAX_WIDENED = 1 << 24  # pixels of a tall image after resizing its width
@@ -206,7 +206,7 @@ class Image(Modality):
         """
         if not isinstance(value, bytes):
             return value
-        with self._opened(value) as image:
+        with self.opened(value) as image:
             channels = 1 if self.channels == 1 else 3
             pixels = np.empty((image.height, image.width, channels), np.uint8)
             for first, strip in _strips(image, self._mode):
@@ -218,7 +218,7 @@ class Image(Modality):
         return "L" if self.channels == 1 else "RGB"
 
     @contextlib.contextmanager
-    def _opened(self, content: bytes) -> Iterator[Any]:
+    def opened(self, content: bytes) -> Iterator[Any]:
         """A file as an upright Pillow image. Raises Unreadable, also for errors inside `with`."""
         import PIL.Image
         import PIL.ImageOps
@@ -280,7 +280,12 @@ class Image(Modality):
         is_exact = plan is None
         plan = plan or (lambda rows, columns: (self.box(rows, columns), self.size))
         if isinstance(value, bytes):
-            with self._opened(value) as image:
+            if self.channels not in (1, 3):
+                raise ValueError(
+                    f"Image: a picture in a file does not have channels={self.channels}; give"
+                    f" arrays (H, W, {self.channels}), or set channels to 1 or 3."
+                )
+            with self.opened(value) as image:
                 if image.format == "JPEG" and not is_exact:  # decoding a half, quarter or eighth
                     (left, top, right, bottom), (height, width) = plan(image.height, image.width)
                     share = width / (right - left), height / (bottom - top)
@@ -294,7 +299,7 @@ class Image(Modality):
             return _checked(image_HWC)
         rows, columns, channels = image_HWC.shape
         self._check(columns, rows)
-        if channels not in (1, self.channels) and (channels, self.channels) != (3, 1):
+        if channels != self.channels and (channels, self.channels) not in ((1, 3), (3, 1)):
             raise ValueError(
                 f"Image: {channels} channels do not become channels={self.channels}; convert first"
                 " (an alpha channel: Pillow's convert('RGB')), or set channels."
@@ -365,7 +370,7 @@ def _strips(image: Any, mode: str, box: tuple[int, int, int, int] | None = None)
     for first in range(top, bottom, step):
         place = (left, first, right, min(first + step, bottom))
         part = image if place == (0, 0, *image.size) else image.crop(place)
-        pixels = np.asarray(_flat(part, mode))
+        pixels = np.asarray(flat(part, mode))
         yield first - top, pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
@@ -390,7 +395,7 @@ def _scans(content: bytes) -> int:
     return count
 
 
-def _flat(image: Any, mode: str) -> Any:
+def flat(image: Any, mode: str) -> Any:
     """A Pillow image converted to another 8-bit mode, on white where it is transparent."""
     import PIL.Image
 

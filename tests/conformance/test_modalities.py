@@ -15,11 +15,16 @@ import toy_codes
 
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.codes import Codes
+from mmjax.modalities.dense import Depth, Normals
+from mmjax.modalities.edges import Edges
 from mmjax.modalities.image import Image
 from mmjax.modalities.label import Label
 from mmjax.modalities.modality import Modality
+from mmjax.modalities.motion import Events, Flow
+from mmjax.modalities.segmentation import Instances, Segmentation
 from mmjax.modalities.structured import Bins, Boxes, Metadata
 from mmjax.modalities.text import Text
+from mmjax.modalities.video import Video
 from mmjax.tokenizers.sentencepiece import SentencePiece
 from mmjax.typing import NUM_AXES
 
@@ -51,6 +56,18 @@ def mel_of(hertz: float) -> float:
     return 3 * hertz / 200 if hertz < 1000 else 15 + 27 * np.log(hertz / 1000) / np.log(6.4)
 
 
+def equal(raw: Any, back: np.ndarray) -> bool:
+    return np.array_equal(np.asarray(raw), back)
+
+
+def metres(raw: np.ndarray, back: np.ndarray) -> bool:
+    """Where there is a measurement, it is kept to a part in ten thousand."""
+    there = np.isfinite(raw) & (raw > 0)
+    return np.array_equal(there, np.isfinite(back)) and np.allclose(
+        raw[there], back[there], rtol=1e-4
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
     modality: Modality
@@ -67,6 +84,14 @@ def same_shape(raw: np.ndarray, back: np.ndarray) -> bool:
 
 
 random = np.random.default_rng(0)
+FAR = random.uniform(0.2, 60, (8, 16)).astype(np.float32)
+HOLES = np.where(random.random((8, 16)) < 0.3, np.nan, FAR).astype(np.float32)
+UNIT = random.normal(size=(8, 16, 3))
+UNIT = (UNIT / np.linalg.norm(UNIT, axis=2, keepdims=True)).astype(np.float32)
+UNIT[0] = 0
+MOVES = random.uniform(-8, 8, (8, 16, 2)).astype(np.float32)
+LOST = np.where(random.random((8, 16, 1)) < 0.3, np.nan, MOVES).astype(np.float32)
+COUNTS = random.integers(0, 32, (8, 16, 2))
 ROWS = {
     "text": Row(
         modality=Text(tokenizer=SentencePiece(vocab_size=300, num_sentinels=8), max_tokens=64),
@@ -163,6 +188,127 @@ ROWS = {
         same=lambda raw, back: raw == back,
         cost=1.0,
         static=False,
+    ),
+    **{
+        f"depth {mapping}": Row(
+            modality=Depth(size=(8, 16), patch=4, mapping=mapping),
+            values=(FAR, FAR.astype(np.float64) / 2, np.full((8, 16), 100.0)),
+            bad=(HOLES, -FAR, 0 * FAR, FAR[0], np.zeros((8, 16, 3)), np.zeros((8, 16), int), "far"),
+            same=metres,
+            cost=5.0,
+        )
+        for mapping in ("linear", "log", "inverse")
+    },
+    "depth with holes": Row(
+        modality=Depth(size=(8, 16), patch=4, missing=True),
+        values=(FAR, HOLES, np.zeros((8, 16), np.float32)),
+        bad=(-FAR, FAR[0], np.zeros((0, 4)), [[1.0], [1.0, 2.0]], b"depth", b"\x93NUMPY\1"),
+        same=metres,
+        cost=5.0,
+    ),
+    "normals": Row(
+        modality=Normals(size=(8, 16), patch=4),
+        values=(UNIT, UNIT[::-1], 0 * UNIT),
+        bad=(2 * UNIT, UNIT * np.nan, UNIT[..., :2], UNIT[0], UNIT.astype(int), "up", b"up"),
+        same=nearly(1e-6),
+        cost=5.0,
+    ),
+    "segmentation": Row(
+        modality=Segmentation(names=("wall", "floor", "door"), size=(8, 16), cell=1),
+        values=(
+            random.integers(0, 3, (8, 16)),
+            random.choice([0, 1, 2, 255], (8, 16)).astype(np.uint8),
+            np.full((8, 16), 255.0),
+        ),
+        bad=(
+            np.full((8, 16), 3),
+            np.full((8, 16), -1),
+            np.full((8, 16), 0.5),
+            np.full((8, 16), np.nan),
+            *(np.zeros(8), np.zeros((8, 16, 3)), "wall", b"wall", [[0], [0, 1]]),
+        ),
+        same=equal,
+        cost=3.0,
+    ),
+    "segmentation in cells": Row(
+        modality=Segmentation(names=("wall", "floor"), size=(8, 16), cell=4, ignore=-1),
+        values=tuple(random.integers(0, 2, (2, 4)).repeat(4, 0).repeat(4, 1) for _ in range(3)),
+        bad=(np.full((8, 16), 255), np.full((8, 16), 2), np.zeros((8, 16, 3))),
+        same=equal,
+        cost=8.0,
+    ),
+    "instances": Row(
+        modality=Instances(size=(8, 16), cell=2, max_instances=3),
+        values=(
+            np.zeros((8, 16), np.int64),
+            np.array([[1, 0, 2, 2], [0, 3, 0, 2]], np.uint16).repeat(4, 0).repeat(4, 1),
+            np.ones((8, 16), bool),
+        ),
+        bad=(np.full((8, 16), -1), np.full((8, 16), 0.5), np.full((8, 16), np.inf), "one", b"one"),
+        same=equal,
+        cost=9.0,
+    ),
+    "edges": Row(
+        modality=Edges(size=(8, 16), cell=2),
+        values=(
+            random.random((8, 16)) < 0.3,
+            random.integers(0, 2, (8, 16)),
+            random.integers(0, 2, (8, 16)).astype(np.float64),
+        ),
+        bad=(
+            np.full((8, 16), 2),
+            np.full((8, 16), 7, np.uint8),
+            np.full((8, 16), -0.5),
+            np.full((8, 16), np.nan),
+            *(np.zeros(8), np.zeros((8, 16, 3)), "edge", b"edge"),
+        ),
+        same=equal,
+        cost=4.0,
+    ),
+    "flow": Row(
+        modality=Flow(size=(8, 16), patch=4, limit=8),
+        values=(MOVES, MOVES.astype(np.float64), 0 * MOVES),
+        bad=(LOST, MOVES * np.inf, MOVES[..., :1], MOVES[0], MOVES.astype(int), "left", b"PIEH"),
+        same=nearly(1e-5),
+        cost=5.0,
+    ),
+    "flow with holes": Row(
+        modality=Flow(size=(8, 16), patch=4, limit=8, missing=True),
+        values=(MOVES, LOST, MOVES * np.nan),
+        bad=(MOVES[..., :1], MOVES.astype(int), b"left"),
+        same=lambda raw, back: np.allclose(raw, back, atol=1e-5, equal_nan=True),
+        cost=5.0,
+    ),
+    "events": Row(
+        modality=Events(size=(8, 16), patch=4, most=31),
+        values=(COUNTS, COUNTS.astype(np.float32), 0 * COUNTS),
+        bad=(
+            *(-COUNTS, COUNTS / 2, COUNTS * np.nan, COUNTS[..., :1], COUNTS[0], "events", b"x"),
+            [[16, 0, 0, 1]],
+            [[0, -1, 0, 1]],
+            [[0, 0, np.nan, 1]],
+            [[0, 0, 0, 2]],
+        ),
+        same=equal,
+        cost=5.0,
+    ),
+    "video": Row(
+        modality=Video(num_frames=4, frames=2, size=(8, 16), patch=4, mean=(0.3,), std=(0.4,)),
+        values=(
+            random.random((4, 8, 16, 3)).astype(np.float32),
+            np.ones((4, 8, 16, 3)),
+            list(random.random((4, 8, 16, 3)).astype(np.float32)),
+        ),
+        bad=(
+            np.full((4, 8, 16, 3), np.nan),
+            np.full((4, 8, 16, 3), 200.0),
+            np.zeros((4, 8, 16, 3), int),
+            np.zeros((4, 8, 16, 4)),
+            *(np.zeros((8, 16, 3)), np.zeros((0, 8, 16, 3)), [], "film", b"GIF89a"),
+            [np.zeros((8, 16, 3)), np.zeros((8, 8, 3))],
+        ),
+        same=nearly(1e-6),
+        cost=11.0,
     ),
 }
 

@@ -53,6 +53,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "Retrieval": {"modalities": ("a", "b")},
     "Run": {"pattern": (Block(),)},
+    "Segmentation": {"names": ("a",)},
     "Task": {"source": Numbers(), "inputs": ("a",), "layout": Aligned(), "objective": None},
     "TokenSpec": {"name": "a", "kind": "grid", "max_tokens": 4, "vocab_size": 8},
     "Tokenizer": {"vocab_size": 8},

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
+import PIL.Image
 import pytest
 
 from mmjax.modalities.image import Image
@@ -74,6 +77,19 @@ def test_config_errors(fields, message):
 def test_alpha_is_refused_with_a_remedy():
     with pytest.raises(ValueError, match=r"4 channels .* convert\('RGB'\)"):
         Image().encode(np.zeros((16, 16, 4), np.uint8))
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_other_numbers_of_channels_are_refused_and_neither_repeated_nor_mixed(channels):
+    modality = Image(size=(8, 8), patch=4, channels=channels)
+    assert modality.encode(np.zeros((9, 8, channels))).values_LP.shape == (4, 16 * channels)
+    for shape in ((8, 8), (9, 8), (8, 8, 1), (8, 8, 3), (8, 8, channels + 1)):
+        with pytest.raises(ValueError, match=f"do not become channels={channels}"):
+            modality.encode(np.zeros(shape))
+    content = io.BytesIO()
+    PIL.Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(content, "PNG")
+    with pytest.raises(ValueError, match=f"does not have channels={channels}; give arrays"):
+        modality.encode(content.getvalue())
 
 
 def test_piece_of_another_image_is_refused():
