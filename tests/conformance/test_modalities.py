@@ -18,6 +18,8 @@ from mmjax.modalities.codes import Codes
 from mmjax.modalities.image import Image
 from mmjax.modalities.label import Label
 from mmjax.modalities.modality import Modality
+from mmjax.modalities.palette import Palette
+from mmjax.modalities.raw import Bytes
 from mmjax.modalities.structured import Bins, Boxes, Metadata
 from mmjax.modalities.text import Text
 from mmjax.tokenizers.sentencepiece import SentencePiece
@@ -153,6 +155,44 @@ ROWS = {
         bad=(10, "cat", 0.5, None.__class__),
         same=lambda raw, back: int(raw) == back,
         cost=1.0,
+    ),
+    "bytes": Row(
+        modality=Bytes(max_tokens=64),
+        values=(b"", b"\x00\xff\n", bytearray(range(63)), "zw\u00f6lf"),
+        bad=(7, 1.5, ["one", 2], np.zeros(3), "\ud800"),
+        same=lambda raw, back: (raw.encode() if isinstance(raw, str) else bytes(raw)) == back,
+        cost=1.0,
+        static=False,
+    ),
+    "palette": Row(
+        modality=Palette(max_colours=4),
+        values=(
+            [],
+            [[255, 0, 16]],
+            random.integers(0, 256, (4, 3)).astype(np.uint8),
+        ),
+        bad=(
+            "red",
+            [255, 0, 16],
+            [[256, 0, 0]],
+            [[-1, 0, 0]],
+            [[0.5, 2.0, 0]],
+            [[1, 2], [3]],
+            np.zeros((2, 4)),
+            [[None, 0, 0]],
+            np.zeros((2, 3), bool),
+        ),
+        same=lambda raw, back: back.tolist() == np.asarray(raw).tolist(),
+        cost=2.0,
+        static=False,
+    ),
+    "palette of fractions": Row(
+        modality=Palette(bins=11),
+        values=([[0, 0.5, 1.0]], random.random((7, 3))),
+        bad=(np.full((1, 3), np.nan), np.full((1, 3), np.inf), np.full((1, 3), 1.01)),
+        same=lambda raw, back: bool(np.abs(back / 255 - raw).max() <= 0.05 + 0.5 / 255 + 1e-9),
+        cost=2.0,
+        static=False,
     ),
     "metadata": Row(
         modality=Metadata(
