@@ -16,12 +16,14 @@ import toy_codes
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.codes import Codes
 from mmjax.modalities.image import Image
+from mmjax.modalities.keypoints import Keypoints
 from mmjax.modalities.label import Label
 from mmjax.modalities.modality import Modality
 from mmjax.modalities.palette import Palette
 from mmjax.modalities.raw import Bytes
 from mmjax.modalities.structured import Bins, Boxes, Metadata
 from mmjax.modalities.text import Text
+from mmjax.modalities.time_series import TimeSeries
 from mmjax.tokenizers.sentencepiece import SentencePiece
 from mmjax.typing import NUM_AXES
 
@@ -192,6 +194,54 @@ ROWS = {
         bad=(np.full((1, 3), np.nan), np.full((1, 3), np.inf), np.full((1, 3), 1.01)),
         same=lambda raw, back: bool(np.abs(back / 255 - raw).max() <= 0.05 + 0.5 / 255 + 1e-9),
         cost=2.0,
+        static=False,
+    ),
+    "keypoints": Row(
+        modality=Keypoints(joints=("head", "hand", "foot"), bins=101, max_people=2),
+        values=(
+            np.zeros((0, 3, 3)),
+            [[[0.5, 0, 1], [0, 0, 0], [0.5, 1, 1]]],
+            [[[0.1, 0, 1], [0, 0, 0], [0.07, 1, 1]], [[0.5, 0.5, 1], [0.2, 1, 1], [0.3, 0.4, 1]]],
+        ),
+        bad=(
+            "people",
+            np.zeros((3, 3)),
+            np.zeros((1, 2, 3)),
+            np.full((1, 3, 2), np.nan),
+            [{}, 1],
+            np.full((1, 3, 3), 1.1),
+            [[[0, 0, 3]] * 3],
+            [{"tail": (0, 0)}],
+            [{"head": 0.5}],
+            [{"head": ("a", "b")}],
+        ),
+        same=lambda raw, back: np.allclose(raw, back, atol=1e-6),
+        cost=6.0,
+        static=False,
+    ),
+    "time series": Row(
+        modality=TimeSeries(channels=3, rate=8.0, seconds=2.0, patch=4, mean=(1.0,), std=(2.0,)),
+        values=(random.normal(0, 9, (4, 3)), random.integers(0, 9, (16, 3))),
+        bad=(
+            "sound",
+            np.zeros(16),
+            np.zeros((16, 2)),
+            np.full((4, 3), np.nan),
+            np.zeros((0, 3)),
+            np.full((4, 3), np.inf),
+            np.full((4, 3), 1e300),
+            [[1, 2, 3], [4]],
+        ),
+        same=nearly(1e-5),
+        cost=2.0,
+        static=False,
+    ),
+    "time series with gaps": Row(
+        modality=TimeSeries(rate=8.0, seconds=2.0, patch=4, allow_missing=True),
+        values=([1.5, math.nan, 3.0, math.nan], np.where(np.arange(16) % 3, 0.25, np.nan)),
+        bad=(np.zeros((4, 2)), [math.inf], np.zeros((2, 2, 1))),
+        same=lambda raw, back: np.array_equal(raw, back[:, 0], equal_nan=True),
+        cost=2.5,
         static=False,
     ),
     "metadata": Row(
