@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,16 @@ import numpy as np
 
 from mmjax.files import confined
 
-__all__ = ["array", "centred", "check_affine", "finite", "read_array", "restored", "write_array"]
+__all__ = [
+    "array",
+    "centred",
+    "check_affine",
+    "finite",
+    "number",
+    "read_array",
+    "restored",
+    "write_array",
+]
 
 MAX_FILE = 1 << 30  # bytes of a file named on a command line
 KINDS = "iuf"  # of dtype: whole and real numbers, no bools
@@ -32,6 +42,17 @@ def array(who: str, value: Any, rule: str) -> np.ndarray:
         shown = repr(value)[:60].replace("\n", " ")
         raise ValueError(f"{who}: {shown} is no array of numbers; give numbers {rule}.")
     return numbers
+
+
+def number(value: Any) -> float | None:
+    """The value as a finite float; None if it is none, as text and bytes are not."""
+    if isinstance(value, (str, bytes)) or not np.isscalar(value):
+        return None
+    try:
+        made = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return made if math.isfinite(made) else None
 
 
 def finite(who: str, numbers: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +12,7 @@ import numpy as np
 
 from mmjax.config import ranges
 from mmjax.modalities import boxes as boxes_lib
-from mmjax.modalities import sequence
+from mmjax.modalities import given, sequence
 from mmjax.modalities.modality import Modality
 from mmjax.typing import Piece, TokenSpec
 
@@ -154,9 +153,9 @@ class Bins:
 
     def bin(self, value: Any) -> int | None:
         """The id of a number; None if it has no id."""
-        if isinstance(value, str) or not np.isscalar(value) or not math.isfinite(value):  # type: ignore[arg-type]
+        number = given.number(value)
+        if number is None:
             return None
-        number = float(value)  # type: ignore[arg-type]
         if self.low is None or self.high is None:
             return int(number) if number.is_integer() and 0 <= number < self.num else None
         if not self.low <= number <= self.high:

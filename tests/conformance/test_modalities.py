@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import toy_codes
 
+from mmjax.modalities.actions import Actions
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.codes import Codes
+from mmjax.modalities.graph import Graph
 from mmjax.modalities.image import Image
 from mmjax.modalities.keypoints import Keypoints
 from mmjax.modalities.label import Label
@@ -22,6 +24,7 @@ from mmjax.modalities.modality import Modality
 from mmjax.modalities.palette import Palette
 from mmjax.modalities.raw import Bytes
 from mmjax.modalities.structured import Bins, Boxes, Metadata
+from mmjax.modalities.table import Edges, Table
 from mmjax.modalities.text import Text
 from mmjax.modalities.time_series import TimeSeries
 from mmjax.tokenizers.sentencepiece import SentencePiece
@@ -242,6 +245,101 @@ ROWS = {
         bad=(np.zeros((4, 2)), [math.inf], np.zeros((2, 2, 1))),
         same=lambda raw, back: np.array_equal(raw, back[:, 0], equal_nan=True),
         cost=2.5,
+        static=False,
+    ),
+    "table": Row(
+        modality=Table(
+            columns={
+                "age": Bins(num=100),
+                "sex": ("f", "m"),
+                "pay": Edges(at=(0, 1, 10)),
+                "heat": Bins(num=4, low=0, high=8),
+            }
+        ),
+        values=(
+            {},
+            {"age": 41, "sex": "m", "pay": 5.5, "heat": 7.0},
+            {"heat": 1.0, "age": None, "sex": "f", "pay": math.nan},
+        ),
+        bad=(
+            7,
+            "row",
+            [{}],
+            {"size": 1},
+            {"age": 100},
+            {"age": 1.5},
+            {"heat": 8.1},
+            {"sex": "x"},
+            {"sex": 1},
+            {"pay": "much"},
+            {"pay": math.inf},
+            {"age": b"7"},
+            {"age": 10**400},
+            {"age": [1]},
+            {"heat": 1j},
+        ),
+        same=lambda raw, back: (
+            back
+            == {
+                k: None if raw.get(k) != raw.get(k) else raw.get(k)
+                for k in ("age", "sex", "pay", "heat")
+            }
+        ),
+        cost=2.0,
+    ),
+    "graph": Row(
+        modality=Graph(classes=("C", "N", "O"), max_nodes=4, max_edges=5),
+        values=(
+            {"nodes": [], "edges": []},
+            {"nodes": ["O", "C", "O"], "edges": [(0, 1), (1, 2)]},
+            {"nodes": ["N", "C", "C", "O"], "edges": [(0, 0), (0, 1), (0, 2), (1, 3), (2, 3)]},
+        ),
+        bad=(
+            "graph",
+            {},
+            {"edges": []},
+            {"nodes": ["C"], "links": []},
+            {"nodes": ["H"]},
+            {"nodes": [3]},
+            {"nodes": [-1]},
+            {"nodes": [True]},
+            {"nodes": "C"},
+            {"nodes": 3},
+            {"nodes": ["C"], "edges": [(0, 1)]},
+            {"nodes": ["C"], "edges": [(-1, 0)]},
+            {"nodes": ["C"], "edges": [0, 0]},
+            {"nodes": ["C"], "edges": [(0.0, 0.0)]},
+            {"nodes": [], "edges": [(0, 0)]},
+            {"nodes": ["C"], "edges": [(0, 0), (0,)]},
+        ),
+        same=lambda raw, back: raw == back,
+        cost=6.0,
+        static=False,
+    ),
+    "actions": Row(
+        modality=Actions(dims={"x": (-1.0, 1.0), "y": (0.0, 10.0), "grip": (0.0, 1.0)}, bins=64),
+        values=(
+            np.zeros((0, 3)),
+            [[-1.0, 0.0, 1.0]],
+            random.random((16, 3)).astype(np.float32),
+        ),
+        bad=(
+            "left",
+            np.zeros(3),
+            np.zeros((2, 2)),
+            np.full((1, 3), np.nan),
+            [[-1.1, 0, 0]],
+            np.full((1, 3), np.inf),
+            {"acts": []},
+            {"actions": [[0, 0, 0]], "mask": [1]},
+            {"actions": [[0, 0, 0]], "mask": [True, False]},
+        ),
+        same=lambda raw, back: bool(
+            back["mask"].all()
+            and np.shape(raw) == back["actions"].shape
+            and (np.abs(back["actions"] - raw) <= np.array([2, 10, 1]) / 128 + 1e-6).all()
+        ),
+        cost=4.0,
         static=False,
     ),
     "metadata": Row(
