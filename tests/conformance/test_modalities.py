@@ -15,7 +15,9 @@ import toy_codes
 
 from mmjax.modalities.actions import Actions
 from mmjax.modalities.audio import Audio
+from mmjax.modalities.camera import Camera
 from mmjax.modalities.codes import Codes
+from mmjax.modalities.features import Features, Vector
 from mmjax.modalities.graph import Graph
 from mmjax.modalities.image import Image
 from mmjax.modalities.keypoints import Keypoints
@@ -188,7 +190,7 @@ ROWS = {
             np.zeros((2, 3), bool),
         ),
         same=lambda raw, back: back.tolist() == np.asarray(raw).tolist(),
-        cost=2.0,
+        cost=2.5,
         static=False,
     ),
     "palette of fractions": Row(
@@ -196,7 +198,7 @@ ROWS = {
         values=([[0, 0.5, 1.0]], random.random((7, 3))),
         bad=(np.full((1, 3), np.nan), np.full((1, 3), np.inf), np.full((1, 3), 1.01)),
         same=lambda raw, back: bool(np.abs(back / 255 - raw).max() <= 0.05 + 0.5 / 255 + 1e-9),
-        cost=2.0,
+        cost=2.5,
         static=False,
     ),
     "keypoints": Row(
@@ -219,7 +221,7 @@ ROWS = {
             [{"head": ("a", "b")}],
         ),
         same=lambda raw, back: np.allclose(raw, back, atol=1e-6),
-        cost=6.0,
+        cost=8.0,
         static=False,
     ),
     "time series": Row(
@@ -236,7 +238,7 @@ ROWS = {
             [[1, 2, 3], [4]],
         ),
         same=nearly(1e-5),
-        cost=2.0,
+        cost=3.0,
         static=False,
     ),
     "time series with gaps": Row(
@@ -244,7 +246,7 @@ ROWS = {
         values=([1.5, math.nan, 3.0, math.nan], np.where(np.arange(16) % 3, 0.25, np.nan)),
         bad=(np.zeros((4, 2)), [math.inf], np.zeros((2, 2, 1))),
         same=lambda raw, back: np.array_equal(raw, back[:, 0], equal_nan=True),
-        cost=2.5,
+        cost=3.5,
         static=False,
     ),
     "table": Row(
@@ -313,7 +315,7 @@ ROWS = {
             {"nodes": ["C"], "edges": [(0, 0), (0,)]},
         ),
         same=lambda raw, back: raw == back,
-        cost=6.0,
+        cost=9.0,
         static=False,
     ),
     "actions": Row(
@@ -339,7 +341,72 @@ ROWS = {
             and np.shape(raw) == back["actions"].shape
             and (np.abs(back["actions"] - raw) <= np.array([2, 10, 1]) / 128 + 1e-6).all()
         ),
-        cost=4.0,
+        cost=5.0,
+        static=False,
+    ),
+    "feature map": Row(
+        modality=Features(channels=5, grid=(2, 3), mean=(0.5,), std=(1.0, 2, 3, 4, 5)),
+        values=(random.normal(0, 2, (2, 3, 5)), random.normal(0, 2, (2, 3, 5)).astype(np.float16)),
+        bad=(
+            "map",
+            np.zeros((3, 2, 5)),
+            np.zeros((5, 5)),
+            np.zeros((2, 3, 4)),
+            np.zeros(30),
+            np.full((2, 3, 5), np.inf),
+            np.full((2, 3, 5), 1e300),
+        ),
+        same=nearly(1e-5),
+        cost=3.5,
+    ),
+    "feature list": Row(
+        modality=Features(channels=5, max_tokens=7),
+        values=(random.normal(0, 2, (2, 5)), random.normal(0, 2, (7, 5))),
+        bad=(np.zeros((0, 5)), np.zeros(5), np.zeros((2, 4)), np.full((2, 5), np.nan)),
+        same=nearly(1e-5),
+        cost=3.0,
+        static=False,
+    ),
+    "vector": Row(
+        modality=Vector(channels=5, std=(3.0,)),
+        values=(np.arange(5), random.normal(0, 2, (1, 5))),
+        bad=("v", np.zeros(4), np.zeros((2, 5)), np.full(5, np.nan), [None] * 5),
+        same=nearly(1e-5),
+        cost=2.0,
+    ),
+    "camera": Row(
+        modality=Camera(bins=2001),
+        values=(
+            {},
+            {"translation": (0, -10, 2.5)},
+            {
+                "focal": (1.25, 1.2),
+                "centre": (0.5, 0.48),
+                "rotation": (0.6, 0, -0.8, 0),
+                "translation": np.array([1.0, 2.0, 3.0], np.float32),
+            },
+        ),
+        bad=(
+            7,
+            [1],
+            {"angle": 3},
+            {"focal": 1},
+            {"focal": (1, 5)},
+            {"focal": ("a", "b")},
+            {"centre": (0.5, 1.1)},
+            {"rotation": (1, 1, 0, 0)},
+            {"rotation": (0, 0, 0, 0)},
+            {"rotation": 2 * np.eye(3)},
+            {"rotation": np.diag([1, 1, -1])},
+            {"rotation": np.full(4, np.nan)},
+            {"translation": (0, 0, math.inf)},
+            {"translation": (0, 0, 11)},
+        ),
+        same=lambda raw, back: (
+            list(raw) == list(back)
+            and all(np.abs(back[k] - np.asarray(v)).max() <= 0.005 + 1e-6 for k, v in raw.items())
+        ),
+        cost=12.0,
         static=False,
     ),
     "metadata": Row(
