@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import math
 from pathlib import Path
@@ -18,11 +19,13 @@ __all__ = [
     "finite",
     "number",
     "read_array",
+    "read_numbers",
     "restored",
     "write_array",
 ]
 
 MAX_FILE = 1 << 30  # bytes of a file named on a command line
+MAX_TABLE = 1 << 28  # bytes of one of text
 KINDS = "iuf"  # of dtype: whole and real numbers, no bools
 
 
@@ -108,6 +111,34 @@ def read_array(who: str, item: str) -> np.ndarray:
         return flat.reshape(shape, order="F" if fortran else "C")
     except (OSError, ValueError) as error:
         raise ValueError(f"{who}: {item!r} cannot be read: {error}; give an .npy file.") from error
+
+
+def read_numbers(who: str, item: str) -> np.ndarray:
+    """The numbers of an .npy file, or of a .csv file with commas; an empty cell is NaN.
+
+    A first row that holds no number is taken for the names of the columns.
+
+    Raises ValueError if it cannot be read.
+    """
+    if not item.lower().endswith(".csv"):
+        return read_array(who, item)
+    try:
+        text = confined.read(item, MAX_TABLE).decode("utf-8-sig")
+        rows = [row for row in csv.reader(io.StringIO(text)) if row]
+        if rows and not any(_is_number(cell) for cell in rows[0]):
+            rows = rows[1:]
+        return np.array([[float(cell) if cell.strip() else math.nan for cell in r] for r in rows])
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(
+            f"{who}: {item!r} cannot be read: {error}; give an .npy file, or a .csv of numbers."
+        ) from error
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
 
 
 def write_array(value: Any, stem: str | Path) -> Path:

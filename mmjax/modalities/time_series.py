@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 from pathlib import Path
 from typing import Any
@@ -12,14 +10,11 @@ from typing import Any
 import numpy as np
 
 from mmjax.config import ranges
-from mmjax.files import confined
 from mmjax.modalities import given
 from mmjax.modalities.modality import Modality
 from mmjax.typing import Piece, TokenSpec, positions
 
-__all__ = ["TimeSeries", "read_series"]
-
-MAX_FILE = 1 << 28  # bytes of a table named on a command line
+__all__ = ["TimeSeries"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +125,7 @@ class TimeSeries(Modality):
 
         Raises ValueError if it cannot be read.
         """
-        return read_series("TimeSeries", item)
+        return given.read_numbers("TimeSeries", item)
 
     def write(self, value: Any, stem: str | Path) -> Path:
         """An .npy file of float32 (T, channels)."""
@@ -163,31 +158,3 @@ class TimeSeries(Modality):
         if np.isinf(samples).any():
             raise ValueError("TimeSeries: samples hold infinity; repair this example.")
         return samples
-
-
-def read_series(who: str, item: str) -> np.ndarray:
-    """The numbers of an .npy file, or of a .csv file with commas; an empty cell is NaN.
-
-    A first row that holds no number is taken for the names of the columns.
-
-    Raises ValueError if it cannot be read.
-    """
-    if not item.lower().endswith(".csv"):
-        return given.read_array(who, item)
-    try:
-        text = confined.read(item, MAX_FILE).decode("utf-8-sig")
-        rows = [row for row in csv.reader(io.StringIO(text)) if row]
-        if rows and not any(_is_number(cell) for cell in rows[0]):
-            rows = rows[1:]
-        return np.array([[float(cell) if cell.strip() else math.nan for cell in r] for r in rows])
-    except (OSError, ValueError, csv.Error) as error:
-        raise ValueError(
-            f"{who}: {item!r} cannot be read: {error}; give an .npy file, or a .csv of numbers."
-        ) from error
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        return math.isfinite(float(cell))
-    except ValueError:
-        return False
