@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
@@ -52,6 +52,7 @@ class Imu(Modality):
     angular_scale: ranges.Positive = 1.0
     remove_gravity: bool = False
     gravity_seconds: ranges.Positive = 1.0
+    is_finite: ClassVar[bool] = True
 
     def __post_init__(self):
         ranges.check(self)

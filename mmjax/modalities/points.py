@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -57,6 +57,7 @@ class Points(Modality):
     places: ranges.Positive = 16.0
     mean: tuple[ranges.Finite, ...] = (0.0,)
     std: tuple[ranges.Positive, ...] = (1.0,)
+    is_finite: ClassVar[bool] = True
 
     def __post_init__(self):
         ranges.check(self)
