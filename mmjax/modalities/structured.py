@@ -1,14 +1,9 @@
-"""Boxes and metadata as sequences of ids, as in 4M-21 (Bachmann et al. 2024).
-
-Local ids of both: the end token, the sentinels of masked spans, then the content.
-"""
+"""Boxes and metadata as sequences of ids, as in 4M-21 (Bachmann et al. 2024)."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,15 +11,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from mmjax.config import ranges
-from mmjax.files import confined
 from mmjax.modalities import boxes as boxes_lib
+from mmjax.modalities import given, sequence
 from mmjax.modalities.modality import Modality
-from mmjax.typing import Piece, TokenSpec, positions
+from mmjax.typing import Piece, TokenSpec
 
 __all__ = ["Bins", "Boxes", "Metadata"]
 
-MAX_FILE = 1 << 23  # bytes of JSON
-END = 0
 SIDES = 4  # x0, y0, x1, y1
 
 
@@ -64,7 +57,9 @@ class Boxes(Modality):
 
     def spec(self, name: str) -> TokenSpec:
         """One sequence stream: four tokens per box and an end token."""
-        return _spec(name, SIDES * self.bins, SIDES * self.max_boxes + 1, self.num_sentinels)
+        return sequence.spec(
+            name, SIDES * self.bins, SIDES * self.max_boxes + 1, self.num_sentinels
+        )
 
     def encode(self, value: Any) -> Piece | None:
         """Ids int32 (4 boxes + 1,), the end id last; position (p, p, p). No box is the end alone.
@@ -80,14 +75,15 @@ class Boxes(Modality):
         distance = np.hypot(boxes[:, 0], boxes[:, 1])
         chosen = boxes[np.argsort(distance, kind="stable")[: self.max_boxes]]
         places = np.round(chosen * (self.bins - 1)).astype(np.int32)
-        ids = places + self.bins * np.arange(SIDES, dtype=np.int32) + 1 + self.num_sentinels
-        return _piece(ids.reshape(-1), num_cut=SIDES * (len(boxes) - len(chosen)))
+        codes = places + self.bins * np.arange(SIDES, dtype=np.int32)
+        num_cut = SIDES * (len(boxes) - len(chosen))
+        return sequence.piece(codes.reshape(-1), self.num_sentinels, num_cut)
 
     def decode(self, piece: Piece) -> np.ndarray:
         """Float32 (boxes, 4); invalid boxes (sides missing or out of order) are left out."""
         boxes: list[list[int]] = []
         box: list[int] = []
-        for code in _content_ids(piece, "Boxes") - 1 - self.num_sentinels:
+        for code in sequence.codes(piece, "Boxes", self.num_sentinels):
             side, place = divmod(int(code), self.bins)
             if side != len(box):
                 box = []
@@ -104,11 +100,11 @@ class Boxes(Modality):
 
         Raises ValueError when it is neither.
         """
-        return _read("Boxes", item)
+        return sequence.read("Boxes", item)
 
     def write(self, value: np.ndarray, stem: str | Path) -> Path:
         """A JSON file: a list of boxes."""
-        return _write([[round(float(x), 4) for x in box] for box in value], stem)
+        return sequence.write([[round(float(x), 4) for x in box] for box in value], stem)
 
 
 def _checked_boxes(value: Any) -> np.ndarray:
@@ -157,9 +153,9 @@ class Bins:
 
     def bin(self, value: Any) -> int | None:
         """The id of a number; None if it has no id."""
-        if isinstance(value, str) or not np.isscalar(value) or not math.isfinite(value):  # type: ignore[arg-type]
+        number = given.number(value)
+        if number is None:
             return None
-        number = float(value)  # type: ignore[arg-type]
         if self.low is None or self.high is None:
             return int(number) if number.is_integer() and 0 <= number < self.num else None
         if not self.low <= number <= self.high:
@@ -208,7 +204,7 @@ class Metadata(Modality):
     def spec(self, name: str) -> TokenSpec:
         """One sequence stream: ids for the names, then for the values of each name."""
         num_ids = len(self.schema) + sum(bins.num for bins in self.schema.values())
-        return _spec(name, num_ids, 2 * len(self.schema) + 1, self.num_sentinels)
+        return sequence.spec(name, num_ids, 2 * len(self.schema) + 1, self.num_sentinels)
 
     def encode(self, value: Mapping[str, Any] | None) -> Piece | None:
         """Ids int32 (2 names + 1,), the end id last; position (p, p, p). {} is the end alone.
@@ -225,7 +221,7 @@ class Metadata(Modality):
                     f"Metadata: {key!r} is not in the schema; give some of"
                     f" {', '.join(self.schema)}."
                 )
-        ids: list[int] = []
+        codes: list[int] = []
         for number, (key, start) in enumerate(self._starts.items()):
             if key not in value:
                 continue
@@ -233,14 +229,14 @@ class Metadata(Modality):
             if place is None:
                 rule = self.schema[key].rule
                 raise ValueError(f"Metadata: {key}={value[key]!r} is out of range; give {rule}.")
-            ids += [number, start + place]
-        return _piece(np.array(ids, np.int32) + 1 + self.num_sentinels)
+            codes += [number, start + place]
+        return sequence.piece(codes, self.num_sentinels)
 
     def decode(self, piece: Piece) -> dict[str, int | float]:
         """{name: number}; names without a valid value, and repeated names, are left out."""
         numbers: dict[str, int | float] = {}
         keys, last = list(self.schema), -1
-        for code in (_content_ids(piece, "Metadata") - 1 - self.num_sentinels).tolist():
+        for code in sequence.codes(piece, "Metadata", self.num_sentinels).tolist():
             if 0 <= last < len(keys):
                 key = keys[last]
                 place = code - self._starts[key]
@@ -254,11 +250,11 @@ class Metadata(Modality):
 
         Raises ValueError when it is neither.
         """
-        return _read("Metadata", item)
+        return sequence.read("Metadata", item)
 
     def write(self, value: Mapping[str, Any], stem: str | Path) -> Path:
         """A JSON file: {name: number}."""
-        return _write(dict(value), stem)
+        return sequence.write(dict(value), stem)
 
     @functools.cached_property
     def _starts(self) -> dict[str, int]:
@@ -268,47 +264,3 @@ class Metadata(Modality):
             starts[key] = start
             start += bins.num
         return starts
-
-
-def _spec(name: str, num_ids: int, max_tokens: int, num_sentinels: int) -> TokenSpec:
-    return TokenSpec(
-        name=name,
-        kind="sequence",
-        max_tokens=max_tokens,
-        vocab_size=1 + num_sentinels + num_ids,
-        first_sentinel=1 if num_sentinels else -1,
-        num_sentinels=num_sentinels,
-        end_id=END,
-    )
-
-
-def _piece(ids: np.ndarray, num_cut: int = 0) -> Piece:
-    length = len(ids) + 1
-    ids_L = np.full(length, END, np.int32)
-    ids_L[:-1] = ids
-    return Piece(positions(length), ids_L=ids_L, num_cut=num_cut)
-
-
-def _content_ids(piece: Piece, who: str) -> np.ndarray:
-    """The ids before the end token."""
-    if piece.ids_L is None:
-        raise ValueError(f"{who}: decode needs ids; this piece holds values of another modality.")
-    ids_L = np.asarray(piece.ids_L, np.int64)
-    ends = np.flatnonzero(ids_L == END)
-    return ids_L[: ends[0]] if len(ends) else ids_L
-
-
-def _read(who: str, item: str) -> Any:
-    try:
-        inline = item.lstrip().startswith(("[", "{"))
-        return json.loads(item if inline else confined.read(item, MAX_FILE))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{who}: {item!r} cannot be read: {error}; give a JSON file, or JSON text."
-        ) from error
-
-
-def _write(value: Any, stem: str | Path) -> Path:
-    path = Path(f"{stem}.json")
-    path.write_text(json.dumps(value) + "\n", encoding="utf-8")
-    return path

@@ -65,6 +65,9 @@ def test_what_has_no_id_is_named_with_its_rule():
         METADATA.encode({"value": 100})
     with pytest.raises(ValueError, match=r"strokes='many' .* a number in 0\.\.128"):
         METADATA.encode({"strokes": "many"})
+    for value in (b"7", 10**400, 1j):
+        with pytest.raises(ValueError, match=r"Metadata: value=.* a whole number in 0\.\.99"):
+            METADATA.encode({"value": value})
     with pytest.raises(ValueError, match="'colour' is not in the schema; give some of value,"):
         METADATA.encode({"colour": 1})
     with pytest.raises(ValueError, match="Bins: low=0, high=None; give both"):
