@@ -40,7 +40,8 @@ class BinEdges:
     Fields:
       at: two or more ascending numbers.
 
-    >>> BinEdges(at=(0, 1, 10)).bin(5.0), BinEdges(at=(0, 1, 10)).bin(99), BinEdges(at=(0, 1, 10)).middle(1)
+    >>> pay = BinEdges(at=(0, 1, 10))
+    >>> pay.bin(5.0), pay.bin(99), pay.middle(1)
     (1, 1, 5.5)
     """
 
@@ -77,8 +78,8 @@ class BinEdges:
 class Table(Modality):
     """One row of a table: a token a column in the order of `columns`, and an end token.
 
-    A numeric column has the bins of `Bins` or `BinEdges`, a categorical one its names. A cell may be
-    the text of a number. A cell that is None, NaN, blank or not there is missing, for which each
+    A numeric column has the bins of `Bins` or `BinEdges`, a categorical one its names. A cell may
+    be the text of a number. A cell that is None, NaN, blank or not there is missing, for which each
     column has an id of its own.
 
     Fields:
@@ -105,8 +106,8 @@ class Table(Modality):
                 continue
             if not isinstance(kind, tuple) or not all(isinstance(one, str) for one in kind):
                 raise ValueError(
-                    f"Table: columns[{name!r}]={kind!r} is no kind of column; give Bins, BinEdges, or"
-                    " a tuple of names."
+                    f"Table: columns[{name!r}]={kind!r} is no kind of column; give Bins, BinEdges,"
+                    " or a tuple of names."
                 )
             if not kind or len(set(kind)) < len(kind) or any(not one.strip() for one in kind):
                 raise ValueError(
