@@ -44,15 +44,16 @@ class ToyWorld(Source):
       float32 (S, S, 3) unit, in the frame of the camera; `semseg` uint8 (S, S) of CLASSES;
       `instances` uint8 (S, S), 0 = none, then bodies from left to right; `edges` bool (S, S);
       `flow` float32 (S, S, 2) pixels right and down to the second frame of `video`; `thermal`
-      float32 (S, S) degrees Celsius; `events` uint8 (S, S, 2) brighter and darker steps between
+      float32 (S, S) degrees Celsius; `events` uint8 (S, S, 2) darker and brighter steps between
       these frames
     - of the bodies that are seen, from left to right: `boxes` float32 (n, 4) x0, y0, x1, y1 in
       0..1; `box_labels` int64 (n,) of CLASSES
     - of all bodies: `keypoints` float32 (n, 5, 3): x, y in 0..1 and 2 = visible, 1 = behind another
       body, 0 = outside, of middle, top, foot, left and right; `palette` uint8 (n, 3), the largest
-      in the picture first; `graph` {"nodes": [class], "edges": [(i, j)], "relations": [...]}
+      in the picture first; `graph` {"nodes": [class], "edges": [(i, j)]}, where body i is
+      in front of body j
     - space: `points` float32 (num_points, 3) metres, in the frame of the camera; `camera`
-      {"intrinsics": fx, fy, cx, cy as fractions of the side, "rotation": (3, 3), "translation":
+      {"focal": (2,), "centre": (2,), as fractions of the side, "rotation": (3, 3), "translation":
       (3,)}, all float32, from the world; `view_cameras`, a list of these
     - time: `sound` float32 at 16 kHz, a tone of 0.12 s for each body from left to right, pitch by
       shape, loudness by size; `imu` float32 (frames, 6) specific force in m/s2 and angular rate in
@@ -209,7 +210,7 @@ def _number(pairs: list[tuple[int, int]]) -> int:
 def as_point_cloud(depth: np.ndarray, camera: Mapping[str, np.ndarray]) -> np.ndarray:
     """Points float (S, S, 3) in the frame of the camera, from its depth (S, S)."""
     size = depth.shape[0]
-    fx, fy, cx, cy = camera["intrinsics"]
+    (fx, fy), (cx, cy) = camera["focal"], camera["centre"]
     place = (np.arange(size) + 0.5) / size
     x, y = (place[None, :] - cx) / fx * depth, (place[:, None] - cy) / fy * depth
     return np.stack([x, y, depth], -1)

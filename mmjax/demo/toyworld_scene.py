@@ -115,10 +115,10 @@ class Camera(NamedTuple):
         return self.focal * seen[:2] / seen[2] + 0.5
 
     def as_dict(self) -> dict[str, np.ndarray]:
-        """`intrinsics` fx, fy, cx, cy as fractions of width and height, rotation, translation."""
-        intrinsics = np.array([self.focal, self.focal, 0.5, 0.5], np.float32)
+        """As `mmjax.modalities.camera.Camera` takes it; of focal lengths and centre fractions."""
+        focal, centre = np.full(2, self.focal, np.float32), np.full(2, 0.5, np.float32)
         pose = self.rotation.astype(np.float32), self.translation.astype(np.float32)
-        return {"intrinsics": intrinsics, "rotation": pose[0], "translation": pose[1]}
+        return {"focal": focal, "centre": centre, "rotation": pose[0], "translation": pose[1]}
 
 
 class Scene(NamedTuple):

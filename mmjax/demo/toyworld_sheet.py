@@ -47,7 +47,7 @@ def tiles(example: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Each column as a picture uint8 (S, S, 3)."""
     image, depth = example["image"], example["depth"]
     events = example["events"].astype(float).clip(0, 8) / 8
-    brighter, darker = events[..., 0], events[..., 1]
+    darker, brighter = events[..., 0], events[..., 1]
     white = np.stack([1 - darker, 1 - np.maximum(brighter, darker), 1 - brighter], -1)
     return {
         "image": image,

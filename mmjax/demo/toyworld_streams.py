@@ -180,12 +180,9 @@ def _table(shot: Shot) -> dict[str, Any]:
 def _graph(shot: Shot) -> dict[str, Any]:
     scene, count = shot.scene, len(shot.scene.bodies)
     pairs = [(i, j) for i in range(count) for j in range(count) if i != j]
-    left = [pair for pair in pairs if scene.left_of(*pair)]
-    front = [pair for pair in pairs if scene.in_front_of(*pair)]
     return {
         "nodes": [2 + body.shape for body in scene.bodies],
-        "edges": left + front,
-        "relations": ["left_of"] * len(left) + ["in_front_of"] * len(front),
+        "edges": [pair for pair in pairs if scene.in_front_of(*pair)],
     }
 
 
@@ -208,7 +205,7 @@ def _thermal(shot: Shot) -> np.ndarray:
 def _events(shot: Shot) -> np.ndarray:
     before, after = (np.log(shot.frame(t).mean(0) + 0.05) for t in (0, 1))
     change = shot.map((after - before) / THRESHOLD)
-    counts = np.stack([np.maximum(change, 0), np.maximum(-change, 0)], -1)
+    counts = np.stack([np.maximum(-change, 0), np.maximum(change, 0)], -1)
     return np.floor(counts).astype(np.uint8)
 
 
