@@ -133,6 +133,7 @@ def test_objectives_of_strangers(objective):
     testing.check_objective(objective)
 
 
+@pytest.mark.ci
 def test_objectives():
     testing.check_objective(InfoNCE(width=8))
 

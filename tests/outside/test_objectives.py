@@ -242,6 +242,7 @@ def test_an_objective_that_would_be_scored_by_something_else_is_refused():
         experiment(Silent())
 
 
+@pytest.mark.ci
 def test_what_is_missing_is_told_by_class_and_method():
     view, _, _, _ = trained("late_interaction")
     tasks = view.program.experiment.tasks

@@ -12,6 +12,7 @@ import commands
 import jax
 import numpy as np
 import pytest
+import small
 
 import mmjax
 from mmjax import cli, config
@@ -91,9 +92,10 @@ def test_flops_of_a_model_without_blocks_are_counted(root):
     assert made.parameters > 0
 
 
-@pytest.mark.parametrize(
-    "mesh", [MeshConfig(), MeshConfig(data=2, fsdp=4), MeshConfig(data=1, fsdp=4, tensor=2)]
-)
+MESHES = [MeshConfig(), MeshConfig(data=2, fsdp=4), MeshConfig(data=1, fsdp=4, tensor=2)]
+
+
+@pytest.mark.parametrize("mesh", small.in_turns(MESHES, MESHES[2:]))
 def test_arguments_are_those_of_the_compiled_step(tiny, mesh):
     experiment = dataclasses.replace(tiny, mesh=mesh)
     built = program.build(experiment, jax.devices())
