@@ -69,14 +69,22 @@ def one(args, seed: int) -> dict:
     row: dict = {"seed": seed}
     experiment = for_visits(experiment, args.visits)
     ready, held_out = learned(experiment, row, "mmjax", has_ridge="ridge" in args.arms)
-    for arm in {*OTHERS} & {*args.arms}:
+    for arm in (name for name in OTHERS if name in args.arms):
         learned(OTHERS[arm](experiment), row, arm)
     if "net" in args.arms:
         began = time.process_time()
         row["net"] = ranks(net(ready, args.visits, seed, held_out), held_out)
+        say(row, "net")
         row["net_seconds"] = round(time.process_time() - began, 1)
     print(json.dumps(row), flush=True)
     return row
+
+
+def say(row: dict, arm: str) -> None:
+    """What an arm has reached, at once: a benchmark of hours may be stopped."""
+    mean = float(np.mean(list(row[arm].values())))
+    told = {"seed": row["seed"], "arm": arm, "mean": round(mean, 4), **row[arm]}
+    print(json.dumps(told), flush=True)
 
 
 def for_visits(experiment, visits: float):
@@ -143,11 +151,13 @@ def learned(experiment, row: dict, arm: str, has_ridge: bool = False):
         held_out = encoded(ready, experiment.data.eval_split)
         found = {n: view.embed_pieces(n, [p.get(n) for p, _ in held_out]) for n in ready.modalities}
         row[arm] = ranks(found, held_out)
+        say(row, arm)
         if has_ridge:
             kinds = tuple(ready.modalities)
             whole = Retrieval(modalities=kinds, gallery=len(held_out), num_train=TRAIN)
             linear = whole.baselines(view, {})["ridge"]
             row["ridge"] = {d: linear[f"{d}_MRR"] for d in row[arm]}
+            say(row, "ridge")
     return ready, held_out
 
 

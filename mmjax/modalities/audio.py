@@ -24,7 +24,7 @@ from mmjax.modalities import sound
 from mmjax.modalities.modality import Modality, Unreadable
 from mmjax.typing import Piece, TokenSpec, positions
 
-__all__ = ["Audio"]
+__all__ = ["Audio", "slaney_edges"]
 
 MAX_FILE = 1 << 30  # bytes of a file named on a command line
 PHASE_STEPS, MOMENTUM = 60, 0.99  # of the fast Griffin-Lim algorithm
@@ -114,7 +114,7 @@ class Audio(Modality):
             return None
         frames, patch = self._num_tokens * self.patch_frames, self.hop * self.patch_frames
         try:
-            samples, total = self._samples(value, frames * self.hop / self.sample_rate)
+            samples, total = self.samples(value, frames * self.hop / self.sample_rate)
         except Unreadable as error:
             if error.reason == "no_sound":
                 return None
@@ -231,7 +231,7 @@ class Audio(Modality):
         Raises ValueError if the file is missing or not a sound.
         """
         try:
-            return self._samples(confined.read(item, MAX_FILE))[0]
+            return self.samples(confined.read(item, MAX_FILE))[0]
         except (OSError, confined.Refused, Unreadable) as error:
             raise ValueError(
                 f"Audio: {item!r} cannot be read: {error}; give a sound file."
@@ -246,13 +246,14 @@ class Audio(Modality):
 
         if np.ndim(value) == 2 and np.shape(value)[1] == self.num_mels:
             value = self.waveform(value)
-        samples, _ = self._samples(value)
+        samples, _ = self.samples(value)
         path = Path(f"{stem}.wav")
         soundfile.write(path, samples.clip(-1, 1), self.sample_rate, subtype="PCM_16")
         return path
 
-    def _samples(self, value: Any, seconds: float = math.inf) -> tuple[np.ndarray, int]:
-        """At least the first `seconds`, at `sample_rate`, and the total number of samples."""
+    def samples(self, value: Any, seconds: float = math.inf) -> tuple[np.ndarray, int]:
+        """At least the first `seconds` of a raw value, float32 at `sample_rate`, and how many
+        samples it has in all. Raises what `encode` does."""
         if isinstance(value, bytes):
             with _told():
                 samples, rate, total = sound.decode(value, seconds, self.max_samples)
@@ -334,8 +335,12 @@ class Audio(Modality):
     @functools.cached_property
     def edges(self) -> np.ndarray:
         """Band edges in Hz: band i starts at edge i, peaks at i + 1 and ends at i + 2."""
-        top = _mel(self.sample_rate / 2)
-        return np.array([_hertz(m) for m in np.linspace(0, top, self.num_mels + 2)])
+        return slaney_edges(self.num_mels, self.sample_rate / 2)
+
+
+def slaney_edges(num_mels: int, top: float) -> np.ndarray:
+    """Edges in Hz of so many bands from 0 to `top`, evenly spaced on Slaney's scale."""
+    return np.array([_hertz(m) for m in np.linspace(0, _mel(top), num_mels + 2)])
 
 
 def _between(rows: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -26,15 +26,15 @@ NPY = b"\x93NUMPY"
 
 
 @contextlib.contextmanager
-def said_by(who: str) -> Iterator[None]:
-    """Lets errors that `Image` raises for another modality name that modality."""
+def said_by(who: str, of: str = "Image") -> Iterator[None]:
+    """Lets errors that one modality raises for another name that other one."""
     try:
         yield
     except Unreadable as error:
-        detail = error.detail.removeprefix("Image: ")
+        detail = error.detail.removeprefix(f"{of}: ")
         raise Unreadable(error.reason, f"{who}: {detail}") from error
     except ValueError as error:
-        raise ValueError(f"{who}: {str(error).removeprefix('Image: ')}") from error
+        raise ValueError(f"{who}: {str(error).removeprefix(f'{of}: ')}") from error
 
 
 def as_image(who: str, size: tuple[int, int], patch: int, resize: str, channels: int) -> Image:

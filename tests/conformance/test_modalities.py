@@ -25,6 +25,7 @@ from mmjax.modalities.image import Image
 from mmjax.modalities.imu import Imu
 from mmjax.modalities.keypoints import Keypoints
 from mmjax.modalities.label import Label
+from mmjax.modalities.log_mel import LogMel
 from mmjax.modalities.modality import Modality
 from mmjax.modalities.motion import Events, Flow
 from mmjax.modalities.palette import Palette
@@ -36,6 +37,7 @@ from mmjax.modalities.table import BinEdges, Table
 from mmjax.modalities.text import Text
 from mmjax.modalities.time_series import TimeSeries
 from mmjax.modalities.video import Video
+from mmjax.modalities.waveform import Waveform
 from mmjax.tokenizers.sentencepiece import SentencePiece
 from mmjax.typing import NUM_AXES
 
@@ -79,14 +81,31 @@ def metres(raw: np.ndarray, back: np.ndarray) -> bool:
     )
 
 
+def reference() -> None:
+    """What encoders do, small arrays made by calls from Python, as the unit of their time."""
+    small = np.arange(256, dtype=np.int32)
+    for _ in range(2):
+        np.concatenate([small + 1, small[::2]]).clip(0, 200).astype(np.int16)
+
+
+FRAMES = np.zeros((50, 400), np.float32)
+
+
+def transform() -> None:
+    """Half a second of sound in the other domain: spectrograms cost little more, and a busy machine
+    slows it as it slows them, which it does not slow small arrays."""
+    np.fft.rfft(FRAMES, 512)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
     modality: Modality
     values: tuple[Any, ...]  # of different sizes
     bad: tuple[Any, ...]  # each a ValueError that names the class
     same: Callable[[Any, Any], bool]  # raw and decoded
-    cost: float  # of encoding one value, in `reference`s: a worker feeds hundreds of rows a step
+    cost: float  # of encoding one value, in units: a worker feeds hundreds of rows a step
     static: bool = True  # every piece has max_tokens tokens
+    unit: Callable[[], None] | None = None  # None = `reference`
 
 
 def same_shape(raw: np.ndarray, back: np.ndarray) -> bool:
@@ -131,14 +150,42 @@ ROWS = {
         values=(tone(440.0), tone(1000.0, 0.1), tone(3000.0, 0.5)),
         bad=(np.full(4, np.nan), np.zeros((2, 2, 2)), np.zeros(4, np.uint8), "sound"),
         same=peak_at,
-        cost=12.0,
+        cost=5.0,
+        unit=transform,
     ),
     "audio at several speeds": Row(
         modality=Audio(seconds=0.5, speed_perturbation=0.2),
         values=(tone(440.0), tone(3000.0, 0.5)),
         bad=(np.full(4, np.nan), "sound"),
         same=peak_at,
-        cost=12.0,
+        cost=5.0,
+        unit=transform,
+    ),
+    "log-mel of Whisper": Row(
+        modality=LogMel(seconds=0.5, num_mels=40, patch=(10, 0)),
+        values=(tone(440.0), tone(1000.0, 0.1), tone(3000.0, 0.5)),
+        bad=(np.full(4, np.nan), np.zeros((2, 2, 2)), np.zeros(4, np.uint8), "sound"),
+        same=lambda raw, back: back.shape == (50, 40),  # tests/modalities/test_log_mel.py says more
+        cost=6.0,
+        unit=transform,
+    ),
+    "log-mel of AST": Row(
+        modality=LogMel(like="ast", seconds=0.48, num_mels=48, patch=(16, 16)),
+        values=(tone(440.0), tone(3000.0, 0.3)),
+        bad=(np.full(4, np.nan), "sound"),
+        same=lambda raw, back: back.shape == (48, 48),
+        cost=6.0,
+        unit=transform,
+    ),
+    "waveform": Row(
+        modality=Waveform(seconds=0.5, patch=100, scale=0.5),
+        values=(tone(440.0, 0.01), tone(1000.0, 0.1), tone(3000.0, 0.5)),
+        bad=(np.full(4, np.nan), np.zeros((2, 2, 2)), np.zeros(4, np.uint8), "sound"),
+        same=lambda raw, back: (
+            np.allclose(raw, back[: len(raw)], atol=1e-6) and not back[len(raw) :].any()
+        ),
+        cost=6.0,
+        static=False,
     ),
     "codes": Row(
         modality=Codes(base=toy_codes.BASE),
@@ -751,13 +798,6 @@ def test_a_pickle_encodes_alike_before_and_after_use(row):
             np.testing.assert_array_equal(a, b)
 
 
-def reference() -> None:
-    """What encoders do, small arrays made by calls from Python, as the unit of their time."""
-    small = np.arange(256, dtype=np.int32)
-    for _ in range(2):
-        np.concatenate([small + 1, small[::2]]).clip(0, 200).astype(np.int16)
-
-
 def test_encoding_is_fast(row):
     def seconds(function, *arguments) -> float:
         start = time.thread_time()  # of the CPU: other processes may hold the machine
@@ -767,6 +807,14 @@ def test_encoding_is_fast(row):
     # The best of many, beside the best of as many references in the same moments: the clock of a
     # machine, and what else runs on it, slows both alike.
     for value in row.values:
-        pairs = [(seconds(row.modality.encode, value), seconds(reference)) for _ in range(200)]
-        encoding, unit = (min(times) for times in zip(*pairs, strict=True))
-        assert encoding < row.cost * unit, f"{encoding / unit:.2f} references"
+        pairs = []
+        for _ in range(5):  # a busy machine may hold its caches for seconds
+            pairs += [
+                (seconds(row.modality.encode, value), seconds(row.unit or reference))
+                for _ in range(200)
+            ]
+            encoding, unit = (min(times) for times in zip(*pairs, strict=True))
+            if encoding < row.cost * unit:
+                break
+        else:
+            raise AssertionError(f"{encoding / unit:.2f} units")
