@@ -142,7 +142,8 @@ class Transformer(ModelConfig):
       encoder_layers, decoder_layers: blocks of the lanes (`encoder` and `towers` use the first,
         `decoder` the second).
       mlp_width: SwiGLU inner width; 0 = 8/3 of the width, rounded up to a multiple of 64.
-      norm, norm_eps, qk_norm; position: sin-cos added to the input, or rotary in attention.
+      norm, norm_eps, qk_norm; position: `rotary` in attention, or vectors added to the input, of
+        time, row and column (`sincos`), as in ViT-MAE (rows, columns), or as in Whisper (time).
       moe: experts in chosen layers; None = dense.
       heads: by name; what objectives need and the config does not name is added with defaults.
       runs: an explicit layer plan instead of the one made from the fields above.
@@ -167,7 +168,7 @@ class Transformer(ModelConfig):
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: ranges.Positive = 1e-6
     qk_norm: bool = True
-    position: Literal["sincos", "rotary"] = "sincos"
+    position: Literal["sincos", "rotary", "vit_mae", "whisper"] = "sincos"
     max_wavelength: Annotated[float, ranges.Range(1)] = 10_000.0
     moe: MoE | None = MoE()
     heads: dict[str, Head] = dataclasses.field(default_factory=dict)

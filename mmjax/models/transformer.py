@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.models import attention, blocks, contracts, embed, fused, plan, stacked, stems, weights
+from mmjax.models import blocks, contracts, embed, fused, plan, positions, stacked, stems, weights
 from mmjax.models.block import add_records
 from mmjax.models.module import Call, Encoded, ModelState, param
 from mmjax.optim.taps import Taps
@@ -107,10 +107,9 @@ class Model(nnx.Module):
     def _where(self, tokens: Tokens) -> Array:
         """Stream and position vectors, added to inputs and again to a memory."""
         where = self.stream[...][jnp.maximum(tokens.stream_BL - 1, 0)]
-        if self.config.position == "sincos":
-            where = where + attention.sincos(
-                tokens.position_BLA, self.config.width, self.config.max_wavelength
-            )
+        width, longest = self.config.width, self.config.max_wavelength
+        if (layout := self.config.position) != "rotary":
+            where = where + positions.vectors(tokens.position_BLA, width, longest, layout)
         return where
 
     def encode(self, tokens: Tokens, lane: str = "", key=None) -> Encoded:

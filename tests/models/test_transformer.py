@@ -14,7 +14,7 @@ import pytest
 import small
 
 from mmjax import step as step_lib
-from mmjax.models import attention, fused, names, plan
+from mmjax.models import attention, fused, names, plan, positions
 from mmjax.objectives import MaskedTokens, NextToken
 from mmjax.optim import AdamW
 from mmjax.parallel import MeshConfig
@@ -222,6 +222,42 @@ def test_each_axis_of_a_grid_has_frequencies_of_its_own():
     ]
     assert all(touched)
     assert not touched[0] & touched[1] | touched[1] & touched[2] | touched[0] & touched[2]
+
+
+@pytest.mark.hf
+def test_positions_are_those_of_vit_mae_and_whisper():
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.vit_mae import modeling_vit_mae
+    from transformers.models.whisper import modeling_whisper
+
+    del transformers
+    grid = np.stack(np.meshgrid(range(6), range(6), indexing="ij"), -1).reshape(-1, 2)
+    place = np.concatenate([np.zeros((36, 1)), grid], axis=1)[None].astype(np.float32)
+    have = np.asarray(positions.vectors(place, 64, 10_000.0, "vit_mae"))[0]
+    want = modeling_vit_mae.build_2d_sinusoidal_position_embedding(6, 6, 64).numpy()
+    # The published weights begin with columns, as the code that trained them does.
+    np.testing.assert_allclose(have, np.roll(want, 32, axis=1), atol=1e-5)
+    time = np.repeat(np.arange(1500, dtype=np.float32)[None, :, None], 3, axis=2)
+    have = np.asarray(positions.vectors(time, 64, 10_000.0, "whisper"))[0]
+    np.testing.assert_allclose(have, modeling_whisper.sinusoids(1500, 64).numpy(), atol=2e-4)
+
+
+@pytest.mark.parametrize(("position", "axes"), [("vit_mae", (1, 2)), ("whisper", (0,))])
+def test_positions_of_others_tell_their_axes_apart(position, axes):
+    zero = np.zeros((1, 1, 3), np.float32)
+    base = np.asarray(positions.vectors(zero, 32, 10_000.0, position))
+    for axis, step in enumerate(np.eye(3, dtype=np.float32)):
+        moved = np.asarray(positions.vectors(zero + step, 32, 10_000.0, position)) != base
+        assert moved.any() == (axis in axes)
+    config = small.config("encoder", position=position, **DENSE)
+    run, _ = function(config, arrays_of(config), encode)
+    tokens = small.view(np.random.default_rng(0), "image", rows=2)
+    turned = tokens._replace(position_BLA=tokens.position_BLA[:, ::-1])
+    assert np.abs(np.asarray(run(tokens) - run(turned))).max() > 1e-3
+    odd = np.asarray(positions.vectors(zero + 5, 34, 10_000.0, position))
+    assert odd.shape == (1, 1, 34)  # what does not divide is zero
+    whole = 34 // (4 if position == "vit_mae" else 2) * (4 if position == "vit_mae" else 2)
+    assert not odd[..., whole:].any()
 
 
 # --------------------------------------------------------------- how it is computed is all one

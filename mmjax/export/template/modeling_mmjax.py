@@ -252,8 +252,10 @@ class MMJaxModel(PreTrainedModel):
             x_BLD = self.tables[stream["table"]].table[values.clamp(min=0)] * config.width**0.5
         position_LA = positions(stream["grid"], values.shape[1]).to(values.device)
         where_LD = self.embed[name].stream
-        if config.position == "sincos":
-            where_LD = where_LD + sincos(position_LA, config.width, config.max_wavelength)
+        if config.position != "rotary":
+            where_LD = where_LD + sincos(
+                position_LA, config.width, config.max_wavelength, config.position
+            )
         angle_LG = angles(position_LA, config.head_dim, config.max_wavelength)
         x_BLD = (x_BLD + where_LD).to(dtype)
         x_BLD = self.lanes[stream["lane"]](x_BLD, mask_BL, angle_LG).float()
@@ -286,8 +288,17 @@ def angles(position_LA, width, max_wavelength):
     return position_LA[:, pairs % NUM_AXES] * frequency
 
 
-def sincos(position_LA, width, max_wavelength):
-    """Fixed position vectors [L, D]."""
+def sincos(position_LA, width, max_wavelength, layout="sincos"):
+    """Fixed position vectors [L, D]: of all axes in turn, of columns and rows, or of time."""
+    axes = {"vit_mae": (2, 1), "whisper": (0,)}.get(layout)
+    if axes:
+        channels = width // len(axes) // 2
+        steps = channels - 1 if layout == "whisper" else channels
+        powers = torch.arange(channels, device=position_LA.device) / max(steps, 1)
+        frequency = torch.tensor(max_wavelength, device=position_LA.device) ** -powers
+        angle = position_LA[:, list(axes), None] * frequency
+        out = torch.cat([angle.sin(), angle.cos()], -1).reshape(len(position_LA), -1)
+        return nn.functional.pad(out, (0, width - out.shape[-1]))
     angle = angles(position_LA, width, max_wavelength)
     out = torch.cat([angle.sin(), angle.cos()], -1)
     return nn.functional.pad(out, (0, width - out.shape[-1]))
