@@ -147,13 +147,15 @@ MODELS = {
         "num_kv_heads": 2,
         "encoder_layers": 2,
     },
-    "experts in every second of three, no QK-norm, heads of their own width": {
+    "experts in every second of three, no QK-norm, heads of own width, positions of Whisper": {
+        "position": "whisper",
         "moe": MoE(num_experts=5, width=24, every=2),
         "encoder_layers": 3,
         "qk_norm": False,
         "head_dim": 6,
     },
-    "convolutions over pictures and spectrograms": {
+    "convolutions over pictures and spectrograms, positions of ViT-MAE": {
+        "position": "vit_mae",
         "moe": None,
         "encoder_layers": 1,
         "stems": {
