@@ -28,6 +28,7 @@ OPTIONS = {
     "data": ["--json", "--out", "--records", "CONFIG", "check"],
     "plan": ["--code", "--compile", "--compile-all", "--json", "--topology", "CONFIG"],
     "train": [*CODE, "--profile", "--workdir", "CONFIG"],
+    "extend": [*CODE, "--profile", "--stage", "--workdir", "CONFIG"],
     "train-tokenizer": [*CODE, "--profile", "--workdir", "CONFIG"],
     "eval": [*CODE, "--json", "--split", "PATH"],
     "embed": [*CODE, "--given", "--out", "PATH"],
@@ -271,7 +272,8 @@ def test_list_names_the_parts_with_a_line_each():
     assert names["evaluators"]
     assert all(item["does"] for items in found.values() for item in items)
     text = run("list", "modalities").stdout
-    assert text.startswith("modalities\n  Audio ")
+    assert text.startswith("modalities\n  Actions ")
+    assert len(names["modalities"]) >= 25
 
 
 def test_list_reads_the_headers_of_recipes(tmp_path):
