@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmjax.data import npy
 from mmjax.data.source import BadRecord
+from mmjax.files import npy
 
 MAX_JSON = 1 << 23  # bytes of a JSON value; parsed, it takes up to thirty times as much memory
 

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from mmjax import console, files
-from mmjax.data import npy
-from mmjax.files import confined
+from mmjax.files import confined, npy
 from mmjax.processes import compile_cache
 
 Index = tuple[dict[str, Any], dict[str, np.ndarray]]

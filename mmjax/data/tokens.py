@@ -27,10 +27,10 @@ import numpy as np
 from etils import epath
 
 from mmjax import console, files
-from mmjax.data import npy, staging
+from mmjax.data import staging
 from mmjax.data.source import BadRecord, Source
 from mmjax.errors import StorageError
-from mmjax.files import confined
+from mmjax.files import confined, npy
 from mmjax.modalities.modality import Modality
 from mmjax.parallel import distributed
 from mmjax.typing import Piece, TokenSpec, Vocabulary, positions

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.files import confined
+from mmjax.files import confined, npy
 
 __all__ = [
     "array",
@@ -98,17 +98,7 @@ def restored(values: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
 def read_array(who: str, item: str) -> np.ndarray:
     """The array of an .npy file. Raises ValueError for other files, and for pickled objects."""
     try:
-        content = confined.read(item, MAX_FILE)
-        file = io.BytesIO(content)
-        # As `mmjax.data.npy` does, which is a floor above: a false shape allocates nothing.
-        if np.lib.format.read_magic(file) == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        else:
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-        if dtype.hasobject:
-            raise ValueError("it holds pickled objects, which may run any code")
-        flat = np.frombuffer(content, dtype, offset=file.tell())
-        return flat.reshape(shape, order="F" if fortran else "C")
+        return npy.parsed(confined.read(item, MAX_FILE))
     except (OSError, ValueError) as error:
         raise ValueError(f"{who}: {item!r} cannot be read: {error}; give an .npy file.") from error
 

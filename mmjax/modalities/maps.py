@@ -8,14 +8,13 @@ shares in 0..1 and then patches of an `Image` of so many channels.
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmjax.files import confined
+from mmjax.files import confined, npy
 from mmjax.modalities.image import Box, Image
 from mmjax.modalities.modality import Unreadable
 from mmjax.typing import Piece, TokenSpec, positions
@@ -121,7 +120,7 @@ def stored_array(who: str, content: bytes, formats: str = ".npy") -> np.ndarray:
     if not content.startswith(NPY):
         raise Unreadable("no_array", f"{who}: bytes of no known format; give a file of {formats}.")
     try:
-        return np.load(io.BytesIO(content), allow_pickle=False)
+        return npy.parsed(content)
     except Exception as error:  # a header may be anything
         raise Unreadable(
             "broken_array", f"{who}: {error}; give an .npy file of numbers."
