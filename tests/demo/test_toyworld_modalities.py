@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from mmjax import testing
+from mmjax.data.layouts import Masked
 from mmjax.demo.toyworld import CLASSES, COLOURS, SHAPES, STREAMS, ToyWorld
 from mmjax.demo.toyworld_scene import MATERIALS, SIZES
 from mmjax.modalities.audio import Audio
@@ -28,6 +30,7 @@ from mmjax.modalities.structured import Bins, Boxes, Metadata
 from mmjax.modalities.table import BinEdges, Table
 from mmjax.modalities.time_series import TimeSeries
 from mmjax.modalities.video import Video
+from mmjax.objectives import MaskedTokens
 
 SIZE = (32, 32)
 MARKS = ("middle", "top", "foot", "left", "right")
@@ -144,3 +147,15 @@ def test_what_is_put_into_an_order_is_the_same_set():
         )
         back = scalars.decode(scalars.encode(example["scalars"]))
         assert all(abs(back[n] - v) <= 0.051 for n, v in example["scalars"].items())
+
+
+@pytest.mark.ci
+@pytest.mark.timeout(600)
+def test_one_model_masks_and_predicts_all_of_them_however_many_are_missing():
+    modalities = {stream: modality for stream, modality, _ in ROWS.values()}
+    specs = [modality.spec(name) for name, modality in modalities.items()]
+    names = tuple(modalities)
+    testing.check_objective(
+        MaskedTokens(), specs=specs, inputs=names, targets=names,
+        layout=Masked(input_tokens=96, target_tokens=96),
+    )  # fmt: skip
