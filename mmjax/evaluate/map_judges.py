@@ -30,6 +30,7 @@ __all__ = [
     "PaletteF1",
     "SameCells",
     "SameText",
+    "Within",
     "WordF1",
 ]
 
@@ -169,6 +170,35 @@ class FlowWithin(Judge):
             return float(np.mean(error < self.pixels)) if len(error) else 1.0
 
         return _each(modality, "flow", score)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Within(Judge):
+    """Share of numbers that are wrong by no more than a tolerance: of pictures in 0..1, of bands of
+    a sound in decibels, of samples in their unit. What is longer than the other is wrong.
+
+    Fields:
+      field: key of the real value, where the modality names none.
+
+    >>> Within(tolerance=6.0).metric
+    'within'
+    """
+
+    tolerance: ranges.Positive = 0.1
+    field: str = "image"
+    metric: ClassVar[str] = "within"
+
+    def __post_init__(self):
+        ranges.check(self)
+
+    def ready(self, source, modality):
+        def score(answer, real):
+            a, b = np.asarray(answer, np.float64), np.asarray(_back(modality, real), np.float64)
+            both = min(len(a), len(b))
+            near = np.abs(a[:both] - b[:both]) <= self.tolerance
+            return float(near.sum() / max(a.size, b.size)) if max(a.size, b.size) else 1.0
+
+        return _each(modality, self.field, score)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

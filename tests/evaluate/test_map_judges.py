@@ -18,6 +18,7 @@ from mmjax.modalities.motion import Flow
 from mmjax.modalities.palette import Palette
 from mmjax.modalities.raw import Bytes
 from mmjax.modalities.segmentation import Instances, Segmentation
+from mmjax.modalities.time_series import TimeSeries
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
 import test_toyworld_modalities as toyworld
@@ -30,6 +31,9 @@ JUDGES = {
     "normals": ("Normals", judges.NormalsWithin()),
     "flow": ("Flow", judges.FlowWithin(pixels=0.25)),
     "edges": ("Edges", judges.EdgeF1()),
+    "image": ("Image", judges.Within()),
+    "sound": ("Audio", judges.Within(tolerance=1.0, field="sound")),
+    "imu": ("TimeSeries", judges.Within(field="imu")),
     "keypoints": ("Keypoints", judges.PCK()),
     "palette": ("Palette", judges.PaletteF1()),
     "table": ("Table", judges.SameCells()),
@@ -108,6 +112,17 @@ def test_depth_normals_and_flow():
     answer = np.array([[[0.9, 0], [3, 1], [0, 0]]])
     assert one(judges.FlowWithin(), flow, "flow", answer, real) == 0.5
     assert one(judges.FlowWithin(pixels=2.5), flow, "flow", answer, real) == 1
+
+
+def test_numbers_within_a_tolerance():
+    series = TimeSeries(channels=1, rate=1, seconds=4, patch=1)
+    real = np.array([[0.0], [1.0], [2.0], [3.0]])
+    score = lambda answer, **f: one(judges.Within(**f), series, "image", np.array(answer), real)
+    assert score([[0.05], [1.2], [2.0], [2.95]]) == 0.75
+    assert score([[0.05], [1.2], [2.0], [2.95]], tolerance=0.2) == 1
+    assert score([[0.0], [1.0]]) == 0.5  # the rest is missing
+    with pytest.raises(ValueError, match="tolerance=0"):
+        judges.Within(tolerance=0.0)
 
 
 def test_edges_within_reach():
