@@ -21,6 +21,7 @@ from mmjax.modalities.modality import Example, Modality
 
 __all__ = ["Generation"]
 
+GUESSES = 16  # values that are tried as constant answers
 SHIFTS = (1, 7, 23, 41)  # offsets between answers and examples, for the chance level
 
 
@@ -192,11 +193,12 @@ class Generation(Evaluator):
             return
         values = [view.value(stream, e) for e in examples]
         back = [_there_and_back(modalities[coded], v) for v in values]
-        answer = trivial([_there_and_back(modalities[stream], v) for v in values])
-        for name, answers in {
-            "real": values, "codes": back, "trivial": [answer] * len(values)
-        }.items():  # fmt: skip
-            _report(metrics, f"{name}_to_{end}", examples, score(answers, examples), slices=False)
+        guesses = constants([_there_and_back(modalities[stream], v) for v in values])
+        guessed = [score([guess] * len(values), examples) for guess in guesses]
+        found = {"real": score(values, examples), "codes": score(back, examples)}
+        found["trivial"] = max(guessed, key=np.mean)
+        for name, own in found.items():
+            _report(metrics, f"{name}_to_{end}", examples, own, slices=False)
 
 
 def raw_stream(view, name: str) -> str:
@@ -254,17 +256,30 @@ def spread(examples: Sequence[Example], count: int) -> list[int]:
     return sorted(chosen)[:count]
 
 
-def trivial(values: Sequence[Any]) -> Any:
-    """A constant answer: the mean of arrays, the most frequent text, or number by name."""
+def constants(values: Sequence[Any]) -> list[Any]:
+    """Constant answers, of which the best counts: the mean of arrays of one shape, or of ids the
+    most frequent, the most frequent text, number or word by name; of others, such as boxes of
+    different numbers, some of the values."""
     if isinstance(values[0], str):
-        return collections.Counter(values).most_common(1)[0][0]
+        return [_most(values)]
     if isinstance(values[0], Mapping):
+        if any(not isinstance(one, (str, int, float)) for v in values for one in v.values()):
+            return list(values[:GUESSES])
         keys = dict.fromkeys(k for v in values for k in v)
-        return {
-            k: collections.Counter(v[k] for v in values if k in v).most_common(1)[0][0]
-            for k in keys
-        }
-    return np.mean(np.stack([np.asarray(v, np.float32) for v in values]), axis=0)
+        return [{k: _most([v[k] for v in values if k in v]) for k in keys}]
+    arrays = [np.asarray(v) for v in values]
+    if len({a.shape for a in arrays}) > 1:
+        return list(values[:GUESSES])
+    stacked = np.stack(arrays)
+    if stacked.dtype.kind not in "iu":
+        return [np.mean(stacked.astype(np.float32), axis=0)]
+    ids, places = np.unique(stacked, return_inverse=True)
+    counts = [(places.reshape(stacked.shape) == i).sum(axis=0) for i in range(len(ids))]
+    return [ids[np.argmax(counts, axis=0)]]
+
+
+def _most(values: Sequence[Any]) -> Any:
+    return collections.Counter(values).most_common(1)[0][0]
 
 
 def _there_and_back(modality: Modality, value: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 
 from mmjax.config import ranges
 from mmjax.evaluate.judges import Judge
+from mmjax.modalities.keypoints import Keypoints
 from mmjax.modalities.modality import Modality
 from mmjax.modalities.segmentation import Segmentation
 from mmjax.modalities.table import Table
@@ -193,7 +194,10 @@ class Within(Judge):
 
     def ready(self, source, modality):
         def score(answer, real):
-            a, b = np.asarray(answer, np.float64), np.asarray(_back(modality, real), np.float64)
+            b = np.asarray(_back(modality, real), np.float64)
+            if np.asarray(answer).dtype.kind != "f" or np.shape(answer)[1:] != b.shape[1:]:
+                answer = _back(modality, answer)  # it is no answer yet, but a raw value
+            a = np.asarray(answer, np.float64)
             both = min(len(a), len(b))
             near = np.abs(a[:both] - b[:both]) <= self.tolerance
             return float(near.sum() / max(a.size, b.size)) if max(a.size, b.size) else 1.0
@@ -232,7 +236,8 @@ class EdgeF1(Judge):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PCK(Judge):
     """Share of joints that are right: near enough where they are visible, and not there where they
-    are not (PCK, Yang and Ramanan 2013). People are matched in order; unmatched ones are wrong.
+    are not (PCK, Yang and Ramanan 2013). People are matched by the number of joints that are right,
+    the best first; unmatched ones are wrong.
 
     Fields:
       distance: as a share of the picture.
@@ -245,16 +250,22 @@ class PCK(Judge):
         ranges.check(self)
 
     def ready(self, source, modality):
+        if not isinstance(modality, Keypoints):
+            raise ValueError(f"PCK: {type(modality).__name__} is no Keypoints.")
+
         def score(answer, real):
-            a = np.asarray(answer, np.float64)
-            b = np.asarray(_back(modality, real), np.float64)
-            most, both = max(len(a), len(b)), min(len(a), len(b))
-            if not most:
+            a, b = (np.asarray(_back(modality, v), np.float64) for v in (answer, real))
+            if not len(a) + len(b):
                 return 1.0
-            seen_a, seen_b = a[:both, :, 2] > 0, b[:both, :, 2] > 0
-            near = np.linalg.norm(a[:both, :, :2] - b[:both, :, :2], axis=2) < self.distance
-            right = (seen_a == seen_b) & (near | ~seen_b)
-            return float(right.sum() / (most * b.shape[1] if len(b) else most * a.shape[1]))
+            seen_a, seen_b = a[:, None, :, 2] > 0, b[None, :, :, 2] > 0
+            near = np.linalg.norm(a[:, None, :, :2] - b[None, :, :, :2], axis=3) < self.distance
+            right = ((seen_a == seen_b) & (near | ~seen_b)).sum(axis=2)  # of each pair of people
+            total = 0
+            for _ in range(min(right.shape)):
+                pair = np.unravel_index(right.argmax(), right.shape)
+                total += right[pair]
+                right[pair[0]], right[:, pair[1]] = -1, -1
+            return float(total / (max(len(a), len(b)) * len(modality.joints)))
 
         return _each(modality, "keypoints", score)
 
@@ -275,8 +286,8 @@ class PaletteF1(Judge):
 
     def ready(self, source, modality):
         def score(answer, real):
-            real = _back(modality, real)
-            made, left = (list(np.reshape(c, (-1, 3)) / 255) for c in (answer, real))
+            both = (_back(modality, v) for v in (answer, real))
+            made, left = (list(np.reshape(c, (-1, 3)) / 255) for c in both)
             wanted, hits = len(left), 0
             for colour in made:
                 gaps = [np.linalg.norm(colour - other) for other in left]
@@ -315,7 +326,7 @@ class GraphF1(Judge):
 
     def ready(self, source, modality):
         def score(answer, real):
-            real = _back(modality, real)
+            answer, real = _back(modality, answer), _back(modality, real)
             nodes = [collections.Counter(map(str, graph["nodes"])) for graph in (answer, real)]
             edges = [set(map(tuple, np.reshape(g["edges"], (-1, 2)))) for g in (answer, real)]
             of_nodes = _f1((nodes[0] & nodes[1]).total(), nodes[0].total(), nodes[1].total())
@@ -342,7 +353,7 @@ class SameText(Judge):
 class WordF1(Judge):
     """F1 of words, which may occur more than once; of several texts, of the nearest."""
 
-    metric: ClassVar[str] = "word_f1"
+    metric: ClassVar[str] = "words"
 
     def ready(self, source, modality):
         def score(answer, real):

@@ -95,7 +95,7 @@ class Edges(Modality):
 
     def write(self, value: Any, stem: str | Path) -> Path:
         """A PNG file: white edges on black."""
-        return maps.write_picture(self._checked(value) * np.uint8(255), stem)
+        return maps.write_picture(self._checked(value) * np.uint8(255), stem, in_colours=False)
 
     def _checked(self, value: Any) -> np.ndarray:
         """Which pixels are edges, bool (H, W). Raises ValueError."""

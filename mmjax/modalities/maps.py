@@ -142,14 +142,28 @@ def write_array(array: np.ndarray, stem: str | Path) -> Path:
     return path
 
 
-def write_picture(pixels_HW: np.ndarray, stem: str | Path) -> Path:
-    """A PNG file of one channel whose pixels are these numbers, of 8 bits or, if need be, 16."""
+def write_picture(pixels_HW: np.ndarray, stem: str | Path, in_colours: bool = True) -> Path:
+    """A PNG file of one channel whose pixels are these numbers: of 8 bits, which a palette may show
+    in colours, or, if need be, of 16."""
     import PIL.Image
 
     path = Path(f"{stem}.png")
-    wide = np.uint8 if pixels_HW.max() < 1 << 8 else np.uint16
-    PIL.Image.fromarray(pixels_HW.astype(wide)).save(path)
+    if pixels_HW.max() >= 1 << 8:
+        PIL.Image.fromarray(pixels_HW.astype(np.uint16)).save(path)
+        return path
+    picture = PIL.Image.fromarray(pixels_HW.astype(np.uint8))
+    if in_colours:
+        picture.putpalette(_colours().tobytes())  # makes numbers of the palette of them
+    picture.save(path)
     return path
+
+
+def _colours() -> np.ndarray:
+    """A colour for each number, uint8 (256, 3), far from those of its neighbours; 0 is grey."""
+    hue = np.arange(256)[:, None] * 0.618 + np.array([0.0, 1 / 3, 2 / 3])  # golden section
+    colours = 150 + 90 * np.cos(2 * np.pi * hue)
+    colours[0] = 225
+    return colours.astype(np.uint8)
 
 
 def floats(who: str, value: Any, channels: int) -> np.ndarray:

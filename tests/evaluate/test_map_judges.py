@@ -56,6 +56,8 @@ def test_what_comes_back_is_right_and_what_is_of_others_is_worse(stream, example
     own = score(back, examples)
     assert own.shape == (30,)
     np.testing.assert_allclose(own, 1.0, atol=0.01)
+    raw = score([e[stream] for e in examples], examples)  # as `real` of `Generation`
+    np.testing.assert_allclose(raw, 1.0, atol=0.01)
     other = score([*back[1:], back[0]], examples)
     assert ((other >= 0) & (other <= 1)).all()
     assert other.mean() < 0.93
