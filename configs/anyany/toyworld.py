@@ -11,8 +11,8 @@ command: mmjax train configs/anyany/toyworld.py:small --workdir runs/toyworld
 result: none yet; `tiny` has been run, `small` and the full size have not
 status: simplified
 
-Every cell of the matrix in the report is judged by the exact truth of the scene, beside chance and
-the best constant answer. `tiny` is for tests.
+The matrix in the report has 108 cells, from thirteen modalities to nine, judged by the exact truth
+of the scene, beside chance and a constant answer. `tiny` is for tests.
 """
 
 import dataclasses
@@ -91,7 +91,7 @@ JUDGES = {
     "graph": judges.GraphF1(),
     "scalars": SameMetadata(),
 }
-# Of these there are inputs alone, so that their judges only say what they are given for.
+# Inputs alone: a judge makes each a row of the matrix, and no cell asks for it.
 GIVEN = {
     "image": judges.Within(),
     "depth": judges.DepthDelta(),

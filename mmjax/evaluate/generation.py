@@ -263,7 +263,8 @@ def constants(values: Sequence[Any]) -> list[Any]:
     if isinstance(values[0], str):
         return [_most(values)]
     if isinstance(values[0], Mapping):
-        if any(not isinstance(one, (str, int, float)) for v in values for one in v.values()):
+        plain = (str, int, float, type(None))  # None = a cell that is missing
+        if not all(isinstance(one, plain) for v in values for one in v.values()):
             return list(values[:GUESSES])
         keys = dict.fromkeys(k for v in values for k in v)
         return [{k: _most([v[k] for v in values if k in v]) for k in keys}]

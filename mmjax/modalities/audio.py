@@ -110,15 +110,11 @@ class Audio(Modality):
         Raises ValueError for other types and shapes, NaN and infinity, and its subclass Unreadable
         for bytes that are not a sound file, or of a sound that ends before it should.
         """
-        if value is None:
-            return None
         frames, patch = self._num_tokens * self.patch_frames, self.hop * self.patch_frames
-        try:
-            samples, total = self.samples(value, frames * self.hop / self.sample_rate)
-        except Unreadable as error:
-            if error.reason == "no_sound":
-                return None
-            raise
+        heard = self.heard(value, frames * self.hop / self.sample_rate)
+        if heard is None:
+            return None
+        samples, total = heard
         num_cut = max(0, -(-(total - frames * self.hop) // patch))
         values = np.full((frames, self.num_mels), -2.0, np.float32)
         level = self._level(samples[: frames * self.hop])
@@ -250,6 +246,17 @@ class Audio(Modality):
         path = Path(f"{stem}.wav")
         soundfile.write(path, samples.clip(-1, 1), self.sample_rate, subtype="PCM_16")
         return path
+
+    def heard(self, value: Any, seconds: float) -> tuple[np.ndarray, int] | None:
+        """As `samples`; None where there is no sound: None, and a video without any."""
+        if value is None:
+            return None
+        try:
+            return self.samples(value, seconds)
+        except Unreadable as error:
+            if error.reason == "no_sound":
+                return None
+            raise
 
     def samples(self, value: Any, seconds: float = math.inf) -> tuple[np.ndarray, int]:
         """At least the first `seconds` of a raw value, float32 at `sample_rate`, and how many

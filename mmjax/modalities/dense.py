@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from mmjax.config import ranges
-from mmjax.modalities import maps
+from mmjax.modalities import given, maps
 from mmjax.modalities.image import Image
 from mmjax.modalities.modality import Modality
 from mmjax.typing import Piece, TokenSpec
@@ -133,7 +133,7 @@ class Depth(Modality):
 
     def write(self, value: Any, stem: str | Path) -> Path:
         """An .npy file of metres float32 (H, W)."""
-        return maps.write_array(self._metres(value), stem)
+        return given.write_array(self._metres(value), stem)
 
     def _share(self, metres_HW: np.ndarray) -> np.ndarray:
         """Where distances lie between `low` and `high`, 0..1."""
@@ -252,7 +252,7 @@ class Normals(Modality):
 
     def write(self, value: Any, stem: str | Path) -> Path:
         """An .npy file of vectors float32 (H, W, 3)."""
-        return maps.write_array(self._unit(value), stem)
+        return given.write_array(self._unit(value), stem)
 
     def _unit(self, value: Any) -> np.ndarray:
         """Vectors float32 (H, W, 3) of length 1 or 0. Raises ValueError."""

@@ -131,8 +131,8 @@ def _is_number(cell: str) -> bool:
         return False
 
 
-def write_array(value: Any, stem: str | Path) -> Path:
-    """An .npy file of float32."""
+def write_array(value: Any, stem: str | Path, dtype: Any = np.float32) -> Path:
+    """An .npy file."""
     path = Path(f"{stem}.npy")
-    np.save(path, np.asarray(value, np.float32), allow_pickle=False)
+    np.save(path, np.asarray(value, dtype), allow_pickle=False)
     return path

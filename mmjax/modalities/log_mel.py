@@ -11,9 +11,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from mmjax.config import ranges
-from mmjax.modalities import maps
+from mmjax.modalities import given, maps
 from mmjax.modalities.audio import Audio, slaney_edges
-from mmjax.modalities.modality import Modality, Unreadable
+from mmjax.modalities.modality import Modality
 from mmjax.typing import Piece, TokenSpec, positions
 
 __all__ = ["LogMel"]
@@ -95,16 +95,12 @@ class LogMel(Modality):
 
         Raises ValueError as `Audio.encode` does.
         """
-        if value is None:
-            return None
         frames = self._frames
-        try:
-            with maps.said_by("LogMel", of="Audio"):
-                samples, total = self._audio.samples(value, (frames * HOP + WINDOW) / RATE)
-        except Unreadable as error:
-            if error.reason == "no_sound":
-                return None
-            raise
+        with maps.said_by("LogMel", of="Audio"):
+            heard = self._audio.heard(value, (frames * HOP + WINDOW) / RATE)
+        if heard is None:
+            return None
+        samples, total = heard
         steps, parts = self._grid
         over = max(0, -(-(total - frames * HOP) // (HOP * self.patch[0])))
         level = self._whisper(samples) if self.like == "whisper" else self._ast(samples)
@@ -139,37 +135,35 @@ class LogMel(Modality):
 
     def write(self, value: Any, stem: str | Path) -> Path:
         """An .npy file of features float32 (frames, num_mels)."""
-        path = Path(f"{stem}.npy")
-        np.save(path, np.asarray(value, np.float32), allow_pickle=False)
-        return path
+        return given.write_array(value, stem)
 
     def _whisper(self, samples: np.ndarray) -> np.ndarray:
         """Features (frames, num_mels) of Whisper."""
-        whole = np.zeros(self._frames * HOP)
-        kept = samples[: len(whole)]
-        whole[: len(kept)] = kept
-        padded = np.pad(whole, WINDOW // 2, mode="reflect")
-        hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
-        level = np.log10(self._power(padded, hann)[: self._frames])
+        side, length = WINDOW // 2, self._frames * HOP
+        whole = np.zeros(length + 2 * side)  # with a mirror image at each end
+        kept = samples[:length]
+        whole[side : side + len(kept)] = kept
+        whole[:side] = whole[2 * side : side : -1]
+        whole[side + length :] = whole[side + length - 2 : length - 2 : -1]
+        level = np.log10(self._power(whole)[: self._frames])
         return (np.maximum(level, level.max() - DEPTH) + 4) / 4
 
     def _ast(self, samples: np.ndarray) -> np.ndarray:
         """Features (frames, num_mels) of AST."""
         level = np.zeros((self._frames, self.num_mels))
         if len(samples) >= WINDOW:
-            hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / (WINDOW - 1))
-            found = np.log(self._power(samples.astype(np.float64), hann, PREEMPHASIS))
+            found = np.log(self._power(samples.astype(np.float64), PREEMPHASIS))
             level[: len(found)] = found[: self._frames]
         return (level - MEAN) / (2 * STD)
 
-    def _power(self, samples: np.ndarray, hann: np.ndarray, emphasis: float = 0.0) -> np.ndarray:
+    def _power(self, samples: np.ndarray, emphasis: float = 0.0) -> np.ndarray:
         """Power of bands (frames, num_mels) of all whole frames, at least that of the floor."""
         frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP]
         if emphasis:
-            frames = frames - frames.mean(axis=1, keepdims=True)
-            before = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
-            frames = frames - emphasis * before
-        spectrum = np.fft.rfft(frames * hann, FFT[self.like])
+            centred = frames - frames.mean(axis=1, keepdims=True)
+            frames = centred * (1 - emphasis)  # of the first sample, which is its own predecessor
+            np.subtract(centred[:, 1:], emphasis * centred[:, :-1], out=frames[:, 1:])
+        spectrum = np.fft.rfft(frames * self._hann, FFT[self.like])
         power = spectrum.real**2 + spectrum.imag**2
         # One small product a frame, for the reason that `Audio` gives.
         band = (power[:, None, :] @ self._filters)[:, 0]
@@ -195,6 +189,12 @@ class LogMel(Modality):
     def _shape(self) -> tuple[int, int, int]:
         steps, parts = self._grid
         return (steps, 1, 1) if parts == 1 else (1, steps, parts)
+
+    @functools.cached_property
+    def _hann(self) -> np.ndarray:
+        """The window of Whisper is periodic, that of AST symmetric."""
+        period = WINDOW if self.like == "whisper" else WINDOW - 1
+        return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / period)
 
     @functools.cached_property
     def _filters(self) -> np.ndarray:

@@ -135,13 +135,6 @@ def read(who: str, item: str) -> bytes:
         raise ValueError(f"{who}: {item!r} cannot be read: {error}; give a file.") from error
 
 
-def write_array(array: np.ndarray, stem: str | Path) -> Path:
-    """An .npy file."""
-    path = Path(f"{stem}.npy")
-    np.save(path, array, allow_pickle=False)
-    return path
-
-
 def write_picture(pixels_HW: np.ndarray, stem: str | Path, in_colours: bool = True) -> Path:
     """A PNG file of one channel whose pixels are these numbers: of 8 bits, which a palette may show
     in colours, or, if need be, of 16."""

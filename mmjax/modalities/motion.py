@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from mmjax.config import ranges
-from mmjax.modalities import maps
+from mmjax.modalities import given, maps
 from mmjax.modalities.image import Image
 from mmjax.modalities.modality import Modality, Unreadable
 from mmjax.typing import Piece, TokenSpec
@@ -231,7 +231,7 @@ class Events(Modality):
 
     def write(self, value, stem: str | Path) -> Path:
         """An .npy file of counts int64 (H, W, 2)."""
-        return maps.write_array(self._counts(value), stem)
+        return given.write_array(self._counts(value), stem, np.int64)
 
     def _counts(self, value) -> np.ndarray:
         """Counts int64 (H, W, 2), not clipped. Raises ValueError."""

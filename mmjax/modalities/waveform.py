@@ -13,7 +13,7 @@ import numpy as np
 from mmjax.config import ranges
 from mmjax.modalities import maps
 from mmjax.modalities.audio import Audio
-from mmjax.modalities.modality import Modality, Unreadable
+from mmjax.modalities.modality import Modality
 from mmjax.typing import Piece, TokenSpec, positions
 
 __all__ = ["Waveform"]
@@ -67,16 +67,12 @@ class Waveform(Modality):
 
         Raises ValueError as `Audio.encode` does.
         """
-        if value is None:
-            return None
         most = self._num_tokens
-        try:
-            with maps.said_by("Waveform", of="Audio"):
-                samples, total = self._audio.samples(value, most * self.patch / self.sample_rate)
-        except Unreadable as error:
-            if error.reason == "no_sound":
-                return None
-            raise
+        with maps.said_by("Waveform", of="Audio"):
+            heard = self._audio.heard(value, most * self.patch / self.sample_rate)
+        if heard is None:
+            return None
+        samples, total = heard
         wanted = max(1, -(-total // self.patch))
         tokens = min(wanted, most)
         values = np.zeros(tokens * self.patch, np.float32)

@@ -108,6 +108,11 @@ class CoCa(objective.Objective):
 
     def embed(self, model, batch, key):
         """Vectors of the inputs by name, and value and hits of the targets, [B, S, 2]."""
+        if TARGET not in batch.views or "input" in batch.views:
+            raise ValueError(
+                f"CoCa: layout gives the views {', '.join(batch.views)}; it needs a view of each"
+                " input, encoded by itself, and one of the targets; use Aligned()."
+            )
         features, record, memories = {}, {}, {}
         slots = batch.identity_BS.shape[1]
         for view, tokens in batch.views.items():

@@ -288,3 +288,19 @@ def test_the_best_constant_answer_is_what_a_run_is_compared_to():
     assert Generation(judges=JUDGES).baselines(Fake(), scores) == {
         "constant": {"image_to_mask_iou": 0.4}
     }
+
+
+def test_constant_answers_suit_what_is_judged():
+    assert generation.constants(["a", "b", "b"]) == ["b"]
+    (mean,) = generation.constants([np.zeros(2), np.ones(2)])
+    np.testing.assert_array_equal(mean, [0.5, 0.5])
+    maps = [np.array([[1, 5]]), np.array([[1, 0]]), np.array([[2, 0]])]
+    (most,) = generation.constants(maps)  # a mean of classes is another class
+    np.testing.assert_array_equal(most, [[1, 0]])
+    rows = [("cup", None), ("cup", 3), ("jar", None)]
+    (row,) = generation.constants([{"kind": kind, "size": size} for kind, size in rows])
+    assert row == {"kind": "cup", "size": None}
+    boxes = [np.zeros((n % 3, 4)) for n in range(40)]  # of different numbers: some of them
+    assert generation.constants(boxes) == boxes[: generation.GUESSES]
+    graphs = [{"nodes": ["a"], "edges": []}, {"nodes": [], "edges": []}]
+    assert generation.constants(graphs) == graphs

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import jax
@@ -306,3 +307,13 @@ def test_a_scale_at_its_limit_comes_back():
         scales.append(float(metrics["scale"]))
     assert max(scales) <= 100.001
     assert scales[-1] < scales[0] - 0.01, scales
+
+
+def test_a_layout_that_mixes_inputs_is_told():
+    base = mini.get_config()
+    task = dataclasses.replace(
+        base.tasks["text"], inputs=("image", "text"), targets=("text",), objective=CoCa()
+    )
+    batch = types.SimpleNamespace(views={"input": None, "target": None}, targets={})
+    with pytest.raises(ValueError, match=r"CoCa: layout gives the views input, target; .*Aligned"):
+        task.objective.embed(None, batch, None)
