@@ -32,6 +32,19 @@ def test_all_loaders_hold_the_same_epoch(root, tmp_path):
     assert min(found["cpu_ms"].values()) > 0
 
 
+@pytest.mark.ci
+def test_the_time_of_encoding_is_told_by_modality(root, tmp_path):
+    out = tmp_path / "found.json"
+    done = subprocess.run(
+        [sys.executable, "benchmarks/modalities.py", "--rounds", "1", "--out", str(out)],
+        cwd=root, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert {"image", "text", "depth log"} <= set(found)
+    assert all(row["us"] > 0 and row["tokens"] > 0 for row in found.values())
+
+
 @pytest.mark.slow
 def test_gaps_between_executables_of_the_loop_are_read_from_a_trace(root, tmp_path):
     out = tmp_path / "found.json"

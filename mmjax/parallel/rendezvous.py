@@ -66,7 +66,7 @@ class _Listener:
         try:
             with _server(self._port, end) as server:
                 server.settimeout(POLL)
-                while len(self._there) < self._me["of"] - 1:
+                while not self._all_there():
                     if time.monotonic() > end:
                         self._fail(HostLost, self._absent())
                     with contextlib.suppress(TimeoutError):
@@ -75,6 +75,16 @@ class _Listener:
         finally:
             for connection, _ in self._there.values():
                 connection.close()
+
+    def _all_there(self) -> bool:
+        """Whether every process has come, and none has died since."""
+        if len(self._there) < self._me["of"] - 1:
+            return False
+        for process, (connection, _) in list(self._there.items()):
+            if not _is_open(connection):  # awaited again
+                connection.close()
+                del self._there[process]
+        return len(self._there) == self._me["of"] - 1
 
     def _hear(self, connection: socket.socket) -> None:
         peer = _line(connection)
@@ -201,3 +211,5 @@ def _is_open(connection: socket.socket) -> bool:
         return True
     except OSError:
         return False
+    finally:
+        connection.settimeout(TALK)
