@@ -27,9 +27,12 @@ def run(args: list[str]) -> None:
     given, fields = parser().parse_known_args(args)
     from mmjax import config
     from mmjax.cli import data_check
+    from mmjax.data import started
     from mmjax.experiment import Experiment
 
-    experiment = config.override(config.load(given.config, kind=Experiment), fields)
+    with started.making_config_for(""):
+        experiment = config.load(given.config, kind=Experiment)
+    experiment = config.override(experiment, fields)
     report = data_check.data_check(experiment, given.out, given.records)
     print(printing.as_json(report) if given.json else data_check.text(report))
     data_check.raise_problems(report)

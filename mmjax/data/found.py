@@ -14,7 +14,7 @@ import numpy as np
 
 from mmjax import files as mmjax_files
 from mmjax.config.error import ConfigError
-from mmjax.data import index, shards
+from mmjax.data import index, shards, staging, started
 from mmjax.data.array_records import ArrayRecords
 from mmjax.data.files import MADE, Files
 from mmjax.data.folder import TABLES, Folder
@@ -67,13 +67,31 @@ def is_there(data: str) -> bool:
 
 
 def source_of(data: str) -> Files:
-    """The source for a path, by what is there; by its name alone where nothing is, or a bucket.
+    """The source for a path, by what is there; by its name alone where nothing is.
+
+    Objects of a bucket are copied to be looked at where a run is about to read them anyway.
 
     Raises ConfigError for what is no data, with what to write.
     """
-    if not is_there(data):
+    if mmjax_files.is_remote(data):
+        return _in_bucket(data) if started.reads_data() else _unseen(data)
+    return _of_paths(index.find(data), data) if is_there(data) else _unseen(data)
+
+
+def _in_bucket(data: str) -> Files:
+    """By the copies, with the paths of the bucket."""
+    try:
+        copies = staging.find(data)
+    except (ValueError, OSError):  # the run itself says why
         return _unseen(data)
-    paths = index.find(data)
+    if not copies or not all(path.exists() for path in copies):
+        return _unseen(data)
+    source = _of_paths(copies, data)
+    by_split = {split: staging.address(path) for split, path in source.files.items()}
+    return dataclasses.replace(source, path=staging.address(source.path), files=by_split)
+
+
+def _of_paths(paths: Sequence[Path], data: str) -> Files:
     if len(paths) == 1 and paths[0].is_dir():
         bare = _folder(paths[0])
     else:

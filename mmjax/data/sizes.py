@@ -98,19 +98,23 @@ def of_source(source: Files) -> Sizes:
     """Sizes for the pictures, texts and sounds of a source, by a part of its records.
 
     The same data are measured once: the result is kept in your own cache folder. Data that are not
-    there, or in a bucket, are not measured and get the default sizes.
+    there get the default sizes, as do those of a bucket where nothing is about to read them.
 
     Raises ConfigError for data that nothing can be learned from.
     """
     if (known := _stored(started.workdir())) is not None:
         return known
     say = os.environ.get("JAX_PROCESS_ID", "0") == "0"
-    if any(map(files.is_remote, (source.path, *source.files.values()))):
-        console.say("data in a bucket are not measured: sizes are the default ones", say)
+    in_bucket = any(map(files.is_remote, (source.path, *source.files.values())))
+    if in_bucket and not started.reads_data():
+        console.say(
+            "data in a bucket: sizes are the default ones until `mmjax train` or `mmjax data check`"
+            " copies and measures them", say,
+        )  # fmt: skip
         return Sizes()
     try:
         kept = _kept(source)
-    except ValueError:  # absent or damaged: the run itself says why
+    except (ValueError, OSError):  # absent or damaged: the run itself says why
         return Sizes()
     made, warnings = _read(kept) if kept is not None else (None, [])
     if made is not None:

@@ -24,12 +24,13 @@ from mmjax.data import index
 from mmjax.files import bucket
 from mmjax.processes import compile_cache
 
-__all__ = ["ROOM", "VARIABLE", "find", "one"]
+__all__ = ["ROOM", "VARIABLE", "address", "find", "one"]
 
 ROOM = 1 << 37  # bytes of all copies; MMJAX_STAGING_BYTES says another number
 VARIABLE = "MMJAX_STAGING_BYTES"
 NOTE = ".staged.json"
 _held: dict[Path, int] = {}  # folders that this process reads, and the locks that say so
+_folders: dict[Path, str] = {}  # of which folders of buckets they are the copies
 
 
 def find(pattern: str, beside: bool = False) -> list[Path]:
@@ -59,6 +60,15 @@ def find(pattern: str, beside: bool = False) -> list[Path]:
             _one(folder, last, beside)
             paths[_place(folder) / last] = None
     return list(paths)
+
+
+def address(path: str) -> str:
+    """The path in a bucket of a copy, or of a pattern of copies, that this process made or found;
+    any other path as it is."""
+    for place, folder in _folders.items():
+        if f"{path}/".startswith(f"{place}/"):
+            return folder + path[len(str(place)) :]
+    return path
 
 
 def one(path: Any) -> Path:
@@ -105,6 +115,7 @@ def _copied(folder: str, wanted: Mapping[str, bucket.Stat]) -> dict[str, Path]:
         if any(part in ("", ".", "..") for part in name.split("/")) or name == NOTE:
             raise ValueError(f"Data: {folder}/{name!r} is no name of a file; leave it out.")
     place = _place(folder)
+    _folders[place] = folder
     place.mkdir(parents=True, exist_ok=True)
     if place not in _held:  # shared by all readers, and kept by this process until it ends
         _held[place] = os.open(f"{place}.reads", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -1,4 +1,5 @@
-"""The workdir that a config is made for, so that what was found at the first start is found there.
+"""What a config is made for: a run in a workdir, so that what was found at its first start is found
+there, or a reader of the data, so that data in a bucket may be copied to be measured.
 
 Of its own, since every command line that trains imports it, and few configs ask for sizes.
 """
@@ -10,14 +11,14 @@ import contextvars
 import os
 from collections.abc import Iterator
 
-__all__ = ["making_config_for", "workdir"]
+__all__ = ["making_config_for", "reads_data", "workdir"]
 
-_workdir: contextvars.ContextVar[str] = contextvars.ContextVar("workdir", default="")
+_workdir: contextvars.ContextVar[str | None] = contextvars.ContextVar("workdir", default=None)
 
 
 @contextlib.contextmanager
 def making_config_for(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Inside, `workdir` is this folder."""
+    """Inside, `workdir` is this folder, empty = none, and the data are about to be read."""
     before = _workdir.set(os.fspath(folder))
     try:
         yield
@@ -27,4 +28,9 @@ def making_config_for(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 def workdir() -> str:
     """The folder; empty = none."""
-    return _workdir.get()
+    return _workdir.get() or ""
+
+
+def reads_data() -> bool:
+    """Whether the config is made for what reads the data anyway, unlike a plan or a listing."""
+    return _workdir.get() is not None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
 
+import own
 import PIL.Image
 import pyarrow
 import pytest
 from pyarrow import parquet
 
 from mmjax.config import ConfigError
-from mmjax.data import staging
+from mmjax.data import found, sizes, staging, started
 from mmjax.data.array_records import ArrayRecords, write_array_records
 from mmjax.data.folder import Folder
 from mmjax.data.parquet import Parquet
@@ -32,6 +34,7 @@ def own_cache(tmp_path, monkeypatch):
     for number in staging._held.values():
         os.close(number)
     staging._held.clear()
+    staging._folders.clear()
     staging._place.cache_clear()
 
 
@@ -108,6 +111,33 @@ def test_more_than_the_room_is_refused(service, address, monkeypatch):
     monkeypatch.setenv(staging.VARIABLE, "much")
     with pytest.raises(ConfigError, match="MMJAX_STAGING_BYTES='much' is no number"):
         staging.find(f"{address}/a.bin")
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern", "path"),
+    [("tar", "/*.tar", "/*.tar"), ("tar", "", "/*.tar"), ("stems", "", ""), ("csv", "/", "")],
+)
+def test_sizes_come_from_the_data_where_they_are_read_anyway(
+    kind, pattern, path, service, address, tmp_path, capfd
+):
+    own.write(tmp_path / "data", kind, own.records(count=40))
+    data = uploaded(service, address, tmp_path / "data") + pattern
+    assumed = sizes.of_source(found.source_of(data))
+    assert assumed == sizes.Sizes()
+    assert "default ones until `mmjax train`" in capfd.readouterr().err
+    with started.making_config_for(""):
+        source = found.source_of(data)
+        measured = sizes.of_source(source)
+    here = found.source_of(f"{tmp_path / 'data'}{pattern}")
+    assert source.path == address + path
+    assert dataclasses.replace(source, path=here.path) == here
+    assert measured == sizes.of_source(here) != assumed
+    assert set(measured.modalities) == {"image", "text", "audio"}
+
+
+def test_data_of_a_bucket_that_are_not_there_get_default_sizes(service, address):
+    with started.making_config_for(""):
+        assert sizes.of_source(found.source_of(f"{address}/none/*.tar")) == sizes.Sizes()
 
 
 COPY = "import sys; from mmjax.data import staging; print(staging.find(sys.argv[1])[0])"
