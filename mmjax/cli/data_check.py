@@ -201,6 +201,7 @@ def _stream(reading: Reading, name: str, measured: measure.Stream) -> Found:
             if size != "filled"
         },
         "scripts": measured.scripts,
+        "languages": measured.languages,
     }
     if len(found.tokens):
         tokens = measure.Lengths.of(found.tokens)

@@ -72,10 +72,13 @@ def _cells(source: Found) -> dict[str, list[str]]:
         shape = " x ".join(map(str, s["shape"]))
         sizes = "; ".join(f"{size} {_quantiles(q)}" for size, q in s["sizes"].items())
         scripts = ", ".join(f"{script} {n}" for script, n in list(s["scripts"].items())[:8])
+        spoken = ", ".join(f"{name} {share:.0%}" for name, share in [*s["languages"].items()][:8])
+        more = len(s["languages"]) - 8
+        languages = f"about {spoken}" + (f" and {more} more" if more > 0 else "") if spoken else ""
         cells[name] = [
             f"in {s['present']} of {source['read']}",
             ", ".join(s["values"]) or "-",
-            "; ".join(filter(None, [sizes, scripts])),
+            "; ".join(filter(None, [sizes, scripts, languages])),
             f"room {shape}",
             lengths or "no tokens",
             "padding {:.0%} ({:.0%} of all)".format(*s["padding"]) if tokens else "",

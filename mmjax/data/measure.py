@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mmjax import console
+from mmjax.data import languages
 from mmjax.data.source import BadRecord, Records, Source, key_of
 from mmjax.modalities.modality import Modality
 
@@ -62,8 +63,8 @@ class Stream:
       sizes: by name, as `Modality.measure` gives them.
       unreadable: values whose header cannot be read; why: of the first.
       copies: names of some records whose values are equal.
-      scripts: of texts: how many are mostly in which script. characters: that occur in the texts
-        looked at.
+      scripts: of texts: how many are mostly in which script. languages: shares, as
+        `languages.shares` finds them. characters: that occur in the texts looked at.
     """
 
     present: int = 0
@@ -73,6 +74,7 @@ class Stream:
     why: str = ""
     copies: tuple[tuple[str, str], ...] = ()
     scripts: dict[str, int] = dataclasses.field(default_factory=dict)
+    languages: dict[str, float] = dataclasses.field(default_factory=dict)
     characters: int = 0
 
 
@@ -188,6 +190,7 @@ class Measuring:
             why=wrong[0] if wrong else "",
             copies=_copies(digests, rows, records),
             scripts=dict(self._scripts.get(name, collections.Counter()).most_common()),
+            languages=languages.shares([text[:LETTERS] for text in self._texts.get(name, ())]),
             characters=len(self._characters.get(name, ())),
         )
 

@@ -209,13 +209,19 @@ def _odd_texts(name: str, stream: Stream, choice: Choice, lengths: Lengths | Non
         yield (
             f"{name}: texts of up to {longest:,.0f} characters are cut to their first {most} tokens"
         )
-    if len(stream.scripts) > 1 and stream.present:
-        some = [f"{script} {count}" for script, count in list(stream.scripts.items())[:8]]
-        if next(iter(stream.scripts.values())) < 0.9 * sum(stream.scripts.values()):
-            yield (
-                f"{name}: several scripts ({', '.join(some)}): each language has a part of the"
-                f" {choice.fields['vocab_size']:,} pieces, and of the pictures and sounds"
-            )
+    counts = [*stream.scripts.values()]
+    if max(stream.languages.values(), default=1) < 0.75:  # titles mislead by as much
+        some = [f"{of} {share:.0%}" for of, share in stream.languages.items()]
+        what = f"about {len(some)} languages"
+    elif counts and counts[0] < 0.9 * sum(counts):
+        some, what = [f"{of} {n}" for of, n in stream.scripts.items()], "several scripts"
+    else:
+        return
+    shown = ", ".join(some[:8]) + (f" and {len(some) - 8} more" if len(some) > 8 else "")
+    yield (
+        f"{name}: {what} ({shown}): each language has a part of the"
+        f" {choice.fields['vocab_size']:,} pieces, and of the pictures and sounds"
+    )
 
 
 def _copies(train: Measured) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import own
@@ -154,6 +155,13 @@ def test_texts_get_room_for_their_pieces_and_a_vocabulary_for_their_words():
     assert any("several scripts" in t for t in proposed(
         [{"text": t} for t in ("one cat", "\u0434\u0432\u0430", "\u4e09\u732b")]
     ).warnings)  # fmt: skip
+    spoken = [
+        {"text": f"{n} {w}"} for n in range(60) for w in ("dogs on the grass", "kleiner Hund")
+    ]
+    (told,) = [text for text in proposed(spoken).warnings if "languages" in text]
+    assert re.match(
+        r"text: about 2 languages \(.. 5\d%, .. \d\d%\): each language has a part", told
+    )
 
 
 @pytest.mark.parametrize(
