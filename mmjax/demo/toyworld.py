@@ -7,9 +7,10 @@ computed from the geometry, so that all of them agree to the pixel.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -63,7 +64,8 @@ class ToyWorld(Source):
 
     Always there: `identity` int, equal for equal bodies by shape and colour; `slices` ("seen",), or
     ("unseen",) where a pair of shape and colour is held out of train. With a caption: `aligned`
-    bool. An example depends on (split, index) and these fields alone, and no stream on another.
+    bool. An example depends on (split, index) and these fields alone, and no stream on another; each
+    is computed when it is asked for.
 
     Fields:
       streams: what examples hold, of STREAMS.
@@ -150,7 +152,7 @@ class _Scenes:
         is_train = self._split == "train"
         return self._source.train_size if is_train else self._source.eval_size
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"ToyWorld: {self._split}[{index}] is outside 0..{len(self) - 1}.")
         source, scene = self._source, self.scene(int(index))
@@ -159,18 +161,17 @@ class _Scenes:
             num_views=source.num_views, num_points=source.num_points, noise=source.noise,
             stripes=self._shift,
         )  # fmt: skip
-        example: dict[str, Any] = {}
-        for name in source.streams:
-            if self._is_missing(scene, name):
-                continue
-            if name == "caption":
-                example |= self._worded(scene)
-            else:
-                example[name] = toyworld_streams.STREAMS[name](shot)
+        make: dict[str, Callable[[], Any]] = {
+            name: functools.partial(toyworld_streams.STREAMS[name], shot)
+            for name in source.streams
+            if name != "caption" and not self._is_missing(scene, name)
+        }
         pairs = [(body.shape, body.colour) for body in scene.bodies]
-        example["identity"] = _number(pairs)
-        example["slices"] = ("seen",) if self._held_out.isdisjoint(pairs) else ("unseen",)
-        return example
+        about: dict[str, Any] = {"identity": _number(pairs)}
+        about["slices"] = ("seen",) if self._held_out.isdisjoint(pairs) else ("unseen",)
+        if "caption" in source.streams and not self._is_missing(scene, "caption"):
+            about |= self._worded(scene)
+        return _Example(make, about)
 
     @property
     def _shift(self) -> float:
@@ -197,6 +198,27 @@ class _Scenes:
             other += 1
             text = caption(self.scene(scene.seed[1], other), language, level)
         return {"caption": text, "language": language, "aligned": aligned}
+
+
+class _Example(Mapping[str, Any]):
+    """Streams that are computed when they are asked for, once."""
+
+    def __init__(self, make: Mapping[str, Callable[[], Any]], about: Mapping[str, Any]):
+        self._make, self._made = make, dict(about)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            self._made[name] = self._make[name]()
+        return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._make or name in self._made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*self._make, *self._made)))
+
+    def __len__(self) -> int:
+        return len(self._make.keys() | self._made.keys())
 
 
 def _number(pairs: list[tuple[int, int]]) -> int:
