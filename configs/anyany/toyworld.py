@@ -1,23 +1,25 @@
-"""ToyWorld: one model from any of fifteen aligned modalities to any of ten.
+"""ToyWorld: one model from any of fifteen aligned modalities to any of thirteen.
 
 paper: Bachmann et al. 2024, 4M-21: An Any-to-Any Vision Model for Tens of Tasks and Modalities
   (arXiv 2406.09406).
-kept: one encoder-decoder over all modalities, masked modelling with budgets drawn by Dirichlet,
-  most of them from one modality to the others; grids in parallel, sequences left to right.
-differs: scenes that are drawn on the spot; modalities that come as numbers (pictures, depth,
-  normals, sound, motion) are inputs alone, as there are no tokenizers of them here; experts; a
-  contrast of pictures with captions and depth in turns.
+kept: one encoder-decoder over all modalities, learned codes of what comes as numbers, masked
+  modelling with budgets drawn by Dirichlet, most of them from one modality to the others; grids in
+  parallel, sequences left to right.
+differs: scenes that are drawn on the spot; pictures, depth, normals and sounds are read as numbers
+  and written as codes; motion and cameras are inputs alone; experts; a contrast of pictures with
+  captions and depth in turns.
+needs: anyany/toyworld_tokenizers
 command: mmjax train configs/anyany/toyworld.py:small --workdir runs/toyworld
 result: none yet; `tiny` has been run, `small` and the full size have not
 status: simplified
 
-The matrix in the report has 108 cells, from thirteen modalities to nine, judged by the exact truth
-of the scene, beside chance and a constant answer. `tiny` is for tests.
+The matrix in the report has 156 cells, from thirteen modalities to each other, judged by the exact
+truth of the scene, beside chance and a constant answer. `tiny` is for tests and has no codes.
 """
 
 import dataclasses
 
-from mmjax.data.layouts import Aligned, Masked
+from mmjax.data.layouts import Aligned, Masked, Policy
 from mmjax.data.task import Task
 from mmjax.demo.toyworld import CLASSES, COLOURS, SHAPES, ToyWorld
 from mmjax.demo.toyworld_scene import MATERIALS, SIZES
@@ -26,11 +28,13 @@ from mmjax.evaluate import map_judges as judges
 from mmjax.experiment import Experiment
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.camera import Camera
+from mmjax.modalities.codes import Codes
 from mmjax.modalities.dense import Depth, Normals
 from mmjax.modalities.graph import Graph
 from mmjax.modalities.image import Image
 from mmjax.modalities.imu import Imu
 from mmjax.modalities.keypoints import Keypoints
+from mmjax.modalities.modality import Modality
 from mmjax.modalities.palette import Palette
 from mmjax.modalities.segmentation import Instances, Segmentation
 from mmjax.modalities.structured import Bins, Boxes, Metadata
@@ -42,6 +46,7 @@ from mmjax.optim import Muon
 from mmjax.tokenizers.sentencepiece import SentencePiece
 
 SIZE = (32, 32)
+TOKENIZERS = "runs/toyworld_tokenizers"  # where those of toyworld_tokenizers.py are trained
 MARKS = ("middle", "top", "foot", "left", "right")
 METRES = BinEdges(at=tuple(n / 4 for n in range(49)))  # a quarter of a metre each
 MODALITIES = {
@@ -91,25 +96,43 @@ JUDGES = {
     "graph": judges.GraphF1(),
     "scalars": SameMetadata(),
 }
-# Inputs alone: a judge makes each a row of the matrix, and no cell asks for it.
-GIVEN = {
+# Of what comes as numbers: asked for only where there are codes of it.
+NUMBERS = {
     "image": judges.Within(),
     "depth": judges.DepthDelta(),
     "normals": judges.NormalsWithin(),
     "sound": judges.Within(tolerance=3.0, field="sound"),
 }
+# All to all; and from one modality, whole, to the others, which is how it is asked.
+POLICIES = (
+    Policy(weight=0.3, input_alpha=0.5, target_alpha=0.5),
+    Policy(weight=0.7, input_alpha=1.0, target_alpha=0.3, keep="all", one_input=True),
+)
 
 
-def get_config(batch_size: int = 128, train_size: int = 20_000) -> Experiment:
-    """All modalities of 32 x 32 scenes."""
+def codes() -> dict[str, Codes]:
+    """The streams that `mmjax train-tokenizer` has learned codes of."""
+    base = {name: dataclasses.replace(MODALITIES[name], field=name) for name in NUMBERS}
+    return {
+        f"tok_{name}": Codes(base=one, path=f"{TOKENIZERS}/{name}") for name, one in base.items()
+    }
+
+
+def get_config(batch_size: int = 128) -> Experiment:
+    """All modalities of 32 x 32 scenes, after their tokenizers have been trained."""
+    return of({**MODALITIES, **codes()}, batch_size)
+
+
+def of(modalities: dict[str, Modality], batch_size: int, train_size: int = 20_000) -> Experiment:
+    """One model over these."""
     source = ToyWorld(
         streams=("caption", *(name for name in MODALITIES if name != "text")),
         train_size=train_size,
         levels=(2,),
         languages=("en",),
     )
-    names = tuple(MODALITIES)
-    wanted = tuple(name for name in names if MODALITIES[name].spec(name).vocab_size)
+    names = tuple(modalities)
+    wanted = tuple(n for n, m in modalities.items() if isinstance(m, Codes) or m.spec(n).vocab_size)
     contrast = Task(
         source=source,
         inputs=("image", "text", "depth"),
@@ -122,25 +145,25 @@ def get_config(batch_size: int = 128, train_size: int = 20_000) -> Experiment:
         source=source,
         inputs=names,
         targets=wanted,
-        layout=Masked(input_tokens=96, target_tokens=96),
+        layout=Masked(input_tokens=96, target_tokens=96, policies=POLICIES),
         objective=MaskedTokens(),
         batch_size=batch_size,
         group_rows=batch_size // 8,
         weight=4.0,
     )
-    cells = tuple(f"{a}_to_{b}" for a in (*GIVEN, *JUDGES) for b in JUDGES if a != b)
+    judged = {**NUMBERS, **JUDGES}
+    asked = judged if codes().keys() <= modalities.keys() else JUDGES
+    cells = tuple(f"{a}_to_{b}" for a in judged for b in asked if a != b)
     return Experiment(
         name="toyworld",
-        modalities=MODALITIES,
+        modalities=modalities,
         model=Transformer(width=256, num_heads=4, encoder_layers=8, decoder_layers=4, moe=MoE()),
         tasks={"masked": masked, "contrast": contrast},
         optimizer=Muon(learning_rate=0.01),
         evaluators={
             "losses": Losses(tasks=("masked", "contrast"), num_batches=2),
             "retrieval": Retrieval(modalities=("image", "text", "depth"), num_galleries=1),
-            "generation": Generation(
-                judges={**GIVEN, **JUDGES}, cells=cells, num_examples={"*": 50}
-            ),
+            "generation": Generation(judges=judged, cells=cells, num_examples={"*": 50}),
         },
         total_steps=20_000,
     )
@@ -157,7 +180,7 @@ def small() -> Experiment:
 
 def tiny() -> Experiment:
     """A few steps of a model that knows nothing; for tests."""
-    full = get_config(batch_size=16, train_size=256)
+    full = of(MODALITIES, batch_size=16, train_size=256)
     model = dataclasses.replace(
         full.model, width=32, encoder_layers=1, decoder_layers=1, moe=MoE(num_experts=4, every=1)
     )

@@ -1,0 +1,84 @@
+"""Tokenizers of ToyWorld: codes of its pictures, depth, normals and sounds.
+
+paper: Mentzer et al. 2023 (finite scalar quantisation).
+kept: the quantiser, in convolutional autoencoders.
+differs: sizes; each trains in a minute or two on two cores.
+command: mmjax train-tokenizer configs/anyany/toyworld_tokenizers.py:image
+  --workdir runs/toyworld_tokenizers/image
+status: simplified
+"""
+
+from mmjax.data.layouts import Aligned
+from mmjax.data.task import Task
+from mmjax.demo.toyworld import ToyWorld
+from mmjax.experiment import Experiment, Logging
+from mmjax.modalities.audio import Audio
+from mmjax.modalities.dense import Depth, Normals
+from mmjax.modalities.image import Image
+from mmjax.modalities.modality import Modality
+from mmjax.models import FSQ, Autoencoder
+from mmjax.objectives import Reconstruction
+from mmjax.optim import AdamW
+from mmjax.run.checkpoint import Checkpointing
+
+SIZE, GRID = (32, 32), (8, 8)  # pixels, and codes: each for 4 x 4 pixels
+IMAGE = Image(size=SIZE, patch=8)
+DEPTH = Depth(size=SIZE, patch=8, low=0.5, high=20.0)
+NORMALS = Normals(size=SIZE, patch=8)
+SOUND = Audio(seconds=0.48, num_mels=32)
+
+
+def image() -> Experiment:
+    """1,000 codes, 64 of them a picture."""
+    model = _model((8, 8, 3), FSQ(levels=(8, 5, 5, 5)))
+    return _experiment("image", IMAGE, model, Reconstruction(error="l1"))
+
+
+def depth() -> Experiment:
+    """240 codes, 64 of them a map."""
+    return _experiment("depth", DEPTH, _model((8, 8, 1), FSQ(levels=(8, 6, 5))))
+
+
+def normals() -> Experiment:
+    """240 codes, 64 of them a map."""
+    return _experiment("normals", NORMALS, _model((8, 8, 3), FSQ(levels=(8, 6, 5))))
+
+
+def sound() -> Experiment:
+    """240 codes, 12 of them a sound: each for 40 ms."""
+    model = Autoencoder(
+        piece=(4, 1, 32), code_grid=(12, 1), width=96, expansion=1, quantizer=FSQ(levels=(8, 6, 5))
+    )
+    return _experiment("sound", SOUND, model)
+
+
+def _model(piece: tuple[int, int, int], quantizer: FSQ) -> Autoencoder:
+    return Autoencoder(piece=piece, code_grid=GRID, width=64, expansion=1, quantizer=quantizer)
+
+
+def _experiment(
+    name: str,
+    modality: Modality,
+    model: Autoencoder,
+    objective: Reconstruction = Reconstruction(),
+    total_steps: int = 1500,
+) -> Experiment:
+    return Experiment(
+        name=f"toyworld_{name}_tokenizer",
+        modalities={name: modality},
+        model=model,
+        tasks={
+            "reconstruct": Task(
+                source=ToyWorld(streams=(name,), train_size=5000),  # which memory holds encoded
+                inputs=(name,),
+                layout=Aligned(),
+                objective=objective,
+                batch_size=64,
+                group_rows=4,
+            )
+        },
+        optimizer=AdamW(learning_rate=4e-3, weight_decay=0.0),
+        checkpoint=Checkpointing(every=0),
+        logging=Logging(log_every=200),
+        total_steps=total_steps,
+    )
