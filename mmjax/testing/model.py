@@ -182,7 +182,8 @@ def check_stem(stem: Stem, spec: TokenSpec = PICTURE, width: int = 32) -> None:
         require(fits, stem, "apply()", f"it gives {wanted} in the dtype that is asked for")
     used = (values.slot_BJ < view.ids_BL.shape[1])[:, :, None]
     other = values._replace(value_BJP=jnp.where(used, values.value_BJP, 7.0))
-    same = jnp.where(used, run(params) - run(params, values=other), 0.0)
+    quick = jax.jit(lambda params, values: run(params, values=values))
+    same = jnp.where(used, quick(params, values) - quick(params, other), 0.0)
     require(bool(jnp.all(same == 0)), stem, "apply()", "unused pieces have no influence")
     grads = jax.jit(jax.grad(lambda p: jnp.sum(jnp.where(used, jnp.sin(run(p)), 0.0))))(params)
     finite = all(bool(jnp.isfinite(g).all()) and bool(jnp.any(g)) for g in jax.tree.leaves(grads))

@@ -50,7 +50,7 @@ def view(spec: TokenSpec, keep: slice = slice(None), rows: int = 3):
     return whole, jax.tree.map(jnp.asarray, batch.views[spec.name])
 
 
-def by_xla(params, pieces_BLP, spec: TokenSpec, strides) -> np.ndarray:
+def by_xla(params, pieces_BLP, spec: TokenSpec, strides) -> jax.Array:
     """The same by `jax.lax`, from the picture as such."""
     (t, h, w), (high, wide, channels) = spec.grid, spec.piece
     h, t = (t, 1) if h == 1 else (h, t)
@@ -62,12 +62,12 @@ def by_xla(params, pieces_BLP, spec: TokenSpec, strides) -> np.ndarray:
             x, kernel, stride, [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
-        x = (x - mean) / np.sqrt(variance + 1e-6)
+        x = (x - mean) / jnp.sqrt(variance + 1e-6)
         scale, bias = (params[f"{n}_{i}"][None, None, None, :] for n in ("scale", "bias"))
         x = jax.nn.gelu(x * scale + bias)
     cells = x.reshape(len(x), h, x.shape[1] // h, w, x.shape[2] // w, -1)
     cells = cells.transpose(0, 1, 3, 2, 4, 5).reshape(len(pieces_BLP), t * h * w, -1)
-    return np.asarray(cells @ params["piece"])
+    return cells @ params["piece"]
 
 
 @pytest.mark.parametrize(
@@ -80,14 +80,16 @@ def test_convolutions_are_those_of_xla(name, strides):
     rng = np.random.default_rng(0)
     made = stem.init(jax.random.key(0), spec, 32)
     params = {n: jnp.asarray(rng.normal(size=x.shape), jnp.float32) for n, (x, _) in made.items()}
+    quick = jax.jit(lambda p, seen: stem.apply(p, seen.values[name], seen, spec, jnp.float32))
     whole, tokens = view(spec)
-    ours = stem.apply(params, tokens.values[name], tokens, spec, jnp.float32)
-    np.testing.assert_allclose(ours, by_xla(params, whole, spec, strides), rtol=2e-4, atol=2e-4)
+    ours = quick(params, tokens)
+    xla = jax.jit(lambda p, pieces: by_xla(p, pieces, spec, strides))
+    np.testing.assert_allclose(ours, xla(params, whole), rtol=2e-4, atol=2e-4)
     # Pieces that are not shown are zeros in the picture, wherever the others lie in the row.
     hidden, tokens = view(spec, slice(1, None, 2))
     hidden[:, ::2] = 0
-    ours = stem.apply(params, tokens.values[name], tokens, spec, jnp.float32)
-    theirs = by_xla(params, hidden, spec, strides)[:, 1::2]
+    ours = quick(params, tokens)
+    theirs = xla(params, hidden)[:, 1::2]
     slots = [np.asarray(s)[np.asarray(s) < tokens.ids_BL.shape[1]] for s in tokens.values[name][1]]
     for row, shown in enumerate(slots):
         np.testing.assert_allclose(
@@ -131,6 +133,7 @@ def test_a_model_takes_its_stems_and_names_their_parameters():
     assert plain.pieces.leaves == ("s2",)
 
 
+@pytest.mark.slow  # the conformance of objectives has it for patches at each commit
 def test_losses_are_the_same_on_one_device_and_on_all():
     image = dataclasses.replace(SPECS[1], width=12, piece=(2, 2, 3))
     model = small_model(stems={"image": Convolutions(channels=(4, 8))})
