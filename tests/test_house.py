@@ -36,7 +36,7 @@ FLOORS: tuple[set[str], ...] = (
     {"data"},
     {"experiment"},
     {"run"},
-    {"report.frame"},
+    {"report.arrays", "report.frame"},
     {"report.charts", "report.gallery"},
     {"plan"},
     {"generate"},

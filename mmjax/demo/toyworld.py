@@ -64,8 +64,8 @@ class ToyWorld(Source):
 
     Always there: `identity` int, equal for equal bodies by shape and colour; `slices` ("seen",), or
     ("unseen",) where a pair of shape and colour is held out of train. With a caption: `aligned`
-    bool. An example depends on (split, index) and these fields alone, and no stream on another; each
-    is computed when it is asked for.
+    bool. An example depends on (split, index) and these fields alone, and no stream on another;
+    each is computed when it is asked for.
 
     Fields:
       streams: what examples hold, of STREAMS.

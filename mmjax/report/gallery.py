@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.files import confined
-from mmjax.report import frame
+from mmjax.report import arrays, frame
 
 MEDIA = {  # suffix -> media type of a data URL
     ".png": "image/png",
@@ -129,22 +129,35 @@ def show(name: str, value: Any, shape: tuple[int, int]) -> str:
     if isinstance(value, str):
         return f'<p class="said">{frame.escape(value) or "<i>nothing</i>"}</p>'
     suffix, label = value.suffix.lower(), frame.escape(f"{name}: {value.name}")
-    content = _content(value, MAX_BYTES) if suffix in (".txt", ".json", *MEDIA) else b""
+    is_read = suffix in (".txt", ".json", ".npy", *MEDIA)
+    content = _content(value, MAX_BYTES) if is_read else b""
     if suffix == ".txt" and content is not None:
         return show(name, content.decode("utf-8", "replace"), shape)
     if suffix == ".json" and content:
         with contextlib.suppress(ValueError, TypeError, RecursionError):
             return _json(name, json.loads(content), shape)
         content = b""
+    if suffix == ".npy" and content:
+        if (picture := arrays.drawn(content)) is not None:
+            return _image("image/png", picture[0], label) + f'<p class="soft">{picture[1]}</p>'
+        content = b""
     if not content:
         return f'<p class="soft">{frame.escape(value.name)} is not shown</p>'
-    address = f"data:{MEDIA[suffix]};base64,{base64.b64encode(content).decode()}"
     if MEDIA[suffix].startswith("image/"):
-        return f'<img src="{address}" alt="{label}">'
+        return _image(MEDIA[suffix], content, label)
+    address = _address(MEDIA[suffix], content)
     picture = waveform(content) if suffix == ".wav" else ""
     return (
         f'{picture}<audio controls preload="metadata" src="{address}" aria-label="{label}"></audio>'
     )
+
+
+def _address(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _image(kind: str, content: bytes, label: str) -> str:
+    return f'<img src="{_address(kind, content)}" alt="{label}">'
 
 
 def _content(file: Any, limit: int) -> bytes | None:

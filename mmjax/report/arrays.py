@@ -1,0 +1,70 @@
+"""Pictures of arrays in .npy files: maps, directions, motion, and what runs over time."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import PIL.Image
+
+from mmjax.files import npy
+
+__all__ = ["drawn"]
+
+STOPS = np.array([(20, 16, 60), (106, 30, 110), (190, 55, 84), (243, 134, 46), (252, 245, 180)])
+NOTHING = (128, 128, 128, 0)  # transparent, where there is no measurement
+MOST = 1 << 22  # elements that are drawn
+LEAST = 64  # pixels of the longer side
+
+
+def drawn(content: bytes) -> tuple[bytes, str] | None:
+    """A PNG file of an array, and its range in words; None for what is no map.
+
+    Numbers (H, W), or (H,) as bars, are shown from deep blue (least) over red to pale yellow;
+    vectors (H, W, 2), such as flow, by direction as hue and length as saturation; unit vectors
+    (H, W, 3), such as normals, as red, green and blue from -1 to 1.
+    """
+    try:
+        array = npy.parsed(content)
+    except (ValueError, EOFError, OverflowError):
+        return None
+    if array.dtype.kind not in "fiub" or not 0 < array.size <= MOST or not 1 <= array.ndim <= 3:
+        return None
+    array = array.astype(np.float64)
+    if array.ndim == 3 and array.shape[2] not in (1, 2, 3):
+        return None
+    array = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    array = array[None] if array.ndim == 1 else array
+    there = np.isfinite(array).all(axis=2) if array.ndim == 3 else np.isfinite(array)
+    if not there.any():
+        return None
+    paint = _heat if array.ndim == 2 else _wheel if array.shape[2] == 2 else _signed
+    pixels, words = paint(np.where(np.isfinite(array), array, 0.0), there)
+    pixels = np.concatenate([pixels, np.full((*there.shape, 1), 255)], 2).astype(np.uint8)
+    pixels[~there] = NOTHING
+    times = max(1, -(-LEAST // max(there.shape)))
+    pixels = pixels.repeat(times, 0).repeat(times, 1)
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels, "RGBA").save(file, "PNG")
+    return file.getvalue(), words
+
+
+def _heat(values: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, str]:
+    low, high = values[there].min(), values[there].max()
+    share = (values - low) / max(high - low, 1e-12)
+    place = np.linspace(0, 1, len(STOPS))
+    pixels = np.stack([np.interp(share, place, STOPS[:, c]) for c in range(3)], -1)
+    return pixels, f"{low:.3g} to {high:.3g}"
+
+
+def _wheel(vectors: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, str]:
+    length = np.hypot(vectors[..., 0], vectors[..., 1])
+    most = length[there].max()
+    hue = np.arctan2(vectors[..., 1], vectors[..., 0])[..., None]
+    wave = 0.5 + 0.5 * np.cos(hue - 2 * np.pi / 3 * np.arange(3))  # red points right
+    return 255 * (1 - (length / max(most, 1e-12))[..., None] * (1 - wave)), f"up to {most:.3g}"
+
+
+def _signed(vectors: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, str]:
+    del there
+    return (vectors.clip(-1, 1) + 1) * 127.5, "-1 to 1 as red, green, blue"
