@@ -35,7 +35,7 @@ def drawn(content: bytes) -> tuple[bytes, str] | None:
         return None
     array = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
     array = array[None] if array.ndim == 1 else array
-    there = np.isfinite(array).all(axis=2) if array.ndim == 3 else np.isfinite(array)
+    there = np.logical_and.reduce(np.isfinite(np.atleast_3d(array)), axis=2)
     if not there.any():
         return None
     paint = _heat if array.ndim == 2 else _wheel if array.shape[2] == 2 else _signed

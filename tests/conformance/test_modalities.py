@@ -16,6 +16,7 @@ import toy_codes
 
 from mmjax.modalities.actions import Actions
 from mmjax.modalities.audio import Audio
+from mmjax.modalities.bands import Bands
 from mmjax.modalities.camera import Camera
 from mmjax.modalities.codes import Codes
 from mmjax.modalities.dense import Depth, Normals
@@ -105,6 +106,7 @@ UNIT = (UNIT / np.linalg.norm(UNIT, axis=2, keepdims=True)).astype(np.float32)
 UNIT[0] = 0
 MOVES = random.uniform(-8, 8, (8, 16, 2)).astype(np.float32)
 LOST = np.where(random.random((8, 16, 1)) < 0.3, np.nan, MOVES).astype(np.float32)
+BANDS = (random.random((8, 16, 3)) * (80, 1, 1) + (-20, 0, 5)).astype(np.float32)
 COUNTS = random.integers(0, 32, (8, 16, 2))
 ROWS = {
     "text": Row(
@@ -542,6 +544,24 @@ ROWS = {
         bad=(-FAR, FAR[0], np.zeros((0, 4)), [[1.0], [1.0, 2.0]], b"depth", b"\x93NUMPY\1"),
         same=metres,
         cost=1200,
+    ),
+    "bands": Row(
+        modality=Bands(
+            size=(8, 16), patch=4, bands=3, low=(-20.0, 0.0, 5.0), high=(60.0, 1.0, 6.0)
+        ),
+        values=(BANDS, BANDS[::-1], BANDS.astype(np.float64)),
+        bad=(BANDS * np.nan, BANDS[..., :2], BANDS[0], "warm", b"warm", b"\x93NUMPY\1"),
+        same=nearly(1e-4),
+        cost=1000,
+    ),
+    "bands with holes": Row(
+        modality=Bands(size=(8, 16), patch=4, low=(-10.0,), high=(10.0,), missing=True),
+        values=(MOVES[..., 0], LOST[..., 0], LOST[..., :1]),
+        bad=(MOVES, MOVES[0, 0], np.zeros((0, 4)), [[1.0], [1.0, 2.0]]),
+        same=lambda raw, back: np.allclose(
+            np.reshape(raw, back.shape), back, atol=1e-4, equal_nan=True
+        ),
+        cost=1000,
     ),
     "normals": Row(
         modality=Normals(size=(8, 16), patch=4),

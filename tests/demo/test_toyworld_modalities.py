@@ -14,6 +14,7 @@ from mmjax.data.layouts import Masked
 from mmjax.demo.toyworld import CLASSES, COLOURS, SHAPES, STREAMS, ToyWorld
 from mmjax.demo.toyworld_scene import MATERIALS, SIZES
 from mmjax.modalities.audio import Audio
+from mmjax.modalities.bands import Bands
 from mmjax.modalities.camera import Camera
 from mmjax.modalities.dense import Depth, Normals
 from mmjax.modalities.edges import Edges
@@ -95,6 +96,11 @@ ROWS: dict[str, tuple[str, Any, Any]] = {
     "Image": ("image", Image(size=SIZE, patch=8), as_pictures(1e-5)),
     "Video": ("video", Video(num_frames=8, frames=2, size=SIZE, patch=8), as_pictures(1e-5)),
     "Depth": ("depth", Depth(size=SIZE, patch=8, low=0.5, high=20), near(1e-3)),
+    "Bands": (
+        "thermal",
+        Bands(size=SIZE, patch=8, low=(-10.0,), high=(60.0,)),
+        lambda raw, back: np.abs(raw - back[:, :, 0]).max() < 1e-4,
+    ),
     "Normals": ("normals", Normals(size=SIZE, patch=8), near(1e-5)),
     "Segmentation": ("semseg", Segmentation(names=CLASSES, size=SIZE, cell=1), same),
     "Instances": ("instances", Instances(size=SIZE, cell=1, max_instances=4), None),

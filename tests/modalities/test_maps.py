@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from mmjax.modalities.bands import Bands
 from mmjax.modalities.dense import Depth, Normals
 from mmjax.modalities.edges import Edges
 from mmjax.modalities.image import Image
@@ -36,6 +37,7 @@ MODALITIES = [
     *(Depth(size=(8, 12), patch=4, mapping=m, missing=True) for m in ("linear", "log", "inverse")),
     Depth(size=(8, 12), patch=4),
     Normals(size=(8, 12), patch=4),
+    Bands(size=(8, 12), patch=4, bands=4, low=(-3.0, 0.0, 1.0, 5.0), high=(9.0,), missing=True),
     Flow(size=(8, 12), patch=4, missing=True),
     Events(size=(8, 12), patch=4),
     Segmentation(names=NAMES, size=(8, 12), cell=4),
