@@ -29,8 +29,9 @@ MEAN, STD = -4.2677393, 4.5689974  # of AST's features over AudioSet
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogMel(Modality):
-    """One token per patch of a log-mel spectrogram, in the numbers that another model was trained
-    on; `Audio` is what to take where none was.
+    """One token per patch of a log-mel spectrogram, in the numbers of Whisper or of AST.
+
+    To start from their weights; `Audio` is what to take otherwise.
 
     - `whisper` (Radford et al. 2022): 80 bands (128 from large-v3 on), powers of ten below the
       loudest band of the clip, at most 8, as (log10 + 4) / 4. Shorter clips are followed by
