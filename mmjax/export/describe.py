@@ -75,6 +75,11 @@ def exported(experiment: Experiment) -> dict[str, str]:
             )
     lanes = {name: task.objective.lane(name) or first for name, task in tasks.items()}
     for name in lanes:
+        if name in model.frames:
+            raise ConfigError(
+                f"export: Transformer.frames of modality {name!r} has no PyTorch twin; leave it out"
+                " of the contrastive tasks, or train without."
+            )
         _check_modality(name, experiment.modalities[name])
         head = model.heads.get(f"project/{name}")
         if head is not None and type(head) is not embed_lib.Projection:

@@ -73,6 +73,7 @@ def decode_step(model, tokens: Tokens, cache: LaneCache, lane: str = "") -> tupl
         lane = lane or next(iter(model.config.read_lanes()))
     lane = lane or model.config.lane_names()[0]
     x, filled = rules.constrain_batch(model.embed(tokens)), cache.filled
+    tokens = model.placed(tokens)
     put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, filled, axis=1)
     cached = jax.tree.map(put, cache.tokens, tokens._replace(values={}, rule=General()))
     group_rows, runs = model.group_rows or x.shape[0], {}

@@ -148,6 +148,9 @@ class Transformer(ModelConfig):
       heads: by name; what objectives need and the config does not name is added with defaults.
       runs: an explicit layer plan instead of the one made from the fields above.
       stems: what turns continuous pieces into vectors, by stream; others have `Patches`, a matrix.
+      frames: places (time, row, column) that positions are counted in, by stream of a grid. Those
+        of a grid of another size are interpolated: two resolutions of a modality then agree on
+        where things are, and a finer one starts from what a coarser one has learned.
       remat_policy: what a layer keeps for the backward pass beside its input, from much memory to
         little: `none` (all is kept), `dots` (what products with weights and attention give),
         `attention` (what attention gives), `full` (nothing); `auto` takes the quickest of those
@@ -175,6 +178,9 @@ class Transformer(ModelConfig):
     lanes: tuple[str, ...] = ()
     runs: tuple[Run, ...] = ()
     stems: dict[str, Stem] = dataclasses.field(default_factory=dict, metadata={"is_new": True})
+    frames: dict[str, tuple[ranges.Positive, ranges.Positive, ranges.Positive]] = dataclasses.field(
+        default_factory=dict, metadata={"is_new": True}
+    )
     remat_policy: Literal["auto", "none", "dots", "attention", "full"] = dataclasses.field(
         default="auto", metadata={"identity": "none"}
     )
@@ -221,6 +227,13 @@ class Transformer(ModelConfig):
                     f" there are {', '.join(known) or 'none'}."
                 )
             stem.check(specs[name])
+        for name in self.frames:
+            if name not in specs or specs[name].grid is None:
+                known = [n for n in specs if specs[n].grid is not None]
+                raise ValueError(
+                    f"Transformer: frames has {name!r}, which is no stream of a grid; there are"
+                    f" {', '.join(known) or 'none'}."
+                )
 
     def stem(self, stream: str) -> Stem:
         """What turns the continuous pieces of a stream into vectors."""

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
+import numpy as np
 
 from mmjax.models import attention
-from mmjax.typing import Array
+from mmjax.typing import NUM_AXES, Array, Tokens, Vocabulary
+
+
+def placed(
+    tokens: Tokens, frames: Mapping[str, tuple[float, ...]], vocabulary: Vocabulary
+) -> Tokens:
+    """Tokens whose positions are counted in the frames of their streams (`Transformer.frames`).
+
+    Place i of n is the middle of the i-th of n equal parts of the frame, as in resized pictures:
+    (i + 1/2) frame / n - 1/2. Streams without a frame keep their positions.
+    """
+    if not frames:
+        return tokens
+    scale_SA = np.ones((len(vocabulary.specs) + 1, NUM_AXES), np.float32)
+    for name, frame in frames.items():
+        scale_SA[vocabulary.number(name)] = np.divide(frame, vocabulary.spec(name).grid)
+    scale_BLA = jnp.asarray(scale_SA)[tokens.stream_BL]
+    return tokens._replace(position_BLA=(tokens.position_BLA + 0.5) * scale_BLA - 0.5)
 
 
 def vectors(position_BLA: Array, width: int, max_wavelength: float, layout: str) -> Array:

@@ -79,8 +79,7 @@ class Model(nnx.Module):
     def embed(self, tokens: Tokens) -> Array:
         """Input features [B, L, D] of a view; padding is zero."""
         dtype, width = jnp.dtype(self.compute_dtype), self.config.width
-        known = (tokens.ids_BL > 0)[:, :, None]
-        index = jnp.maximum(tokens.stream_BL - 1, 0)
+        known, index = (tokens.ids_BL > 0)[:, :, None], jnp.maximum(tokens.stream_BL - 1, 0)
         # Rows have scale 1/sqrt(D), so that they also serve as a read-out.
         x = fused.rows(self._table(), tokens.ids_BL) * width**0.5
         x = jnp.where(known, x.astype(jnp.float32), self.mask[...][index])
@@ -90,7 +89,11 @@ class Model(nnx.Module):
             spec = self.vocabulary.spec(name)
             piece = self.config.stem(name).apply(own, values, tokens, spec, dtype)
             x = x.at[rows, values.slot_BJ].set(piece.astype(x.dtype), mode="drop")
-        return (x + self._where(tokens)).astype(dtype) * self._valid(tokens, dtype)
+        return (x + self._where(self.placed(tokens))).astype(dtype) * self._valid(tokens, dtype)
+
+    def placed(self, tokens: Tokens) -> Tokens:
+        """Tokens whose positions are counted in the frames of their streams, as blocks see them."""
+        return positions.placed(tokens, self.config.frames, self.vocabulary)
 
     def _ready(self, *path) -> Array:
         """A matrix outside of the runs, as products use it."""
@@ -106,11 +109,9 @@ class Model(nnx.Module):
 
     def _where(self, tokens: Tokens) -> Array:
         """Stream and position vectors, added to inputs and again to a memory."""
-        where = self.stream[...][jnp.maximum(tokens.stream_BL - 1, 0)]
-        width, longest = self.config.width, self.config.max_wavelength
-        if (layout := self.config.position) != "rotary":
-            where = where + positions.vectors(tokens.position_BLA, width, longest, layout)
-        return where
+        stream, config = self.stream[...][jnp.maximum(tokens.stream_BL - 1, 0)], self.config
+        places = tokens.position_BLA, config.width, config.max_wavelength, config.position
+        return stream if config.position == "rotary" else stream + positions.vectors(*places)
 
     def encode(self, tokens: Tokens, lane: str = "", key=None) -> Encoded:
         """Runs the blocks of a lane (default: the first) over a view.
@@ -142,6 +143,7 @@ class Model(nnx.Module):
         xs, records = {}, {lane: {} for lane in views}
         for lane, tokens in views.items():
             xs[lane] = rules.constrain_batch(self.taps(lane, "embed", self.embed(tokens)))
+        views = {lane: self.placed(tokens) for lane, tokens in views.items()}
         for r, run in enumerate(self.config.layer_plan()):
             if any(block.lane in views for block in run.pattern):
                 xs, stats = self._run(r, run, xs, views, given, key)

@@ -46,7 +46,7 @@ def one_by_one(model, tokens, memory, cuts):
 
 PLANS = {
     "experts": {},
-    "rotary": {"position": "rotary", "num_kv_heads": 2},
+    "rotary": {"position": "rotary", "num_kv_heads": 2, "frames": {"image": (1.0, 5.0, 7.0)}},
     "deep": {"decoder_layers": 5, "moe": None, "qk_norm": False},
 }
 
