@@ -69,6 +69,8 @@ def text(plan: Plan) -> str:
     # A TPU7x shows two devices a chip; of the others a device is a chip.
     shown = f", {plan.devices} devices" if plan.devices != plan.chips else ""
     slow = f" ({', '.join(plan.slow_axes)} across slices or nodes)" if plan.slow_axes else ""
+    made = [name for name, task in plan.tasks.items() if "compile_seconds" in task]
+    only = f" ({', '.join(made)})" if 0 < len(made) < len(plan.tasks) else ""
     lines = [
         f"{plan.name} on {plan.topology}: {_count(plan.chips, 'chip')}{shown},"
         f" {_count(plan.hosts, 'host')}; mesh {mesh}{slow}; {plan.dtype}, remat"
@@ -77,7 +79,7 @@ def text(plan: Plan) -> str:
         f"memory         {gib(plan.hbm_bytes)} {word} of {gib(plan.hbm_limit)} a device:"
         f" {'fits' if plan.fits else 'DOES NOT FIT'}",
         f"a step         {plan.flops_per_step / 1e12:,.2f} TFLOP, estimated"
-        f" {plan.estimated_seconds * 1e3:,.1f} ms, {100 * plan.estimated_mfu:.1f} % of peak",
+        f" {plan.estimated_seconds * 1e3:,.1f} ms, {100 * plan.estimated_mfu:.1f} % of peak{only}",
         f"a host         {gib(plan.host_bytes)} estimated of {gib(plan.host_limit)};"
         f" a checkpoint {gib(plan.checkpoint_bytes)}",
     ]

@@ -39,8 +39,8 @@ class Plan:
         are those of the compiled programs; a task that was compiled has `compile_seconds`.
       fits: whether every step fits into `hbm_limit`. hbm_bytes: of a device, in the largest step.
       parameters, active_parameters: all, and those that one token uses.
-      flops_per_step, estimated_seconds: means over the tasks by their weight. estimated_mfu: share
-        of the chips' peak.
+      flops_per_step, estimated_seconds: means over the tasks by their weight; where some were
+        compiled, over those. estimated_mfu: share of the chips' peak.
       slow_axes: axes of the mesh that cross the network of the data center.
       collectives: bytes of a step by kind, as the buffers of one device, in the largest step.
       networks: estimated bytes that a device sends in a step: inside its slice or node (`ici`), to
@@ -153,7 +153,13 @@ def _made(
         tasks[key[0] if key[1] == "default" else "/".join(key)] = found
     parameters, active = flops.count_parameters(experiment, program.params, program.axes)
     shares = _shares(experiment)
-    by_share = [(found, shares[key]) for found, key in zip(tasks.values(), estimates, strict=True)]
+    told = compiled or estimates  # a roofline's seconds beside a compiler's would flatter the mean
+    total = sum(shares[key] for key in told)
+    by_share = [
+        (found, shares[key] / total if total else 1 / len(told))
+        for found, key in zip(tasks.values(), estimates, strict=True)
+        if key in told
+    ]
     seconds = sum(t["estimated_seconds"] * share for t, share in by_share)
     work = sum(t["flops"] * share for t, share in by_share)
     largest = max(tasks.values(), key=lambda t: t["hbm_bytes"])
