@@ -26,8 +26,12 @@ import mmjax
 from mmjax import config
 from mmjax.data import loader, mixture
 from mmjax.data.layouts import Aligned
+from mmjax.data.pictures import Pictures
+from mmjax.data.sounds import Sounds
 from mmjax.data.task import Sample, Streams
+from mmjax.data.texts import Texts
 from mmjax.evaluate import Retrieval, ranking
+from mmjax.models import Convolutions
 from mmjax.objectives import CoCa
 from mmjax.plan import flops
 
@@ -46,8 +50,9 @@ def main() -> None:
     parser.add_argument(
         "--arms", nargs="*", default=["net", "ridge"],
         choices=["net", "ridge", *OTHERS],
-        help="by_pair: a contrast a pair in turn, of as many encoded views; patches: no stems;"
-        " plain: no augmentation; shared: one task that contrasts and predicts, at equal FLOPs",
+        help="by_pair: a contrast a pair in turn, of as many encoded views; stems: convolutions in"
+        " place of patches; varied: augmentation; shared: one task that contrasts and predicts, at"
+        " equal FLOPs",
     )  # fmt: skip
     args = parser.parse_args()
     rows = [one(args, seed) for seed in range(args.seeds)]
@@ -109,14 +114,23 @@ def by_pair(experiment):
     return dataclasses.replace(experiment, tasks=tasks, total_steps=round(steps))
 
 
-def patches(experiment):
-    """With a matrix for each patch in place of convolutions."""
-    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, stems={}))
+def stems(experiment):
+    """With convolutions in place of a matrix for each patch."""
+    known = {"image": Convolutions(channels=(16, 32, 64)), "audio": Convolutions(channels=(16, 32))}
+    of = {name: stem for name, stem in known.items() if name in experiment.modalities}
+    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, stems=of))
 
 
-def plain(experiment):
-    """Without augmentation."""
-    tasks = {n: dataclasses.replace(t, augment={}) for n, t in experiment.tasks.items()}
+def varied(experiment):
+    """With augmentation, as the recipe has it for long runs."""
+    known = {"image": Pictures(area=(0.6, 1.0)), "text": Texts(drop=0.1), "audio": Sounds()}
+    tasks = {
+        name: dataclasses.replace(
+            task,
+            augment={n: known[n] for n in task.inputs if n in known and n not in task.targets},
+        )
+        for name, task in experiment.tasks.items()
+    }
     return dataclasses.replace(experiment, tasks=tasks)
 
 
@@ -136,7 +150,7 @@ def shared(experiment):
     )
 
 
-OTHERS = {"by_pair": by_pair, "patches": patches, "plain": plain, "shared": shared}
+OTHERS = {"by_pair": by_pair, "stems": stems, "varied": varied, "shared": shared}
 
 
 def learned(experiment, row: dict, arm: str, has_ridge: bool = False):

@@ -1,10 +1,10 @@
 """Your own pictures with texts, and sounds where there are any: one model over all of them.
 
 paper: Radford et al. 2021 (CLIP) for the contrast, Bachmann et al. 2024 (4M-21) for masking,
-  Akbari et al. 2023 (IMP) for taking the tasks in turn, Xiao et al. 2021 for the stems.
+  Akbari et al. 2023 (IMP) for taking the tasks in turn.
 kept: one encoder-decoder over all modalities; one task, one objective, one shape a step.
-differs: pictures and sounds are read through convolutions, without learned codes; text is what is
-  generated; all pairs of kinds are contrasted in one step.
+differs: pictures and sounds are read as patches, without learned codes; text is what is generated;
+  all pairs of kinds are contrasted in one step.
 command: mmjax train configs/own_data.py --workdir runs/own
 status: simplified
 
@@ -17,6 +17,7 @@ Which kinds of data there are, their sizes, the batch and the steps are measured
 import dataclasses
 
 from mmjax.data import found, sizes
+from mmjax.data.augment import Augment
 from mmjax.data.files import Files
 from mmjax.data.layouts import Aligned, Masked
 from mmjax.data.pictures import Pictures
@@ -30,16 +31,17 @@ from mmjax.modalities.image import Image
 from mmjax.modalities.label import Label
 from mmjax.modalities.modality import Modality
 from mmjax.modalities.text import Text
-from mmjax.models import Convolutions, MoE, Transformer
+from mmjax.models import MoE, Transformer
 from mmjax.objectives import InfoNCE, MaskedTokens
 from mmjax.tokenizers.sentencepiece import SentencePiece
 
 DATA = "data/own"
 FEW = 8  # held-out records below which nothing is evaluated
-# Sounds have so many places that a third stage would cost more than the first two together.
-STEMS = {"image": Convolutions(), "audio": Convolutions(channels=(32, 64))}
 # In training alone. A flip, hue and grey would contradict captions; texts that are predicted stay.
 VARIED = {"image": Pictures(area=(0.6, 1.0)), "text": Texts(drop=0.1), "audio": Sounds()}
+# Visits of a record from which it pays; a shorter run learns half as much with it as without
+# (benchmarks/RESULTS.md, "Own data").
+LONG = 40
 
 
 def get_config(
@@ -47,6 +49,7 @@ def get_config(
     size: int | None = None,
     source: Files | None = None,
     batch_size: int = 64,
+    most_steps: int = 10_000,
 ) -> Experiment:
     """All kinds of data that there are; pictures of `size` x `size` pixels, None = by the data.
 
@@ -55,7 +58,10 @@ def get_config(
     source = source or found.source_of(data)
     fit = sizes.of_source(source)
     modalities = modalities_of(fit, size)
-    tasks = tasks_of(source, modalities, rows_of(fit, batch_size))
+    rows, steps = rows_of(fit, batch_size), min(fit.total_steps, most_steps)
+    # Of three steps two contrast twice as many rows.
+    is_long = steps * rows * 5 / 3 >= LONG * fit.records
+    tasks = tasks_of(source, modalities, rows, VARIED if is_long else {})
     width = 384 if (size or 0) > 64 else 256
     return Experiment(
         name="own_data",
@@ -66,13 +72,12 @@ def get_config(
             encoder_layers=8,
             decoder_layers=4,
             moe=MoE(),
-            stems={name: stem for name, stem in STEMS.items() if name in modalities},
         ),
         tasks=tasks,
-        evaluators=evaluators_of(fit, tasks, fit.total_steps),
+        evaluators=evaluators_of(fit, tasks, steps),
         data=DataConfig(eval_split=found.eval_split(source)),
         sizes=fit,
-        total_steps=fit.total_steps,
+        total_steps=steps,
     )
 
 
@@ -95,11 +100,16 @@ def modalities_of(fit: sizes.Sizes, size: int | None = None) -> dict[str, Modali
     return {name: modality for name, modality in every.items() if name in fit.modalities}
 
 
-def tasks_of(source: Files, modalities: dict[str, Modality], batch_size: int) -> dict[str, Task]:
+def tasks_of(
+    source: Files,
+    modalities: dict[str, Modality],
+    batch_size: int,
+    varied: dict[str, Augment],
+) -> dict[str, Task]:
     """One contrast of all kinds that a record has, each encoded once and compared with each; and
     texts or classes predicted from what surrounds them."""
     room = {name: modality.spec(name).max_tokens for name, modality in modalities.items()}
-    varied = {name: VARIED[name] for name in modalities if name in VARIED}
+    varied = {name: varied[name] for name in modalities if name in varied}
     same = "text" if "text" in modalities else ""  # captions that repeat are positives
     tasks = {
         "contrast": Task(
@@ -143,7 +153,7 @@ def evaluators_of(fit: sizes.Sizes, tasks: dict[str, Task], steps: int) -> dict[
 
 def small() -> Experiment:
     """A first look: a model that two cores train in minutes."""
-    full = get_config(batch_size=32)
+    full = get_config(batch_size=32, most_steps=300)
     model = dataclasses.replace(
         full.model,
         width=128,
@@ -151,15 +161,8 @@ def small() -> Experiment:
         encoder_layers=4,
         decoder_layers=2,
         moe=MoE(num_experts=4),
-        stems={
-            name: Convolutions(channels=tuple(n // 2 for n in stem.channels))
-            for name, stem in STEMS.items()
-            if name in full.modalities
-        },
     )
-    steps = min(300, full.total_steps)
-    evaluators = evaluators_of(full.sizes, full.tasks, steps)
-    return dataclasses.replace(full, model=model, evaluators=evaluators, total_steps=steps)
+    return dataclasses.replace(full, model=model)
 
 
 def large() -> Experiment:

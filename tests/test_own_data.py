@@ -10,7 +10,7 @@ import pytest
 
 import mmjax
 from mmjax import config
-from mmjax.models import Convolutions, MoE
+from mmjax.models import MoE
 from mmjax.tokenizers.sentencepiece import SentencePiece
 
 
@@ -19,16 +19,12 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-NARROW = Convolutions(channels=(4, 8))
-
-
 def shrunk(root, **fields):
     """The config, with a model and batches that compile in seconds."""
     module = config.load_module(root / "configs" / "own_data.py")
     base = module.get_config(batch_size=16, **fields)
     model = dataclasses.replace(base.model, width=32, num_heads=2, encoder_layers=1,
-                                decoder_layers=1, moe=MoE(num_experts=2, width=32),
-                                stems=dict.fromkeys(base.model.stems, NARROW))  # fmt: skip
+                                decoder_layers=1, moe=MoE(num_experts=2, width=32))  # fmt: skip
     text = base.modalities["text"]
     tokenizer = SentencePiece(vocab_size=400, num_sentinels=16)
     modalities = {**base.modalities, "text": dataclasses.replace(text, tokenizer=tokenizer)}
@@ -55,13 +51,21 @@ def test_the_kinds_and_sizes_of_the_data_are_those_of_the_config(root, tmp_path)
     assert made.tasks["contrast"].inputs == tuple(made.modalities) == ("image", "text", "audio")
     assert set(made.tasks["contrast"].augment) == {"image", "text", "audio"}
     assert set(made.tasks["masked"].augment) == {"image", "audio"}  # what is predicted stays
-    assert set(made.model.stems) == {"image", "audio"}
     assert made.evaluators["retrieval"].every == made.total_steps // 5
     assert made.modalities["image"].size == (48, 48)  # of pictures of 40 x 45 pixels
     assert made.modalities["audio"].seconds == made.sizes.seconds == 0.9
     assert made.modalities["text"].max_tokens == made.sizes.max_tokens == 32
     assert made.tasks["masked"].batch_size == made.sizes.batch_size == 16
     assert module.get_config(data=str(tmp_path / "data"), size=224).modalities["image"].patch == 16
+
+
+def test_short_runs_take_values_as_they_are(root, tmp_path):
+    module = config.load_module(root / "configs" / "own_data.py")
+    own.write(tmp_path / "data", "csv", own.records(count=100))
+    for steps, is_varied in ((100, False), (300, True)):  # 27 and 80 visits of each record
+        made = module.get_config(data=str(tmp_path / "data"), most_steps=steps)
+        assert made.total_steps == steps
+        assert bool(made.tasks["contrast"].augment) == is_varied
 
 
 def test_names_of_folders_are_captions(root, tmp_path):
