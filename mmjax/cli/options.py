@@ -132,7 +132,7 @@ def training(made: Parser, args: list[str]) -> tuple[Any, str, list[str]]:
     from mmjax import config
     from mmjax.data import started
 
-    with started.making_config_for(options.workdir):
+    with started.making_config_for(None if wants_help else options.workdir):
         experiment = config.load(target, code=options.code)
     if wants_help:
         config.override(experiment, ["--help"], prog=f"{made.prog} {target} --workdir DIR")

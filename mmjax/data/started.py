@@ -17,9 +17,10 @@ _workdir: contextvars.ContextVar[str | None] = contextvars.ContextVar("workdir",
 
 
 @contextlib.contextmanager
-def making_config_for(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Inside, `workdir` is this folder, empty = none, and the data are about to be read."""
-    before = _workdir.set(os.fspath(folder))
+def making_config_for(folder: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Inside, `workdir` is this folder, empty = none, and the data are about to be read; of None
+    they are not."""
+    before = _workdir.set(folder if folder is None else os.fspath(folder))
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ import pytest
 from mmjax import config
 from mmjax.cli import options
 from mmjax.config.error import ConfigError
-from mmjax.data import found, sizes
+from mmjax.data import found, sizes, started
 from mmjax.run import records
 
 
@@ -69,6 +69,17 @@ def test_a_resume_takes_what_the_run_was_started_with(root, tmp_path, monkeypatc
     changed = again(root, "--total_steps", "7", "--modalities.text.max_tokens", "40")
     assert (changed.total_steps, changed.modalities["text"].max_tokens) == (7, 40)
     assert changed.sizes == experiment.sizes
+
+
+def test_help_reads_no_data(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(found, "source_of", lambda data: seen.append(started.reads_data()))
+    command = [str(root / "configs" / "own_data.py"), "--workdir", "run"]
+    for extra in ([], ["--help"]):
+        with pytest.raises((SystemExit, AttributeError)):  # there is no source
+            options.training(options.training_parser("train", "Trains"), [*command, *extra])
+    assert seen == [True, False]
 
 
 @pytest.mark.parametrize("what", ["no checkpoint", "damaged", "not its kind", "older"])
