@@ -82,7 +82,7 @@ def write(folder: Path) -> dict[str, int]:
     counts = {}
     for name, shown in CARDS.items():
         with tempfile.TemporaryDirectory() as learned:
-            modality = shown.modality.fit(lambda: iter(captions), learned)
+            modality = shown.modality.fit(lambda: iter(captions), Path(learned))
         piece = modality.encode(shown.value(scene))
         assert piece is not None
         counts[name] = piece.length
@@ -250,7 +250,9 @@ _SCALARS = {
     "objects": Bins(num=4), "mean_depth": Bins(num=128, low=0, high=12.8),
     "background": Bins(num=100, low=0, high=1), "brightness": Bins(num=100, low=0, high=1),
 }  # fmt: skip
-_MOVES = dict.fromkeys(("ax", "ay", "az", "gx", "gy", "gz"), (-20.0, 20.0))
+_MOVES: dict[str, tuple[float, float]] = dict.fromkeys(
+    ("ax", "ay", "az", "gx", "gy", "gz"), (-20.0, 20.0)
+)
 CARDS: dict[str, Card] = {
     "Image": Card(Image(size=SIZE, patch=8), of("image"), _pixels),
     "Video": Card(Video(num_frames=8, frames=2, size=SIZE, patch=8), of("video"), _frames),

@@ -23,7 +23,9 @@ def placed(
         return tokens
     scale_SA = np.ones((len(vocabulary.specs) + 1, NUM_AXES), np.float32)
     for name, frame in frames.items():
-        scale_SA[vocabulary.number(name)] = np.divide(frame, vocabulary.spec(name).grid)
+        grid = vocabulary.spec(name).grid
+        assert grid is not None  # `Transformer.check` has looked
+        scale_SA[vocabulary.number(name)] = np.divide(frame, grid)
     scale_BLA = jnp.asarray(scale_SA)[tokens.stream_BL]
     return tokens._replace(position_BLA=(tokens.position_BLA + 0.5) * scale_BLA - 0.5)
 
