@@ -4,7 +4,7 @@
     python benchmarks/own_data.py data/melodies --seeds 3 --visits 38400
 
 For each seed, `configs/own_data.py` learns from the set, and so do plain nets (plain_net.py), from
-batches of the same augmented samples; ridge maps raw features of one kind of data to those of
+batches of the same samples; ridge maps raw features of one kind of data to those of
 another. What is compared is the mean reciprocal rank of the right answer among all held-out items,
 in each direction from one kind of data to another. A row of JSON a seed, then the means.
 """
@@ -26,10 +26,7 @@ import mmjax
 from mmjax import config
 from mmjax.data import loader, mixture
 from mmjax.data.layouts import Aligned
-from mmjax.data.pictures import Pictures
-from mmjax.data.sounds import Sounds
 from mmjax.data.task import Sample, Streams
-from mmjax.data.texts import Texts
 from mmjax.evaluate import Retrieval, ranking
 from mmjax.models import Convolutions
 from mmjax.objectives import CoCa
@@ -123,15 +120,8 @@ def stems(experiment):
 
 def varied(experiment):
     """With augmentation, as the recipe has it for long runs."""
-    known = {"image": Pictures(area=(0.6, 1.0)), "text": Texts(drop=0.1), "audio": Sounds()}
-    tasks = {
-        name: dataclasses.replace(
-            task,
-            augment={n: known[n] for n in task.inputs if n in known and n not in task.targets},
-        )
-        for name, task in experiment.tasks.items()
-    }
-    return dataclasses.replace(experiment, tasks=tasks)
+    recipe = config.load_module(f"{ROOT}/configs/own_data.py")
+    return dataclasses.replace(experiment, tasks=recipe.varied(experiment.tasks))
 
 
 def shared(experiment):

@@ -17,7 +17,6 @@ Which kinds of data there are, their sizes, the batch and the steps are measured
 import dataclasses
 
 from mmjax.data import found, sizes
-from mmjax.data.augment import Augment
 from mmjax.data.files import Files
 from mmjax.data.layouts import Aligned, Masked
 from mmjax.data.pictures import Pictures
@@ -37,11 +36,9 @@ from mmjax.tokenizers.sentencepiece import SentencePiece
 
 DATA = "data/own"
 FEW = 8  # held-out records below which nothing is evaluated
-# In training alone. A flip, hue and grey would contradict captions; texts that are predicted stay.
+# Of long runs, in training alone. A flip, hue and grey would contradict captions.
 VARIED = {"image": Pictures(area=(0.6, 1.0)), "text": Texts(drop=0.1), "audio": Sounds()}
-# Visits of a record from which it pays; a shorter run learns half as much with it as without
-# (benchmarks/RESULTS.md, "Own data").
-LONG = 40
+LONG = 40  # visits of a record from which on; after 6 it had halved the ranks of what was held out
 
 
 def get_config(
@@ -58,10 +55,12 @@ def get_config(
     source = source or found.source_of(data)
     fit = sizes.of_source(source)
     modalities = modalities_of(fit, size)
-    rows, steps = rows_of(fit, batch_size), min(fit.total_steps, most_steps)
-    # Of three steps two contrast twice as many rows.
-    is_long = steps * rows * 5 / 3 >= LONG * fit.records
-    tasks = tasks_of(source, modalities, rows, VARIED if is_long else {})
+    tasks = tasks_of(source, modalities, rows_of(fit, batch_size))
+    steps = min(fit.total_steps, most_steps)
+    weights = sum(task.weight for task in tasks.values())
+    rows = sum(task.weight * task.batch_size for task in tasks.values()) / weights
+    if steps * rows >= LONG * fit.records:
+        tasks = varied(tasks)
     width = 384 if (size or 0) > 64 else 256
     return Experiment(
         name="own_data",
@@ -100,16 +99,21 @@ def modalities_of(fit: sizes.Sizes, size: int | None = None) -> dict[str, Modali
     return {name: modality for name, modality in every.items() if name in fit.modalities}
 
 
-def tasks_of(
-    source: Files,
-    modalities: dict[str, Modality],
-    batch_size: int,
-    varied: dict[str, Augment],
-) -> dict[str, Task]:
+def varied(tasks: dict[str, Task]) -> dict[str, Task]:
+    """With augmentation of what is given; texts that are predicted stay as they are."""
+    given = {
+        n: [i for i in t.inputs if i in VARIED and i not in t.targets] for n, t in tasks.items()
+    }
+    return {
+        name: dataclasses.replace(task, augment={i: VARIED[i] for i in given[name]})
+        for name, task in tasks.items()
+    }
+
+
+def tasks_of(source: Files, modalities: dict[str, Modality], batch_size: int) -> dict[str, Task]:
     """One contrast of all kinds that a record has, each encoded once and compared with each; and
     texts or classes predicted from what surrounds them."""
     room = {name: modality.spec(name).max_tokens for name, modality in modalities.items()}
-    varied = {name: varied[name] for name in modalities if name in varied}
     same = "text" if "text" in modalities else ""  # captions that repeat are positives
     tasks = {
         "contrast": Task(
@@ -120,7 +124,6 @@ def tasks_of(
             batch_size=2 * batch_size,
             group_rows=batch_size // 4,
             weight=2.0,
-            augment=varied,
             positives_by=same,
         )
     }
@@ -135,7 +138,6 @@ def tasks_of(
             objective=MaskedTokens(),
             batch_size=batch_size,
             group_rows=batch_size // 8,
-            augment={name: how for name, how in varied.items() if name not in targets},
         )
     return tasks
 

@@ -10,7 +10,7 @@ differs: scenes that are drawn on the spot; pictures, depth, normals and sounds 
   captions and depth in turns.
 needs: anyany/toyworld_tokenizers
 command: mmjax train configs/anyany/toyworld.py:small --workdir runs/toyworld
-result: none yet; `tiny` has been run, `small` and the full size have not
+result: none yet; `small` was run for 560 of its steps, the full size not at all
 status: simplified
 
 The matrix in the report has 156 cells, from thirteen modalities to each other, judged by the exact

@@ -19,6 +19,7 @@ import numpy as np
 
 from mmjax.demo.toyworld import CLASSES, COLOURS, SHAPES, STREAMS, ToyWorld
 from mmjax.demo.toyworld_scene import MATERIALS, SIZES
+from mmjax.demo.toyworld_sheet import CLASS_COLOURS, boxed, dotted
 from mmjax.modalities.actions import Actions
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.bands import Bands
@@ -47,7 +48,7 @@ from mmjax.modalities.waveform import Waveform
 from mmjax.report import arrays
 from mmjax.tokenizers.sentencepiece import SentencePiece
 
-__all__ = ["CARDS", "table", "write"]
+__all__ = ["CARDS", "COLUMNS", "MARKS", "SCALARS", "table", "write"]
 
 SIDE, SCENE = 160, 7  # pixels of a card; number of the scene
 CAPTIONS = 500  # that pieces of text are learned from
@@ -145,35 +146,15 @@ def _spectrogram(value: Any, image: Any) -> Any:
 
 def _classes(value: Any, image: Any) -> Any:
     """Numbers of classes or instances, each in a colour."""
-    number = np.asarray(value).astype(int)
-    hue = number[..., None] * 0.618 + np.array([0.0, 1 / 3, 2 / 3])
-    return _pixels(
-        np.where(number[..., None] > 0, 0.6 + 0.35 * np.cos(2 * np.pi * hue), 0.9), image
-    )
-
-
-def _on(image: Any) -> tuple[Any, Any]:
-    """A faded picture, and what draws on it."""
-    from PIL import ImageDraw
-
-    faded = _pixels(np.asarray(image) / 255 * 0.5 + 0.5, None)
-    return faded, ImageDraw.Draw(faded)
+    return _pixels(np.array(CLASS_COLOURS)[np.asarray(value).astype(int)] / 255, image)
 
 
 def _boxes(value: Any, image: Any) -> Any:
-    picture, pen = _on(image)
-    for box in np.asarray(value) * (SIDE - 1):
-        pen.rectangle(box.tolist(), outline=INK, width=2)
-    return picture
+    return _pixels(boxed(image, np.asarray(value)) / 255, image)
 
 
 def _marks(value: Any, image: Any) -> Any:
-    picture, pen = _on(image)
-    for x, y, kind in np.asarray(value).reshape(-1, 3):
-        if kind > 0:
-            x, y = x * SIDE, y * SIDE
-            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=(220, 60, 60))
-    return picture
+    return _pixels(dotted(image, np.asarray(value)) / 255, image)
 
 
 def _points(value: Any, _: Any) -> Any:
@@ -241,12 +222,12 @@ def _patched(scene: Mapping[str, Any]) -> np.ndarray:
     return scene["image"].reshape(8, 8, 8, 8, 3).mean((1, 3)) / 255
 
 
-_TABLE = {
+COLUMNS = {
     "shape": SHAPES, "colour": COLOURS, "size": SIZES, "material": MATERIALS,
     **dict.fromkeys(("radius", "height", "distance", "speed"), METRES),
     "degrees": Bins(num=64, low=0, high=64),
 }  # fmt: skip
-_SCALARS = {
+SCALARS = {
     "objects": Bins(num=4), "mean_depth": Bins(num=128, low=0, high=12.8),
     "background": Bins(num=100, low=0, high=1), "brightness": Bins(num=100, low=0, high=1),
 }  # fmt: skip
@@ -282,8 +263,8 @@ CARDS: dict[str, Card] = {
     ),
     "Actions": Card(Actions(dims=_MOVES), of("imu"), lambda x, i: _lines(x["actions"], i)),
     "Label": Card(Label(names=CLASSES), lambda s: s["graph"]["nodes"][0], _words),
-    "Metadata": Card(Metadata(schema=_SCALARS), of("scalars"), _words),
-    "Table": Card(Table(columns=_TABLE), of("table"), _words),
+    "Metadata": Card(Metadata(schema=SCALARS), of("scalars"), _words),
+    "Table": Card(Table(columns=COLUMNS), of("table"), _words),
     "Graph": Card(Graph(classes=CLASSES, directed=True), of("graph"), _words),
     "Text": Card(Text(tokenizer=SentencePiece(vocab_size=480)), of("caption"), _words),
     "Bytes": Card(Bytes(max_tokens=256), of("caption"), _words),

@@ -6,7 +6,6 @@ python -m mmjax.demo.toyworld_sheet toyworld.png --scenes 6 --size 64 --scale 2
 from __future__ import annotations
 
 import argparse
-import colorsys
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from mmjax.demo.toyworld import ToyWorld, as_point_cloud
+from mmjax.report import arrays
 
-__all__ = ["COLUMNS", "sheet"]
+__all__ = ["CLASS_COLOURS", "COLUMNS", "boxed", "dotted", "sheet"]
 
 COLUMNS = (
     *("image", "depth", "normals", "semseg", "instances", "edges", "flow", "thermal", "events"),
@@ -45,24 +45,24 @@ def sheet(source: ToyWorld, split: str, indices: range) -> np.ndarray:
 
 def tiles(example: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Each column as a picture uint8 (S, S, 3)."""
-    image, depth = example["image"], example["depth"]
+    image, depth, flow = example["image"], example["depth"], example["flow"]
     events = example["events"].astype(float).clip(0, 8) / 8
     darker, brighter = events[..., 0], events[..., 1]
     white = np.stack([1 - darker, 1 - np.maximum(brighter, darker), 1 - brighter], -1)
     return {
         "image": image,
-        "depth": _heat(1 - _stretched(np.log(depth))),
+        "depth": arrays.heat(1 - _stretched(np.log(depth))).astype(np.uint8),
         "normals": _bytes(0.5 - 0.5 * example["normals"] * [-1, 1, 1]),
         "semseg": np.array(CLASS_COLOURS, np.uint8)[example["semseg"]],
         "instances": np.array([(238, 238, 238), *CLASS_COLOURS[2:5]], np.uint8)[
             example["instances"]
         ],
         "edges": _bytes(np.repeat(1.0 - 0.85 * example["edges"][..., None], 3, -1)),
-        "flow": _wheel(example["flow"]),
-        "thermal": _heat(_stretched(example["thermal"])),
+        "flow": arrays.wheel(flow, np.hypot(*np.moveaxis(flow, 2, 0)).max()).astype(np.uint8),
+        "thermal": arrays.heat(_stretched(example["thermal"])).astype(np.uint8),
         "events": _bytes(white),
-        "boxes": _boxed(image, example["boxes"]),
-        "keypoints": _dotted(image, example["keypoints"]),
+        "boxes": boxed(image, example["boxes"]),
+        "keypoints": dotted(image, example["keypoints"]),
         "points": _plan(as_point_cloud(depth, example["camera"]), image, example["camera"]),
         "view": example["views"][0],
         "last": example["video"][-1],
@@ -78,23 +78,8 @@ def _stretched(values: np.ndarray) -> np.ndarray:
     return (values - low) / max(high - low, 1e-9)
 
 
-def _heat(share: np.ndarray) -> np.ndarray:
-    """From deep blue over red to pale yellow."""
-    stops = np.array([(20, 16, 60), (106, 30, 110), (190, 55, 84), (243, 134, 46), (252, 245, 180)])
-    place = np.linspace(0, 1, len(stops))
-    return np.stack([np.interp(share, place, stops[:, c]) for c in range(3)], -1).astype(np.uint8)
-
-
-def _wheel(flow: np.ndarray) -> np.ndarray:
-    """Direction as hue, speed as saturation."""
-    speed = np.hypot(flow[..., 0], flow[..., 1])
-    speed = speed / max(speed.max(), 1e-9)
-    hue = np.arctan2(flow[..., 1], flow[..., 0]) / (2 * np.pi) % 1
-    colours = [colorsys.hsv_to_rgb(h, s, 1 - 0.1 * s) for h, s in zip(hue.flat, speed.flat)]  # noqa: B905
-    return _bytes(np.array(colours).reshape(*speed.shape, 3))
-
-
-def _boxed(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+def boxed(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """A picture uint8 (S, S, 3) with boxes (n, 4) in 0..1."""
     drawn, size = image.copy(), image.shape[0]
     for x0, y0, x1, y1 in (boxes * size).round().astype(int):
         drawn[y0, x0:x1] = drawn[y1 - 1, x0:x1] = MARGIN
@@ -102,7 +87,8 @@ def _boxed(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return drawn
 
 
-def _dotted(image: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+def dotted(image: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+    """A faded picture uint8 (S, S, 3) with joints (n, joints, 3) in 0..1: 2 = black, 1 = red."""
     drawn, size = (image * 0.5 + 127).astype(np.uint8), image.shape[0]
     for x, y, kind in keypoints.reshape(-1, 3):
         if kind:

@@ -9,7 +9,7 @@ import PIL.Image
 
 from mmjax.files import npy
 
-__all__ = ["drawn"]
+__all__ = ["drawn", "heat", "wheel"]
 
 STOPS = np.array([(20, 16, 60), (106, 30, 110), (190, 55, 84), (243, 134, 46), (252, 245, 180)])
 NOTHING = (128, 128, 128, 0)  # transparent, where there is no measurement
@@ -38,7 +38,7 @@ def drawn(content: bytes) -> tuple[bytes, str] | None:
     there = np.logical_and.reduce(np.isfinite(np.atleast_3d(array)), axis=2)
     if not there.any():
         return None
-    paint = _heat if array.ndim == 2 else _wheel if array.shape[2] == 2 else _signed
+    paint = _scalars if array.ndim == 2 else _moves if array.shape[2] == 2 else _signed
     pixels, words = paint(np.where(np.isfinite(array), array, 0.0), there)
     pixels = np.concatenate([pixels, np.full((*there.shape, 1), 255)], 2).astype(np.uint8)
     pixels[~there] = NOTHING
@@ -49,20 +49,29 @@ def drawn(content: bytes) -> tuple[bytes, str] | None:
     return file.getvalue(), words
 
 
-def _heat(values: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, str]:
-    low, high = values[there].min(), values[there].max()
-    share = (values - low) / max(high - low, 1e-12)
+def heat(share: np.ndarray) -> np.ndarray:
+    """Colours in 0..255 (H, W, 3) of shares (H, W), from deep blue over red to pale yellow."""
     place = np.linspace(0, 1, len(STOPS))
-    pixels = np.stack([np.interp(share, place, STOPS[:, c]) for c in range(3)], -1)
-    return pixels, f"{low:.3g} to {high:.3g}"
+    return np.stack([np.interp(share, place, STOPS[:, c]) for c in range(3)], -1)
 
 
-def _wheel(vectors: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, str]:
-    length = np.hypot(vectors[..., 0], vectors[..., 1])
-    most = length[there].max()
+def wheel(vectors: np.ndarray, most: float) -> np.ndarray:
+    """Colours in 0..255 (H, W, 3) of vectors (H, W, 2): direction as hue, of which red is to the
+    right, and length as saturation, which is full at `most`."""
+    length = np.hypot(vectors[..., 0], vectors[..., 1]) / max(most, 1e-12)
     hue = np.arctan2(vectors[..., 1], vectors[..., 0])[..., None]
-    wave = 0.5 + 0.5 * np.cos(hue - 2 * np.pi / 3 * np.arange(3))  # red points right
-    return 255 * (1 - (length / max(most, 1e-12))[..., None] * (1 - wave)), f"up to {most:.3g}"
+    wave = 0.5 + 0.5 * np.cos(hue - 2 * np.pi / 3 * np.arange(3))
+    return 255 * (1 - length[..., None] * (1 - wave))
+
+
+def _scalars(values: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, str]:
+    low, high = values[there].min(), values[there].max()
+    return heat((values - low) / max(high - low, 1e-12)), f"{low:.3g} to {high:.3g}"
+
+
+def _moves(vectors: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, str]:
+    most = np.hypot(vectors[..., 0], vectors[..., 1])[there].max()
+    return wheel(vectors, most), f"up to {most:.3g}"
 
 
 def _signed(vectors: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, str]:

@@ -11,8 +11,8 @@ from scipy.spatial.transform import Rotation
 
 from mmjax import testing
 from mmjax.data.layouts import Masked
-from mmjax.demo.toyworld import CLASSES, COLOURS, SHAPES, STREAMS, ToyWorld
-from mmjax.demo.toyworld_scene import MATERIALS, SIZES
+from mmjax.demo.modality_cards import COLUMNS, MARKS, SCALARS
+from mmjax.demo.toyworld import CLASSES, STREAMS, ToyWorld
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.bands import Bands
 from mmjax.modalities.camera import Camera
@@ -27,24 +27,13 @@ from mmjax.modalities.palette import Palette
 from mmjax.modalities.points import Points
 from mmjax.modalities.raw import Bytes
 from mmjax.modalities.segmentation import Instances, Segmentation
-from mmjax.modalities.structured import Bins, Boxes, Metadata
-from mmjax.modalities.table import BinEdges, Table
+from mmjax.modalities.structured import Boxes, Metadata
+from mmjax.modalities.table import Table
 from mmjax.modalities.time_series import TimeSeries
 from mmjax.modalities.video import Video
 from mmjax.objectives import MaskedTokens
 
 SIZE = (32, 32)
-MARKS = ("middle", "top", "foot", "left", "right")
-NUMBER = BinEdges(at=tuple(np.linspace(0, 12, 121).tolist()))  # a tenth of a metre each
-COLUMNS = {
-    "shape": SHAPES, "colour": COLOURS, "size": SIZES, "material": MATERIALS,
-    **dict.fromkeys(("radius", "height", "distance", "speed"), NUMBER),
-    "degrees": Bins(num=64, low=0, high=64),
-}  # fmt: skip
-SCALARS = {
-    "objects": Bins(num=4), "mean_depth": Bins(num=128, low=0, high=12.8),
-    "background": Bins(num=100, low=0, high=1), "brightness": Bins(num=100, low=0, high=1),
-}  # fmt: skip
 
 
 def near(by: float):
