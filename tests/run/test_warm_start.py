@@ -235,3 +235,19 @@ def test_two_processes_start_from_one_run(source, tmp_path):
     (start,) = records.read_run(epath.Path(tmp_path / "run"))["starts"]
     assert start["init"]["loaded"]["enc/blocks/*/mlp/up"] == 1
     assert (done.stdout + done.stderr).count("are copied to each expert") == 1
+
+
+def test_a_finer_picture_starts_from_a_coarser_one(source, tmp_path):
+    """docs/init.md, "Another resolution": with a frame, a place of the picture is where it was."""
+    modalities = mini.get_config().modalities
+    image = dataclasses.replace(modalities["image"], size=(16, 32))  # twice that of the source
+    model = dataclasses.replace(DENSE, frames={"image": (1, 2, 4)})
+    built = build(
+        source, tmp_path, model=model, modalities={**modalities, "image": image},
+        init=Init(path=str(source[0])),
+    )  # fmt: skip
+    found = warm_start.find(built)
+    for name, array in canonical(built, found.load(built.init_state())).items():
+        np.testing.assert_array_equal(array, source[1][name], err_msg=name)
+    assert built.vocabulary.spec("image").grid == (1, 4, 8)
+    assert not found.report()["fresh"]
