@@ -21,7 +21,7 @@ from mmjax import checkpoint
 pytestmark = [pytest.mark.ci, pytest.mark.timeout(600)]
 
 TRAIN = """
-import dataclasses, os, signal, sys
+import dataclasses, os, signal, sys, time
 sys.path[:0] = [{tests!r}, {root!r}]
 import mini, mmjax
 from mmjax import errors
@@ -59,6 +59,7 @@ try:
 except errors.RunError as error:
     print(type(error).__name__, error, file=sys.stderr)
     sys.stderr.flush()
+    time.sleep({leaves_after} if os.environ["JAX_PROCESS_ID"] == "1" else 0)
     os._exit(errors.EXIT_CODES.get(type(error), 1))
 except ValueError as error:
     print(error, file=sys.stderr, flush=True)
@@ -69,7 +70,7 @@ except ValueError as error:
 def start(workdir: Path, count: int = 2, **about):
     """Processes that train; `fields` is an expression that may use `os`."""
     root = Path(mmjax.__file__).parent.parent
-    default = {"steps": 100000, "batches": 0, "fields": "{}", "signal_at": 0}
+    default = {"steps": 100000, "batches": 0, "fields": "{}", "signal_at": 0, "leaves_after": 0}
     about = {**default, **about, "workdir": str(workdir)}
     text = TRAIN.format(tests=str(root / "tests"), root=str(root), **about)
     return hosts.start([sys.executable, "-u", "-c", text], count)
@@ -153,7 +154,7 @@ def test_processes_with_other_fields_all_end_before_they_compile(tmp_path):
 
 def test_an_error_of_the_main_process_is_that_of_all(tmp_path):
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)  # no checkpoint, and nothing else
-    for code, err in ended(start(tmp_path), 300):
+    for code, err in ended(start(tmp_path, leaves_after=4), 300):
         assert code == 66, err[-3000:]
         assert "has no manifest.json" in err
 

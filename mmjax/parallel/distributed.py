@@ -39,10 +39,18 @@ def initialize() -> None:
     address, count, process, local_ids = given
     seconds = _seconds()
     if count > 1:
-        rendezvous.wait(address, count, process, seconds)
+        _connections.update(rendezvous.wait(address, count, process, seconds))
     jax.distributed.initialize(
         address, count, process, local_ids, initialization_timeout=round(seconds)
     )
+
+
+_connections: dict[int, Any] = {}  # to other processes, by number, since all have met
+
+
+def gone() -> set[int]:
+    """Those of the connected processes that have ended: on process 0 of all, elsewhere of it."""
+    return {p for p, connection in _connections.items() if not rendezvous.is_open(connection)}
 
 
 def _given() -> tuple[str, int, int, Any] | None:

@@ -61,10 +61,10 @@ class Peers:
             self.ended = End(self.process, code, text)
         self.beat()
 
-    def unaware(self) -> list[int]:
-        """Processes that this one hears and that do not know yet how the run has ended."""
-        known = {p for p, said in self._said.items() if said and json.loads(said)["end"]}
-        return [process for process in self._said if process not in known]
+    @property
+    def others(self) -> list[int]:
+        """Processes that this one hears."""
+        return list(self._heard)
 
     def silent(self, seconds: float) -> list[int]:
         """Processes without a sign for so long; the coordinator where it does not answer."""

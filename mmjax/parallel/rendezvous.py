@@ -2,7 +2,8 @@
 
 jax aborts a process whose peers do not come, and does not say which. So process 0 first listens at
 the address of the coordinator, where each of the others says its number, and leaves the port to
-jax once it has heard all of them. At the end of the time everybody learns who is absent.
+jax once it has heard all of them. At the end of the time everybody learns who is absent. The
+connections stay: the end of a process closes its own, however it ends.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from mmjax.errors import ConfigError, HostLost
 
-__all__ = ["wait"]
+__all__ = ["is_open", "wait"]
 
 POLL = 0.2  # seconds
 LONGEST = 4096  # bytes of a line
@@ -26,11 +27,14 @@ TALK = 5.0  # seconds for a peer to say its line
 NAMED = 8  # absent processes that a message names
 
 
-def wait(address: str, count: int, process: int, seconds: float) -> None:
+def wait(address: str, count: int, process: int, seconds: float) -> dict[int, socket.socket]:
     """Returns on all processes once the last has come.
 
     Args:
       address: HOST:PORT of process 0. seconds: how long absent ones are awaited.
+
+    Returns:
+      Connections to keep, by process: on process 0 to all others, and elsewhere to process 0.
 
     Raises:
       HostLost: some did not come; names them, and the command that starts one.
@@ -50,9 +54,8 @@ def wait(address: str, count: int, process: int, seconds: float) -> None:
     end = time.monotonic() + seconds
     me = {"process": process, "of": count, "host": socket.gethostname(), "pid": os.getpid()}
     if process == 0:
-        _Listener(address, int(port), me, seconds).run(end)
-    else:
-        _come(address, host.strip("[]"), int(port), me, seconds, end)
+        return _Listener(address, int(port), me, seconds).run(end)
+    return {0: _come(address, host.strip("[]"), int(port), me, seconds, end)}
 
 
 class _Listener:
@@ -62,7 +65,7 @@ class _Listener:
         self._address, self._port, self._seconds, self._me = address, port, seconds, me
         self._there: dict[int, tuple[socket.socket, dict[str, Any]]] = {}
 
-    def run(self, end: float) -> None:
+    def run(self, end: float) -> dict[int, socket.socket]:
         try:
             with _server(self._port, end) as server:
                 server.settimeout(POLL)
@@ -72,16 +75,18 @@ class _Listener:
                     with contextlib.suppress(TimeoutError):
                         self._hear(server.accept()[0])
             self._answer({"go": True})
-        finally:
+        except BaseException:
             for connection, _ in self._there.values():
                 connection.close()
+            raise
+        return {process: connection for process, (connection, _) in self._there.items()}
 
     def _all_there(self) -> bool:
         """Whether every process has come, and none has died since."""
         if len(self._there) < self._me["of"] - 1:
             return False
         for process, (connection, _) in list(self._there.items()):
-            if not _is_open(connection):  # awaited again
+            if not is_open(connection):  # awaited again
                 connection.close()
                 del self._there[process]
         return len(self._there) == self._me["of"] - 1
@@ -99,7 +104,7 @@ class _Listener:
                 f" and process 0 for {count}; give all of them the same JAX_NUM_PROCESSES, and each"
                 " a JAX_PROCESS_ID of its own."
             )
-        elif process in self._there and _is_open(self._there[process][0]):
+        elif process in self._there and is_open(self._there[process][0]):
             first = self._there[process][1]
             wrong = (
                 f"process {process} was started twice: on {first.get('host')} (pid"
@@ -127,20 +132,21 @@ class _Listener:
 
 def _come(
     address: str, host: str, port: int, me: dict[str, Any], seconds: float, end: float
-) -> None:
+) -> socket.socket:
     """Another process: says its number until process 0 has heard it, and waits for the answer."""
-    answer: dict[str, Any] = {}
-    while not answer and time.monotonic() < end + TALK:  # process 0 may have begun a little later
-        with contextlib.suppress(OSError), socket.create_connection((host, port), TALK) as talk:
+    while time.monotonic() < end + TALK:  # process 0 may have begun a little later
+        with contextlib.suppress(OSError):
+            talk = socket.create_connection((host, port), TALK)
             _say(talk, me)
             answer = _line(talk, max(end + TALK - time.monotonic(), POLL))
-        if not answer:
-            time.sleep(POLL)
-    if not answer:
-        raise HostLost(_missing(address, me["of"], [0], seconds))
-    if "go" not in answer:
-        kind = HostLost if "lost" in answer else ConfigError
-        raise kind(str(answer.get("lost") or answer.get("wrong")))
+            if "go" in answer:
+                return talk
+            talk.close()
+            if answer:
+                kind = HostLost if "lost" in answer else ConfigError
+                raise kind(str(answer.get("lost") or answer.get("wrong")))
+        time.sleep(POLL)
+    raise HostLost(_missing(address, me["of"], [0], seconds))
 
 
 def _server(port: int, end: float) -> socket.socket:
@@ -202,7 +208,7 @@ def _line(connection: socket.socket, seconds: float = TALK) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _is_open(connection: socket.socket) -> bool:
+def is_open(connection: socket.socket) -> bool:
     """Whether the other side is still there; it says nothing after its first line."""
     try:
         connection.setblocking(False)

@@ -32,6 +32,7 @@ TIMES = 5  # a phase may last so many times the longest of its kind
 INPUTS = 6  # what comes over a network may take so many times longer than a step
 TELLING = 3.0  # seconds in which another process may tell why it ended
 PARTING = 1.0  # seconds in which the main thread may end by itself before the watch ends it
+LAST = 10.0  # seconds for which process 0 stays, after an error, until the others have ended
 LOST = 69
 
 
@@ -73,6 +74,7 @@ class Watch:
             if end is not None and end.process != self._peers.process:
                 if self._closed.wait(PARTING):
                     return
+                self._stay()
                 self._exit(end.code, _told(end))
             self._closed.wait(BEAT)
 
@@ -150,6 +152,7 @@ class Watch:
                 time.sleep(TICK / 5)
             end = self._peers.ended
             if end is not None and end.process != self._peers.process:
+                self._stay()
                 return _raised(end)
             error = HostLost(
                 f"another process was lost ({_first_line(error)}); start the run again, which goes"
@@ -166,15 +169,18 @@ class Watch:
         telling = threading.Thread(target=self._peers.end, args=(code, text), daemon=True)
         telling.start()  # a coordinator that is stopped would hold it for ever
         telling.join(TELLING)
-        if self._peers.process or not set(self._peers.unaware()) - set(silent):
+        self._stay(silent)
+
+    def _stay(self, silent: Sequence[int] = ()) -> None:
+        """Process 0 ends last: its coordinator goes with it, and jax then aborts the others before
+        they have told anything."""
+        if self._peers is None or self._peers.process:
             return
-        # The coordinator goes with process 0, and jax then aborts the others.
-        until = time.monotonic() + BEAT + PARTING
-        while set(self._peers.unaware()) - set(silent) and time.monotonic() < until:
-            time.sleep(TICK / 5)
+        awaited, until = set(self._peers.others) - set(silent), time.monotonic() + LAST
+        while awaited - distributed.gone() and time.monotonic() < until:
             with contextlib.suppress(Exception):
-                self._peers.beat()
-        time.sleep(PARTING + TICK)
+                self._peers.beat()  # they hear of the end from this process alone
+            time.sleep(TICK / 5)
 
     def _exit(self, code: int, text: str, stacks: bool = False) -> None:
         if self._closed.is_set():

@@ -20,17 +20,29 @@ def address():
         return f"localhost:{s.getsockname()[1]}"
 
 
-def come(address: str, count: int, processes, seconds: float = 20.0) -> list:
-    """What became of each: None, or the error that it raised."""
+def come(address: str, processes, seconds: float = 20.0) -> list:
+    """What became of each: its connections, or the error that it raised."""
     with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
         jobs = [pool.submit(rendezvous.wait, address, *p, seconds) for p in processes]
-        return [job.exception() for job in jobs]
+        return [job.exception() or job.result() for job in jobs]
 
 
 def test_all_go_on_when_the_last_has_come(address):
-    assert come(address, 4, [(4, i) for i in (2, 0, 3, 1)]) == [None] * 4
+    connections = come(address, [(4, i) for i in (2, 0, 3, 1)])
+    assert [sorted(of) for of in connections] == [[0], [1, 2, 3], [0], [0]]
     with socket.create_server(("localhost", int(address.rpartition(":")[2]))):
         pass  # the port is free again, for the coordinator of jax
+
+
+def test_the_end_of_a_process_is_seen(address):
+    main, first, second = come(address, [(3, 0), (3, 1), (3, 2)])
+    first[0].close()
+    time.sleep(0.1)
+    assert [rendezvous.is_open(main[i]) for i in (1, 2)] == [False, True]
+    for connection in main.values():
+        connection.close()
+    time.sleep(0.1)
+    assert not rendezvous.is_open(second[0])
 
 
 @pytest.mark.fault(
@@ -39,7 +51,7 @@ def test_all_go_on_when_the_last_has_come(address):
 def test_absent_processes_are_named_with_the_command_that_starts_them(address, monkeypatch):
     monkeypatch.setattr("sys.argv", ["/bin/mmjax", "train", "a b.py", "--workdir", "runs/a"])
     began = time.monotonic()
-    errors = come(address, 5, [(5, 0), (5, 3)], seconds=1.5)
+    errors = come(address, [(5, 0), (5, 3)], seconds=1.5)
     assert time.monotonic() - began < 10
     for error in errors:
         assert isinstance(error, HostLost)
@@ -52,19 +64,19 @@ def test_absent_processes_are_named_with_the_command_that_starts_them(address, m
 
 def test_without_the_main_process_the_others_name_it(address, monkeypatch):
     monkeypatch.setattr(rendezvous, "TALK", 0.5)
-    (error,) = come(address, 2, [(2, 1)], seconds=1.0)
+    (error,) = come(address, [(2, 1)], seconds=1.0)
     assert isinstance(error, HostLost)
     assert "process 0 of 2 did not come" in str(error)
 
 
 def test_a_process_that_was_started_twice_is_named(address):
-    errors = come(address, 3, [(3, 0), (3, 1), (3, 1)])
+    errors = come(address, [(3, 0), (3, 1), (3, 1)])
     assert all(isinstance(error, ConfigError) for error in errors)
     assert all("process 1 was started twice" in str(error) for error in errors)
 
 
 def test_a_process_of_a_run_of_another_size_is_named(address):
-    errors = come(address, 3, [(3, 0), (4, 1)])
+    errors = come(address, [(3, 0), (4, 1)])
     assert all(isinstance(error, ConfigError) for error in errors)
     assert all("process 1 on" in str(e) and "started for 4 processes" in str(e) for e in errors)
 

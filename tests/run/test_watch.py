@@ -137,22 +137,37 @@ def test_a_silent_process_ends_the_others(ended, tmp_path, capsys):
 
 
 def test_nobody_waits_for_a_silent_process(ended, tmp_path, monkeypatch):
-    monkeypatch.setattr(watch_lib, "PARTING", 30.0)
+    monkeypatch.setattr(watch_lib, "LAST", 30.0)
     main, _ = others()
     began = time.monotonic()
     Watch(tmp_path, 5.0, main, exits=False)._tell(69, "process 1 is silent", silent=[1])
     assert time.monotonic() - began < 5
 
 
-def test_process_0_stays_until_the_others_know(ended, tmp_path):
+def test_process_0_ends_after_the_others(ended, tmp_path, monkeypatch):
+    gone: set[int] = set()
+    monkeypatch.setattr(watch_lib.distributed, "gone", lambda: set(gone))
     main, first, second = others(3)
-    later = threading.Thread(target=lambda: (time.sleep(0.2), first.beat(), second.beat()))
+
+    def end() -> None:
+        for number, peers in enumerate((first, second), 1):
+            time.sleep(0.2)
+            peers.beat()
+            assert peers.ended == (0, 70, "not finite")
+            time.sleep(0.2)
+            gone.add(number)
+
+    later = threading.Thread(target=end)
     later.start()
     Watch(tmp_path, 5.0, main, exits=False)._tell(70, "not finite")
+    assert gone == {1, 2}
     later.join()
-    assert first.ended == second.ended == (0, 70, "not finite")
-    main.beat()
-    assert main.unaware() == []
+
+
+def test_process_0_does_not_wait_for_ever(ended, tmp_path, monkeypatch):
+    monkeypatch.setattr(watch_lib, "LAST", 0.3)
+    main, _ = others()
+    Watch(tmp_path, 5.0, main, exits=False)._tell(70, "not finite")
 
 
 def test_the_error_of_one_process_ends_the_others_with_its_code(ended, tmp_path, capsys):
