@@ -19,6 +19,9 @@ BITS = {
 }  # fmt: skip
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[((?:<=)?[\d,<=]*)\](?:\{([^}]*)\})?")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_END = re.compile(
+    r'^\}(, execution_thread="[^"]*")?$'
+)  # a thread: that of the SparseCores of a chip
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _TURNED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE"}  # of a comparison read from the right
@@ -225,7 +228,7 @@ def parse(text: str) -> Text:
                 inside = Computation(head[2], {})
                 computations[head[2]] = inside
                 entry = head[2] if head[1] else entry
-        elif line == "}":
+        elif _END.match(line):
             inside = None
         elif found := _INSTRUCTION.match(line):
             made = _instruction(found[2], found[3], bool(found[1]))
@@ -242,7 +245,7 @@ def _lines(text: str) -> Iterator[str]:
     """Lines, each instruction on one: attributes that a kernel brings may span several."""
     instruction = ""
     for line in map(str.rstrip, text.splitlines()):
-        if instruction and line != "}" and not _INSTRUCTION.match(line):
+        if instruction and not _END.match(line) and not _INSTRUCTION.match(line):
             instruction += line
             continue
         if instruction:

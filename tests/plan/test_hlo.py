@@ -53,6 +53,27 @@ ENTRY %main (a: f32[8,128]) -> f32[8,128] {{
     return program(entry, body, condition)
 
 
+def test_what_another_thread_of_the_chip_runs_ends_where_it_ends():
+    """The closing line of a computation of the SparseCores names their thread."""
+    other = """
+    %other (u: f32[8]) -> f32[8] {
+      ROOT %u = f32[8]{0} parameter(0)
+    }, execution_thread="sparsecore"
+    """
+    fused = """
+    %fused (v: f32[8]) -> f32[8] {
+      ROOT %v = f32[8]{0} parameter(0)
+    }"""
+    entry = """
+    ENTRY %main (a: f32[8]) -> f32[8] {
+      %a = f32[8]{0} parameter(0)
+      ROOT %b = f32[8]{0} fusion(%a), kind=kLoop, calls=%fused
+    }"""
+    parsed = hlo_text.parse(program(entry, other, fused))
+    assert set(parsed.computations) == {"other", "fused", "main"}
+    hlo.read(program(entry, other, fused))
+
+
 def test_a_loop_counts_its_turns_and_a_fusion_counts_once():
     fused = """
     %fused (u: f32[8,128]) -> f32[8,128] {
