@@ -20,7 +20,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := pyproject.toml constraints.txt
 # Pins are made for these extras; beam is left out because it holds protobuf of everyone back.
-PINNED := test hf media obs cloud kernels docs dev tpu cuda
+PINNED := test hf peers media obs cloud kernels docs dev tpu cuda
 
 # `$(call install,FOLDER)` installs into the environment in a folder.
 ifeq ($(INSTALLER),uv)
@@ -93,7 +93,7 @@ test-compile:
 test-cuda:
 	$(call compiled,cuda,cuda)
 
-test-hf: $(VENV)/.installed-hf
+test-hf: $(VENV)/.installed-hf $(VENV)/.installed-peers
 	$(PYTEST) -m hf $(ARGS)
 
 bench: bench-step bench-data

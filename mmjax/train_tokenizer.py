@@ -93,7 +93,9 @@ def evaluate(
     originals = np.stack([codes.base.decode(piece) for piece in pieces])
     decoded = np.stack(codes.decode_batch(ids_NL))
     count_K = np.bincount(ids_NL.ravel(), minlength=learned.vocab_size)
-    share_K = count_K[count_K > 0] / count_K.sum()
+    count_QK = count_K.reshape(learned.model.quantizer.num_codebooks, -1)
+    share_QK = count_QK / count_QK.sum(axis=1, keepdims=True)
+    entropy_Q = -np.sum(share_QK * np.log(np.maximum(share_QK, 1e-12)), axis=1)
     _draw(originals[:SHOWN], decoded[:SHOWN], folder / "reconstructions.png")
     return {
         "split": experiment.data.eval_split,
@@ -102,7 +104,7 @@ def evaluate(
         "tokens": ids_NL.shape[1],
         "usage": float(np.mean(count_K > 0)),
         "dead": int(np.sum(count_K == 0)),
-        "perplexity": float(np.exp(-np.sum(share_K * np.log(share_K)))),
+        "perplexity": float(np.exp(np.mean(entropy_Q))),
         "mse": float(np.mean(np.square(decoded - originals))),
         "variance": float(np.var(originals)),
         "fingerprints": learned.fingerprints,

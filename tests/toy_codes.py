@@ -11,7 +11,8 @@ from flax import nnx
 
 from mmjax import config
 from mmjax.modalities.image import Image
-from mmjax.models import FSQ, VQ, Autoencoder, blocks, names
+from mmjax.modalities.modality import Modality
+from mmjax.models import FSQ, LFQ, VQ, Autoencoder, Product, Residual, blocks, names
 from mmjax.tokenizers.learned import Learned
 from mmjax.typing import Vocabulary
 
@@ -19,27 +20,36 @@ BASE = Image(size=(8, 16), patch=4, channels=1)
 SIZES: dict[str, Any] = {
     "piece": (4, 4, 1), "code_grid": (2, 8), "width": 8, "encoder_layers": 1, "decoder_layers": 1,
 }  # fmt: skip
-QUANTIZERS = {"fsq": FSQ(levels=(4, 3, 3)), "vq": VQ(num_codes=20, width=4, dead_threshold=0.5)}
+QUANTIZERS = {
+    "fsq": FSQ(levels=(4, 3, 3)),
+    "vq": VQ(num_codes=20, width=4, dead_threshold=0.5),
+    "residual": Residual(of=VQ(num_codes=10, width=4, cosine=False), num_codebooks=3),
+    "product": Product(of=VQ(num_codes=10, width=3), num_codebooks=2),
+    "bsq": LFQ(bits=5, spherical=True),
+}
 
 
 def model(kind: str = "fsq", **fields) -> Autoencoder:
-    """Of width 8, with 36 or 20 codes, 16 of them an image."""
+    """Of width 8, with 20 to 36 codes, 16 times as many of them an image as there are codebooks."""
     return Autoencoder(**{**SIZES, "quantizer": QUANTIZERS[kind], **fields})
 
 
 @functools.cache
 def learned(kind: str = "fsq", seed: int = 0) -> Learned:
     """With fresh weights."""
-    spec = BASE.spec("image")
-    module = model(kind).make(Vocabulary((spec,)), {}, seed)
+    return of(BASE, model(kind), seed)
+
+
+def of(base: Modality, model: Autoencoder, seed: int = 0) -> Learned:
+    """Of the pieces of a modality, with fresh weights."""
+    spec = base.spec("image")
+    module = model.make(Vocabulary((spec,)), {}, seed)
     _, params, state = nnx.split(module, nnx.Param, blocks.ModelState)
     leaves = names.flatten(nnx.as_pure(params)) | names.flatten(nnx.as_pure(state))
     tensors = {n: np.asarray(x) for n, x in leaves.items() if not n.startswith("codebook/")}
-    if kind == "vq":
+    if "codebook/codes" in leaves:
         tensors["codebook/codes"] = np.asarray(leaves["codebook/codes"])
-    return Learned(
-        preprocessing=config.to_json(BASE), spec=spec, model=model(kind), tensors=tensors
-    )
+    return Learned(preprocessing=config.to_json(base), spec=spec, model=model, tensors=tensors)
 
 
 def write(workdir: Path, kind: str = "fsq", seed: int = 0) -> str:

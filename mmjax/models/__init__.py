@@ -6,7 +6,7 @@ from mmjax.models.config import ModelConfig
 from mmjax.models.embed import Classify, Head, Projection, Scale, ValueHead, VocabularyHead
 from mmjax.models.layers import Adapter, GatedCrossAttention, LoRA, Queries
 from mmjax.models.plan import Block, MoE, Run, Transformer
-from mmjax.models.quantizer import FSQ, VQ, Quantizer
+from mmjax.models.quantizer import Quantizer
 from mmjax.models.routers import (
     ByStream,
     ExpertChoice,
@@ -15,10 +15,13 @@ from mmjax.models.routers import (
     SoftmaxTopK,
     TokenChoice,
 )
+from mmjax.models.scalar_quantizers import FSQ, LFQ
 from mmjax.models.stems import Convolutions, Patches, Stem
+from mmjax.models.vector_quantizers import VQ, Product, Residual
 
 __all__ = [
     "FSQ",
+    "LFQ",
     "VQ",
     "Adapter",
     "Autoencoder",
@@ -34,9 +37,11 @@ __all__ = [
     "MoE",
     "ModelConfig",
     "Patches",
+    "Product",
     "Projection",
     "Quantizer",
     "Queries",
+    "Residual",
     "Router",
     "Run",
     "Scale",

@@ -11,7 +11,8 @@ from etils import epy
 
 from mmjax.config import ranges
 from mmjax.models.config import ModelConfig
-from mmjax.models.quantizer import FSQ, Quantizer
+from mmjax.models.quantizer import Quantizer
+from mmjax.models.scalar_quantizers import FSQ
 from mmjax.typing import TokenSpec, Vocabulary
 
 with epy.lazy_imports():
@@ -51,9 +52,14 @@ class Autoencoder(ModelConfig):
             raise ValueError(f"Autoencoder: kernel={self.kernel} must be odd, such as 3.")
 
     @property
-    def num_tokens(self) -> int:
-        """Codes of one value."""
+    def num_cells(self) -> int:
+        """Places of the code grid, each with an id of every codebook."""
         return self.code_grid[0] * self.code_grid[1]
+
+    @property
+    def num_tokens(self) -> int:
+        """Ids of one value."""
+        return self.num_cells * self.quantizer.num_codebooks
 
     def array_shape(self, spec: TokenSpec) -> tuple[int, int, int]:
         """(rows, columns, channels) of the array that the pieces of a stream make.

@@ -3,7 +3,7 @@
 On a CPU the gradients of XLA's own convolutions are many times slower than a product of the
 neighbours laid side by side, and at the small grids of codes that costs no memory to speak of.
 
-Letters here: I rows, J columns, C channels of the array; Y code rows, Z code columns.
+Letters here: I rows, J columns, C channels of the array; Y code rows, Z code columns; Q codebooks.
 """
 
 from __future__ import annotations
@@ -117,25 +117,25 @@ class AutoencoderModule(nnx.Module):
         self.codebook = Codebook(config.quantizer.init(rngs.params()))
 
     def encode(self, tokens: Tokens, lane: str = "", key=None) -> blocks.Encoded:
-        """Vectors of the codes [B, Y Z, D], their ids and commitment, statistics of the codebook.
+        """Vectors of the codes [B, Y Z, D], their ids and loss, statistics of the codebook.
 
         Rows without the stream count for nothing in the statistics.
         """
         del lane
-        value_BJP = tokens.values[self.spec.name].value_BJP
-        latent_ND = self._latents(value_BJP)
-        quantized = self.config.quantizer.quantize(latent_ND, self.codebook.arrays())
-        num = self.config.num_tokens
-        weight_B = (tokens.stream_BL[:, 0] > 0).astype(jnp.float32)
-        statistics = self.config.quantizer.statistics(
-            jax.lax.stop_gradient(latent_ND), quantized.ids_N, jnp.repeat(weight_B, num),
+        quantizer, state = self.config.quantizer, self.codebook.arrays()
+        latent_ND = self._latents(tokens.values[self.spec.name].value_BJP)
+        num, is_there_B = self.config.num_cells, tokens.stream_BL[:, 0] > 0
+        weight_N = jnp.repeat(is_there_B.astype(jnp.float32), num)
+        quantized = quantizer.quantize(latent_ND, state, weight_N, key)
+        statistics = quantizer.statistics(
+            jax.lax.stop_gradient(latent_ND), quantized.ids_NQ, weight_N, state,
             jax.random.key(0) if key is None else key,
         )  # fmt: skip
         rows = lambda x: x.reshape(-1, num, *x.shape[1:])
         captured = {
-            "ids": rows(quantized.ids_N),
+            "ids": rows(quantized.ids_NQ),
             "commitment": rows(quantized.loss_N),
-            "use": self.codebook.arrays()["use"],
+            "use": state["use"],
         }
         record = {f"codebook/{name}": value for name, value in statistics.items()}
         return blocks.Encoded(rows(quantized.vector_ND), tokens, record, captured)
@@ -146,14 +146,14 @@ class AutoencoderModule(nnx.Module):
         return memory._replace(x_BLD=self._pieces(memory.x_BLD), tokens=tokens, record={})
 
     def codes(self, value_BJP: Array) -> Array:
-        """Ids [B, Y Z] of pieces."""
+        """Ids [B, Y Z, Q] of pieces."""
         latent_ND = self._latents(value_BJP)
-        ids_N = self.config.quantizer.quantize(latent_ND, self.codebook.arrays()).ids_N
-        return ids_N.reshape(-1, self.config.num_tokens)
+        ids_NQ = self.config.quantizer.quantize(latent_ND, self.codebook.arrays()).ids_NQ
+        return ids_NQ.reshape(-1, self.config.num_cells, ids_NQ.shape[-1])
 
-    def pieces(self, ids_BL: Array) -> Array:
+    def pieces(self, ids_BLQ: Array) -> Array:
         """Pieces [B, J, P] of ids."""
-        return self._pieces(self.config.quantizer.vectors(ids_BL, self.codebook.arrays()))
+        return self._pieces(self.config.quantizer.vectors(ids_BLQ, self.codebook.arrays()))
 
     def _latents(self, value_BJP: Array) -> Array:
         """Latents of all cells [B Y Z, D], float32."""

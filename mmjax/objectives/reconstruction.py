@@ -31,6 +31,7 @@ class Reconstruction(objective.Objective):
       error: `mse`, `l1`, `smooth_l1` (quadratic within 1), or `bce`, the log-loss of the sign of
         values in -1..1, for masks: softplus(-2 value decoded).
 
+    >>> from collections import namedtuple
     >>> from types import SimpleNamespace as Stub
     >>> import jax.numpy as jnp
     >>> use_K = jnp.array([3.0, 1.0, 0.0, 0.0])  # how often each of four codes was used
@@ -38,7 +39,7 @@ class Reconstruction(objective.Objective):
     >>> decoded = Stub(x_BLD=jnp.zeros((1, 1, 2)))
     >>> model = Stub(encode=lambda *a, key: encoded, decode=lambda *a, key: decoded)
     >>> values = Stub(value_BJP=jnp.ones((1, 1, 2)))
-    >>> view = Stub(stream_BL=jnp.ones((1, 1)), values={"image": values})
+    >>> view = namedtuple("View", "stream_BL values")(jnp.ones((1, 1)), {"image": values})
     >>> batch = Stub(views={"image": view}, weight_BS=jnp.ones((1, 1)))
     >>> losses, metrics, _ = Reconstruction(error="smooth_l1").losses(model, {}, batch, None, {})
     >>> float(losses["reconstruction"].value_BS[0, 0]), float(metrics["dead"])
@@ -61,6 +62,9 @@ class Reconstruction(objective.Objective):
 
     def losses(self, model, features, batch, key, extra):
         (stream, view) = next(iter(batch.views.items()))
+        # What counts for nothing is not there for the codebook either.
+        there_B1 = (batch.weight_BS[:, :1] > 0).astype(view.stream_BL.dtype)
+        view = view._replace(stream_BL=view.stream_BL * there_B1)
         encoded = model.encode(view, key=key)
         decoded = model.decode(view, encoded, key=key)
         error_B = jnp.mean(self._error(decoded.x_BLD, view.values[stream].value_BJP), axis=(1, 2))
@@ -86,12 +90,14 @@ class Reconstruction(objective.Objective):
 
 
 def code_use(use_K: Array) -> dict[str, Array]:
-    """`usage`, `dead` and `perplexity` of counts of codes."""
-    share_K = use_K / jnp.maximum(jnp.sum(use_K, keepdims=True), 1e-9)
-    dead = jnp.sum((share_K < RARE / len(share_K)).astype(jnp.float32))
-    entropy = -jnp.sum(share_K * jnp.log(jnp.maximum(share_K, 1e-12)))
+    """`usage`, `dead` and `perplexity` of counts of codes, [K] or [Q, K]; the perplexity of several
+    codebooks is their geometric mean."""
+    use_QK = jnp.asarray(use_K, jnp.float32).reshape(-1, use_K.shape[-1])
+    share_QK = use_QK / jnp.maximum(jnp.sum(use_QK, axis=-1, keepdims=True), 1e-9)
+    dead = jnp.sum((share_QK < RARE / share_QK.shape[-1]).astype(jnp.float32))
+    entropy_Q = -jnp.sum(share_QK * jnp.log(jnp.maximum(share_QK, 1e-12)), axis=-1)
     return {
-        "usage": 1 - dead / len(share_K),
+        "usage": 1 - dead / share_QK.size,
         "dead": dead,
-        "perplexity": jnp.exp(entropy),
+        "perplexity": jnp.exp(jnp.mean(entropy_Q)),
     }

@@ -56,14 +56,18 @@ class Learned:
     @property
     def levels(self) -> tuple[int, ...]:
         """Bases of the digits of an id, if the quantiser has digits."""
-        return getattr(self.model.quantizer, "levels", ())
+        return self.model.quantizer.digits
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """(time, row, column) of the codes; only time if the pieces run over time."""
-        rows, columns = self.model.code_grid
-        over_time = self.spec.grid is not None and self.spec.grid[0] > 1
-        return (rows, 1, columns) if over_time else (1, rows, columns)
+        """(time, row, column) of the codes, of which several codebooks take the axis that is free:
+        time, or the row if the pieces run over time."""
+        (rows, columns), codebooks = self.model.code_grid, self.model.quantizer.num_codebooks
+        return (rows, codebooks, columns) if self._is_over_time else (codebooks, rows, columns)
+
+    @property
+    def _is_over_time(self) -> bool:
+        return self.spec.grid is not None and self.spec.grid[0] > 1
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -88,8 +92,11 @@ class Learned:
         return {"codes": digest(False), "decoder": digest(True)}
 
     def encode(self, values_NJP: np.ndarray) -> np.ndarray:
-        """Ids int32 [N, L] of pieces [N, J, P]."""
-        return self._in_batches("codes", np.asarray(values_NJP, np.float32))
+        """Ids int32 [N, L] of pieces [N, J, P], in the order of the grid."""
+        ids_NLQ = self._in_batches("codes", np.asarray(values_NJP, np.float32))
+        ids = ids_NLQ.reshape(len(ids_NLQ), *self.model.code_grid, ids_NLQ.shape[-1])
+        ids = np.moveaxis(ids, 3, 2 if self._is_over_time else 1)
+        return ids.reshape(len(ids), self.model.num_tokens)
 
     def decode(self, ids_NL: np.ndarray) -> np.ndarray:
         """Pieces float32 [N, J, P] of ids [N, L]. Raises ValueError for ids out of range."""
@@ -104,7 +111,10 @@ class Learned:
                 f"Learned: ids {ids_NL.min()}..{ids_NL.max()} are outside 0..{self.vocab_size - 1};"
                 " they belong to another tokenizer."
             )
-        return self._in_batches("pieces", ids_NL)
+        ids = ids_NL.reshape(len(ids_NL), *self.grid)
+        ids = np.moveaxis(ids, 2 if self._is_over_time else 1, 3)
+        codebooks = self.model.quantizer.num_codebooks
+        return self._in_batches("pieces", ids.reshape(-1, self.model.num_cells, codebooks))
 
     def _in_batches(self, name: str, x: np.ndarray) -> np.ndarray:
         run, parts = self._functions[name], []

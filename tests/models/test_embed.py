@@ -60,7 +60,7 @@ def test_digits_are_those_of_finite_scalar_codes():
     quantizer = FSQ(levels=(4, 3, 2))
     digits = embed.digits(quantizer.levels)
     assert digits.shape == (24, 9)
-    vectors_KD = np.asarray(quantizer.vectors(jnp.arange(24), {}))
+    vectors_KD = np.asarray(quantizer.vectors(jnp.arange(24)[:, None], {}))
     # Each dimension of a code's vector depends on its own digit alone, so this is exact.
     solved, *_ = np.linalg.lstsq(digits, vectors_KD, rcond=None)
     np.testing.assert_allclose(digits @ solved, vectors_KD, atol=1e-5)

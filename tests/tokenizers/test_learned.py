@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import toy_codes
 
+from mmjax.modalities.audio import Audio
 from mmjax.tokenizers.learned import Learned
 
 
@@ -28,12 +29,34 @@ def test_what_is_written_reads_back_and_codes_alike(kind, pieces, tmp_path):
     assert back.fingerprints == learned.fingerprints
     assert (back.model, back.spec) == (learned.model, learned.spec)
     ids_NL = learned.encode(pieces)
-    assert ids_NL.shape == (5, 16)
+    assert ids_NL.shape == (5, learned.model.num_tokens)
     assert 0 <= ids_NL.min() < ids_NL.max() < learned.vocab_size
     for other in (back, pickle.loads(pickle.dumps(learned))):
         np.testing.assert_array_equal(other.encode(pieces), ids_NL)
         np.testing.assert_array_equal(other.decode(ids_NL), learned.decode(ids_NL))
     assert learned.decode(ids_NL).shape == pieces.shape
+
+
+@pytest.mark.parametrize("kind", ["residual", "product"])
+@pytest.mark.parametrize(
+    ("base", "sizes", "grid"),
+    [
+        (toy_codes.BASE, {}, (-1, 2, 8)),
+        (Audio(seconds=0.32, num_mels=5), {"piece": (4, 1, 5), "code_grid": (8, 1)}, (8, -1, 1)),
+    ],
+)
+def test_codebooks_lie_along_the_free_axis_of_the_grid(kind, base, sizes, grid):
+    model = toy_codes.model(kind, **sizes)
+    learned, codebooks = toy_codes.of(base, model), model.quantizer.num_codebooks
+    assert learned.grid == tuple(codebooks if size < 0 else size for size in grid)
+    spec = learned.spec
+    values = np.random.default_rng(0).normal(size=(2, spec.max_tokens, spec.width))
+    ids = learned.encode(values)
+    of = np.moveaxis(ids.reshape(2, *learned.grid) // 10, 1 + grid.index(-1), 0)
+    assert all((of[q] == q).all() for q in range(codebooks))
+    # An id at the place of another codebook decodes as the same code of the one that is there.
+    moved = (ids + 10) % learned.vocab_size
+    np.testing.assert_array_equal(learned.decode(moved), learned.decode(ids))
 
 
 def test_one_value_many_and_none_are_coded_alike(pieces):
