@@ -26,12 +26,14 @@ QUANTIZERS = {
     "residual": Residual(of=VQ(num_codes=10, width=4, cosine=False), num_codebooks=3),
     "product": Product(of=VQ(num_codes=10, width=3), num_codebooks=2),
     "bsq": LFQ(bits=5, spherical=True),
+    "attention": FSQ(levels=(4, 3, 3)),  # and layers of attention
 }
 
 
 def model(kind: str = "fsq", **fields) -> Autoencoder:
     """Of width 8, with 20 to 36 codes, 16 times as many of them an image as there are codebooks."""
-    return Autoencoder(**{**SIZES, "quantizer": QUANTIZERS[kind], **fields})
+    heads = 2 if kind == "attention" else 0
+    return Autoencoder(**{**SIZES, "quantizer": QUANTIZERS[kind], "num_heads": heads, **fields})
 
 
 @functools.cache

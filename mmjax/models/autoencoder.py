@@ -21,19 +21,23 @@ with epy.lazy_imports():
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Autoencoder(ModelConfig):
-    """A convolutional encoder, a quantiser and a convolutional decoder for one grid stream.
+    """An encoder, a quantiser and a decoder for one grid stream.
 
     The pieces of the stream are put together to one array (rows, columns, channels); a strided
-    convolution makes one vector a code, residual blocks let codes see their neighbours, and the
-    decoder mirrors this.
+    convolution makes one vector a code, layers let codes see one another, and the decoder mirrors
+    this. A layer is a residual block of convolutions, which see their neighbours, or, with
+    `num_heads`, the block of the transformer, in which each code sees all (ViT-VQGAN, Yu et al.
+    2021, arXiv 2110.04627). With a `code_grid` of (1, 1) it is a residual network of matrices, for
+    vectors.
 
     Fields:
       piece: (rows, columns, channels) of a piece: (patch, patch, channels) of an `Image`,
         (patch_frames, 1, num_mels) of an `Audio`.
       code_grid: rows and columns of codes; divides the array.
       width: of features at the code grid.
-      encoder_layers, decoder_layers: residual blocks. kernel: side of their convolutions, odd.
-      expansion: inner width of a block, in widths.
+      encoder_layers, decoder_layers: how many. kernel: side of their convolutions, odd.
+      num_heads: heads of attention, which divide the width; 0 = convolutions.
+      expansion: inner width of a layer, in widths.
       quantizer: what a code is.
     """
 
@@ -43,6 +47,7 @@ class Autoencoder(ModelConfig):
     encoder_layers: ranges.Natural = 2
     decoder_layers: ranges.Natural = 2
     kernel: ranges.Count = 3
+    num_heads: ranges.Natural = 0
     expansion: ranges.Count = 2
     quantizer: Quantizer = FSQ()
 
@@ -50,6 +55,11 @@ class Autoencoder(ModelConfig):
         ranges.check(self)
         if self.kernel % 2 == 0:
             raise ValueError(f"Autoencoder: kernel={self.kernel} must be odd, such as 3.")
+        if self.num_heads and self.width % self.num_heads:
+            raise ValueError(
+                f"Autoencoder: num_heads={self.num_heads} does not divide width={self.width}; use a"
+                " divisor."
+            )
 
     @property
     def num_cells(self) -> int:

@@ -1,4 +1,4 @@
-"""Convolutions as shifted matrix products, and the autoencoder made of them.
+"""Convolutions as shifted matrix products, and the autoencoder made of them or of attention.
 
 On a CPU the gradients of XLA's own convolutions are many times slower than a product of the
 neighbours laid side by side, and at the small grids of codes that costs no memory to speak of.
@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.models import autoencoder, blocks
+from mmjax.models import autoencoder, blocks, module, plan
+from mmjax.models.block import Stack
 from mmjax.parallel import rules
-from mmjax.typing import Array, Tokens, TokenSpec
+from mmjax.typing import NUM_AXES, Array, OneSegment, Tokens, TokenSpec
 
 
 class Convolution(nnx.Module):
@@ -66,8 +67,30 @@ class Residual(nnx.Module):
         return rules.constrain_batch(x_BYZD + self.out(y))
 
 
-class Stack(nnx.Module):
-    """Into the width, residual blocks, norm, out of the width."""
+class Attending(nnx.Module):
+    """The block of the transformer, over all codes of a value."""
+
+    def __init__(self, config: autoencoder.Autoencoder, depth: int, rngs: nnx.Rngs):
+        width = config.width
+        stack = Stack(
+            width=width, num_heads=config.num_heads, kv_heads=config.num_heads,
+            head_width=width // config.num_heads, ffn_width=width * config.expansion, norm="rms",
+            norm_eps=1e-6, qk_norm=True, rotary=False, max_wavelength=1.0, attention="auto",
+            query_block=256, depth=depth, num_streams=1,
+        )  # fmt: skip
+        self.block = plan.Block().make(stack, rngs)
+
+    def __call__(self, x_BYZD: Array) -> Array:
+        rows, y, z, width = x_BYZD.shape
+        ones = jnp.ones((rows, y * z), jnp.int32)
+        place = jnp.zeros((rows, y * z, NUM_AXES))  # `place` of the side says where they are
+        tokens = Tokens(0 * ones, ones, ones, 0 * ones, place, rule=OneSegment())
+        call = module.Call(tokens=tokens, group_rows=rows)
+        return self.block(x_BYZD.reshape(rows, y * z, width), call)[0].reshape(x_BYZD.shape)
+
+
+class Side(nnx.Module):
+    """Into the width, layers, norm, out of the width."""
 
     def __init__(self, config, width: int, out: int, layers: int, rngs: nnx.Rngs):
         self.into = Affine(width, config.width, ("unsharded", "embed"), rngs)
@@ -75,7 +98,9 @@ class Stack(nnx.Module):
             jax.random.normal(rngs.params(), (*config.code_grid, config.width)) * 0.02,
             axes=("unsharded", "unsharded", "embed"), reduce=(),
         )  # fmt: skip
-        self.blocks = nnx.List([Residual(config, rngs) for _ in range(layers)])
+        depth = max(layers, 1)
+        one = lambda: Attending(config, depth, rngs) if config.num_heads else Residual(config, rngs)
+        self.blocks = nnx.List([one() for _ in range(layers)])
         self.norm = blocks.Norm(config.width, "rms", 1e-6)
         self.out = Affine(config.width, out, ("embed", "unsharded"), rngs)
 
@@ -112,8 +137,8 @@ class AutoencoderModule(nnx.Module):
         rows, columns, channels = config.array_shape(spec)
         cell = rows // config.code_grid[0] * (columns // config.code_grid[1]) * channels
         latent = config.quantizer.width
-        self.encoder = Stack(config, cell, latent, config.encoder_layers, rngs)
-        self.decoder = Stack(config, latent, cell, config.decoder_layers, rngs)
+        self.encoder = Side(config, cell, latent, config.encoder_layers, rngs)
+        self.decoder = Side(config, latent, cell, config.decoder_layers, rngs)
         self.codebook = Codebook(config.quantizer.init(rngs.params()))
 
     def encode(self, tokens: Tokens, lane: str = "", key=None) -> blocks.Encoded:

@@ -202,3 +202,5 @@ def test_what_does_not_fit_is_told():
         toy_codes.model().make(Vocabulary((SPEC, text)), {}, 0)
     with pytest.raises(ValueError, match="kernel=2 must be odd"):
         dataclasses.replace(toy_codes.model(), kernel=2)
+    with pytest.raises(ValueError, match="num_heads=3 does not divide width=8"):
+        dataclasses.replace(toy_codes.model(), num_heads=3)
