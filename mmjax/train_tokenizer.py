@@ -17,10 +17,11 @@ from mmjax.data import loader
 from mmjax.data.source import BadRecord
 from mmjax.errors import BadDataError
 from mmjax.experiment import Experiment
-from mmjax.modalities.codes import Codes
+from mmjax.modalities.codes import Codes, content
 from mmjax.models import names
 from mmjax.models.autoencoder import Autoencoder
 from mmjax.parallel import distributed
+from mmjax.report import arrays
 from mmjax.run.view import to_host
 from mmjax.tokenizers.learned import Learned
 from mmjax.typing import Piece
@@ -36,8 +37,8 @@ def train_tokenizer(
     """Trains a tokenizer, or goes on where the workdir stopped; writes it to WORKDIR/tokenizer.
 
     Arguments are those of `train`. Returns the report: `usage` (share of the codes that the
-    evaluated split uses), `dead`, `perplexity`, `mse` of decoded values, `variance` of the
-    originals, fingerprints.
+    evaluated split uses), `dead`, `perplexity` (of several codebooks their geometric mean), `mse`
+    of decoded values and `variance` of the originals, or `accuracy` of decoded ids, fingerprints.
 
     Raises:
       ValueError: the model is no `Autoencoder`; and what `train` raises.
@@ -76,7 +77,8 @@ def train_tokenizer(
     if report["usage"] < COLLAPSED:
         console.say(
             f"warning: the codes have collapsed, only {100 * report['usage']:.0f} % of them are"
-            " used; train longer, use fewer codes, or a VQ with a higher dead_threshold."
+            " used; train longer, use fewer codes, a VQ with a higher dead_threshold, or an LFQ of"
+            " more diversity."
         )
     return report
 
@@ -89,14 +91,20 @@ def evaluate(
     Raises BadDataError when the split has no value, or more bad records than the guards allow.
     """
     pieces = _pieces(experiment)
-    ids_NL = learned.encode(np.stack([piece.values_LP for piece in pieces]))  # type: ignore[arg-type]
+    ids_NL = learned.encode(np.stack([content(piece) for piece in pieces]))
     originals = np.stack([codes.base.decode(piece) for piece in pieces])
     decoded = np.stack(codes.decode_batch(ids_NL))
     count_K = np.bincount(ids_NL.ravel(), minlength=learned.vocab_size)
     count_QK = count_K.reshape(learned.model.quantizer.num_codebooks, -1)
     share_QK = count_QK / count_QK.sum(axis=1, keepdims=True)
     entropy_Q = -np.sum(share_QK * np.log(np.maximum(share_QK, 1e-12)), axis=1)
-    _draw(originals[:SHOWN], decoded[:SHOWN], folder / "reconstructions.png")
+    is_over_time = (learned.spec.grid or (1,))[0] > 1
+    _draw(originals[:SHOWN], decoded[:SHOWN], is_over_time, folder / "reconstructions.png")
+    if learned.spec.vocab_size:
+        error = {"accuracy": float(np.mean(decoded == originals))}
+    else:
+        mse, variance = np.mean(np.square(decoded - originals)), np.var(originals)
+        error = {"mse": float(mse), "variance": float(variance)}
     return {
         "split": experiment.data.eval_split,
         "examples": len(pieces),
@@ -105,8 +113,7 @@ def evaluate(
         "usage": float(np.mean(count_K > 0)),
         "dead": int(np.sum(count_K == 0)),
         "perplexity": float(np.exp(np.mean(entropy_Q))),
-        "mse": float(np.mean(np.square(decoded - originals))),
-        "variance": float(np.var(originals)),
+        **error,
         "fingerprints": learned.fingerprints,
     }
 
@@ -131,7 +138,11 @@ def text(report: dict[str, Any]) -> str:
     """The report for people."""
     if not report:
         return ""
-    lost = report["mse"] / max(report["variance"], 1e-12)
+    if "accuracy" in report:
+        error = f"{100 * (1 - report['accuracy']):.2f} % of the ids are others"
+    else:
+        lost = report["mse"] / max(report["variance"], 1e-12)
+        error = f"{report['mse']:.4f} mean square, {100 * lost:.1f} % of the variance"
     return "\n".join(
         [
             f"tokenizer    {report['fingerprints']['codes'][:12]}, decoder"
@@ -140,20 +151,20 @@ def text(report: dict[str, Any]) -> str:
             f"usage        {100 * report['usage']:.1f} % on {report['examples']} examples of"
             f" {report['split']}, {report['dead']} dead",
             f"perplexity   {report['perplexity']:.0f}",
-            f"error        {report['mse']:.4f} mean square, {100 * lost:.1f} % of the variance",
+            f"error        {error}",
         ]
     )
 
 
-def _draw(originals: np.ndarray, decoded: np.ndarray, path: epath.Path) -> None:
-    """Originals over reconstructions, enlarged; what has two axes is a spectrogram."""
+def _draw(originals: np.ndarray, decoded: np.ndarray, is_over_time: bool, path: epath.Path) -> None:
+    """Originals over reconstructions, enlarged."""
     import io
 
     import PIL.Image
 
+    shown = _colours(np.stack([originals, decoded]), is_over_time)
     columns = [
-        np.concatenate([_framed(_picture(one)), _framed(_picture(other))])
-        for one, other in zip(originals, decoded, strict=True)
+        np.concatenate([_framed(one), _framed(other)]) for one, other in zip(*shown, strict=True)
     ]
     pixels = np.concatenate(columns, axis=1)
     image = PIL.Image.fromarray((255 * np.clip(pixels, 0, 1)).astype(np.uint8))
@@ -164,13 +175,26 @@ def _draw(originals: np.ndarray, decoded: np.ndarray, path: epath.Path) -> None:
     files.write_bytes(path, content.getvalue())
 
 
-def _picture(value: np.ndarray) -> np.ndarray:
-    """RGB in 0..1; of decibels (frames, bands) the loudest 50, low bands at the bottom."""
-    if value.ndim == 2:
-        value = np.maximum(1 + value.T[::-1, :, None] / 50, 0)
-    if value.shape[2] not in (1, 3):
-        value = value.mean(axis=2, keepdims=True)
-    return np.broadcast_to(value, (*value.shape[:2], 3))
+def _colours(values: np.ndarray, is_over_time: bool) -> np.ndarray:
+    """RGB in 0..1 [..., H, W, 3] of values [..., H, W] or [..., H, W, C].
+
+    Pictures are as they are, from -1 on where they are vectors; maps of numbers go from deep blue
+    (least) over red to pale yellow, those of ids through hues; of decibels (frames, bands) the
+    loudest 50 are shown, low bands at the bottom.
+    """
+    if values.ndim == 4 and is_over_time:
+        bands = np.swapaxes(values, 2, 3)[:, :, ::-1]
+        return np.repeat(np.maximum(1 + bands / 50, 0)[..., None], 3, axis=-1)
+    if values.ndim == 4 and values.dtype.kind in "iu":
+        hue = 2 * np.pi * values / (values.max() + 1)
+        return arrays.wheel(np.stack([np.cos(hue), np.sin(hue)], axis=-1), 1.0) / 255
+    if values.ndim == 4:
+        low, high = np.nanmin(values), np.nanmax(values)
+        return arrays.heat((values - low) / max(high - low, 1e-12)) / 255
+    values = (values + 1) / 2 if values.min() < 0 else values
+    if values.shape[-1] not in (1, 3):
+        values = values.mean(axis=-1, keepdims=True)
+    return np.broadcast_to(values, (*values.shape[:-1], 3))
 
 
 def _framed(picture: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from mmjax.errors import BadDataError
 from mmjax.experiment import Guards
 from mmjax.modalities.codes import Codes
 from mmjax.models import VQ
-from mmjax.objectives import InfoNCE
+from mmjax.objectives import InfoNCE, Reconstruction
 from mmjax.tokenizers.learned import Learned
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "quickstart_tokenizers.py"
@@ -69,6 +69,32 @@ def test_a_finished_run_is_not_trained_again_and_gives_the_same_tokenizer(traine
     mmjax.train_tokenizer(tokenizer(), trained, devices=ONE)
     assert "resumed" in capfd.readouterr().err
     assert (trained / "tokenizer" / "tokenizer.json").read_bytes() == before
+
+
+def test_a_tokenizer_of_classes_reports_which_are_right(tmp_path):
+    full = config.load(f"{CONFIG.parent}/anyany/toyworld_tokenizers.py:semseg")
+    source = dataclasses.replace(full.tasks["reconstruct"].source, train_size=64, eval_size=32)
+    task = dataclasses.replace(full.tasks["reconstruct"], source=source, batch_size=16)
+    few = dataclasses.replace(full, tasks={"reconstruct": task}, total_steps=12)
+    report = mmjax.train_tokenizer(few, tmp_path, devices=ONE)
+    assert (report["codes"], report["tokens"], report["examples"]) == (1024, 64, 32)
+    assert 0.3 < report["accuracy"] < 1
+    assert "of the ids are others" in train_tokenizer.text(report)
+    assert mini.rows(tmp_path)[12]["train/reconstruct/loss"] < np.log(8)  # of eight ids
+    import PIL.Image
+
+    with PIL.Image.open(tmp_path / "reconstructions.png") as image:
+        assert np.asarray(image).reshape(-1, 3).std(axis=0).max() > 10
+
+
+@pytest.mark.parametrize("is_ids", [False, True])
+def test_the_error_fits_what_is_coded(is_ids):
+    name = "depth" if is_ids else "semseg"
+    full = config.load(f"{CONFIG.parent}/anyany/toyworld_tokenizers.py:{name}")
+    error = "cross_entropy" if is_ids else "mse"
+    task = dataclasses.replace(full.tasks["reconstruct"], objective=Reconstruction(error=error))
+    with pytest.raises(ValueError, match=f"error='{error}', but stream '{name}' is of"):
+        dataclasses.replace(full, tasks={"reconstruct": task}).vocabulary()
 
 
 def test_codebooks_go_on_where_a_run_stopped(tmp_path):

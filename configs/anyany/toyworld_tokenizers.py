@@ -1,4 +1,4 @@
-"""Tokenizers of ToyWorld: codes of its pictures, depth, normals and sounds.
+"""Tokenizers of ToyWorld: codes of its pictures, depth, normals, sounds and maps of classes.
 
 paper: Mentzer et al. 2023 (finite scalar quantisation).
 kept: the quantiser, in convolutional autoencoders.
@@ -8,15 +8,18 @@ command: mmjax train-tokenizer configs/anyany/toyworld_tokenizers.py:image
 status: simplified
 """
 
+import dataclasses
+
 from mmjax.data.layouts import Aligned
 from mmjax.data.task import Task
-from mmjax.demo.toyworld import ToyWorld
+from mmjax.demo.toyworld import CLASSES, ToyWorld
 from mmjax.experiment import Experiment, Logging
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.dense import Depth, Normals
 from mmjax.modalities.image import Image
 from mmjax.modalities.modality import Modality
-from mmjax.models import FSQ, Autoencoder
+from mmjax.modalities.segmentation import Segmentation
+from mmjax.models import FSQ, LFQ, Autoencoder, Quantizer
 from mmjax.objectives import Reconstruction
 from mmjax.optim import AdamW
 from mmjax.run.checkpoint import Checkpointing
@@ -26,6 +29,7 @@ IMAGE = Image(size=SIZE, patch=8)
 DEPTH = Depth(size=SIZE, patch=8, low=0.5, high=20.0)
 NORMALS = Normals(size=SIZE, patch=8)
 SOUND = Audio(seconds=0.48, num_mels=32)
+SEMSEG = Segmentation(names=CLASSES, size=SIZE, cell=1)
 
 
 def image() -> Experiment:
@@ -52,7 +56,15 @@ def sound() -> Experiment:
     return _experiment("sound", SOUND, model)
 
 
-def _model(piece: tuple[int, int, int], quantizer: FSQ) -> Autoencoder:
+def semseg() -> Experiment:
+    """1,024 codes, 64 of them a map of 1,024 classes."""
+    model = dataclasses.replace(
+        _model((1, 1, len(CLASSES) + 1), LFQ(bits=10, spherical=True)), encoder_layers=3
+    )
+    return _experiment("semseg", SEMSEG, model, Reconstruction(error="cross_entropy"))
+
+
+def _model(piece: tuple[int, int, int], quantizer: Quantizer) -> Autoencoder:
     return Autoencoder(piece=piece, code_grid=GRID, width=64, expansion=1, quantizer=quantizer)
 
 

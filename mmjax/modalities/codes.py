@@ -16,7 +16,7 @@ from mmjax.modalities.modality import Modality
 from mmjax.tokenizers.learned import MANIFEST, WEIGHTS, Learned, without_field
 from mmjax.typing import Piece, TokenSpec, positions
 
-__all__ = ["Codes"]
+__all__ = ["Codes", "content"]
 
 REMEDY = "train one with `mmjax train-tokenizer CONFIG --workdir PATH` and set path to PATH"
 
@@ -67,13 +67,12 @@ class Codes(Modality):
         piece = self.base.encode(value)
         if piece is None:
             return None
-        assert piece.values_LP is not None
-        return self.piece(self._ready.encode(piece.values_LP[None])[0], piece.num_cut)
+        return self.piece(self._ready.encode(content(piece)[None])[0], piece.num_cut)
 
     def encode_batch(self, values: Sequence[Any]) -> np.ndarray:
         """Ids int32 [N, L] of values, none of which is absent."""
         pieces = [self.base.encode(value) for value in values]
-        return self._ready.encode(np.stack([p.values_LP for p in pieces]))  # type: ignore[union-attr]
+        return self._ready.encode(np.stack([content(p) for p in pieces if p is not None]))
 
     def piece(self, ids_L: np.ndarray, num_cut: int = 0) -> Piece:
         """A piece with these ids."""
@@ -88,9 +87,10 @@ class Codes(Modality):
 
     def decode_batch(self, ids_NL: np.ndarray) -> list[Any]:
         """Raw values of ids [N, L]."""
-        values_NJP = self._ready.decode(ids_NL)
-        position_LA = positions(self._ready.spec.grid or values_NJP.shape[1])
-        return [self.base.decode(Piece(position_LA, values_LP=x)) for x in values_NJP]
+        found, spec = self._ready.decode(ids_NL), self._ready.spec
+        position_LA = positions(spec.grid or found.shape[1])
+        made = "ids_L" if spec.vocab_size else "values_LP"
+        return [self.base.decode(Piece(position_LA, **{made: x})) for x in found]
 
     def read(self, item: str) -> Any:
         """Reads a file as `base` does."""
@@ -136,11 +136,9 @@ class Codes(Modality):
         own = {name.rpartition(":")[2] for name in config.seam_classes()}
         # Older tokenizers name no module; now only those of classes of mmjax do not.
         is_old = ":" not in str(have["class"]) and have["class"] not in own
-        wanted, fresh = (
-            without_field(config.short_names(config.to_json(base), every=is_old))
-            for base in (self.base, type(self.base)())
-        )
-        have = {**fresh, **without_field(have)}  # fields added since
+        wanted = without_field(config.short_names(config.to_json(self.base), every=is_old))
+        fresh = config.short_names(_defaults(type(self.base)), every=is_old)
+        have = {**without_field(fresh), **without_field(have)}  # fields added since
         for name in sorted({*wanted, *have}):
             if wanted.get(name) != have.get(name):
                 raise ValueError(
@@ -160,3 +158,21 @@ class Codes(Modality):
                 f"Codes: path={self.path!r} is not loaded yet, call fit(); or {REMEDY}."
             )
         return learned
+
+
+def _defaults(kind: type[Modality]) -> dict[str, Any]:
+    """JSON of the fields of a class that have a default."""
+    found = {}
+    for field in dataclasses.fields(kind):
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = config.to_json(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = config.to_json(field.default_factory())
+    return found
+
+
+def content(piece: Piece) -> np.ndarray:
+    """The numbers [J, P] or ids [J] that the tokenizer codes."""
+    found = piece.values_LP if piece.ids_L is None else piece.ids_L
+    assert found is not None
+    return found

@@ -32,7 +32,7 @@ class Autoencoder(ModelConfig):
 
     Fields:
       piece: (rows, columns, channels) of a piece: (patch, patch, channels) of an `Image`,
-        (patch_frames, 1, num_mels) of an `Audio`.
+        (patch_frames, 1, num_mels) of an `Audio`, (1, 1, ids) of a grid of ids, such as classes.
       code_grid: rows and columns of codes; divides the array.
       width: of features at the code grid.
       encoder_layers, decoder_layers: how many. kernel: side of their convolutions, odd.
@@ -76,13 +76,18 @@ class Autoencoder(ModelConfig):
 
         Raises ValueError where stream, pieces and code grid do not fit.
         """
-        if not spec.width or spec.grid is None or (spec.grid[0] > 1 and spec.grid[1] > 1):
+        if spec.grid is None or (spec.grid[0] > 1 and spec.grid[1] > 1):
             raise ValueError(
-                f"Autoencoder: stream {spec.name!r} is no grid of values along at most two axes;"
-                " give the patches of an image or of a spectrogram."
+                f"Autoencoder: stream {spec.name!r} is no grid along at most two axes; give the"
+                " patches of an image or of a spectrogram, or a map of classes."
             )
         high, wide, channels = self.piece
-        if high * wide * channels != spec.width:
+        if spec.vocab_size and self.piece != (1, 1, spec.vocab_size):
+            raise ValueError(
+                f"Autoencoder: piece={self.piece}, but a token of stream {spec.name!r} is one of"
+                f" {spec.vocab_size} ids; use (1, 1, {spec.vocab_size})."
+            )
+        if not spec.vocab_size and high * wide * channels != spec.width:
             raise ValueError(
                 f"Autoencoder: piece={self.piece} has {high * wide * channels} values, but those of"
                 f" stream {spec.name!r} have {spec.width}; use (patch, patch, channels) of an Image"

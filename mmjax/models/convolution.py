@@ -15,7 +15,7 @@ from flax import nnx
 from mmjax.models import autoencoder, blocks, module, plan
 from mmjax.models.block import Stack
 from mmjax.parallel import rules
-from mmjax.typing import NUM_AXES, Array, OneSegment, Tokens, TokenSpec
+from mmjax.typing import NUM_AXES, Array, OneSegment, Tokens, TokenSpec, Vocabulary
 
 
 class Convolution(nnx.Module):
@@ -133,6 +133,7 @@ class AutoencoderModule(nnx.Module):
     def __init__(self, config: autoencoder.Autoencoder, spec: TokenSpec, seed: int):
         rngs = nnx.Rngs(params=seed)
         self.config, self.spec = config, spec
+        self.first_id = Vocabulary((spec,)).range(spec.name)[0]
         self.group_rows, self.compute_dtype = 0, "float32"
         rows, columns, channels = config.array_shape(spec)
         cell = rows // config.code_grid[0] * (columns // config.code_grid[1]) * channels
@@ -148,7 +149,9 @@ class AutoencoderModule(nnx.Module):
         """
         del lane
         quantizer, state = self.config.quantizer, self.codebook.arrays()
-        latent_ND = self._latents(tokens.values[self.spec.name].value_BJP)
+        ids_BJ = tokens.ids_BL[:, : self.spec.max_tokens] - self.first_id  # of a grid of ids
+        given = ids_BJ if self.spec.vocab_size else tokens.values[self.spec.name].value_BJP
+        latent_ND = self._latents(given)
         num, is_there_B = self.config.num_cells, tokens.stream_BL[:, 0] > 0
         weight_N = jnp.repeat(is_there_B.astype(jnp.float32), num)
         quantized = quantizer.quantize(latent_ND, state, weight_N, key)
@@ -161,28 +164,33 @@ class AutoencoderModule(nnx.Module):
             "ids": rows(quantized.ids_NQ),
             "commitment": rows(quantized.loss_N),
             "use": state["use"],
+            "given": given,
         }
         record = {f"codebook/{name}": value for name, value in statistics.items()}
         return blocks.Encoded(rows(quantized.vector_ND), tokens, record, captured)
 
     def decode(self, tokens: Tokens, memory: blocks.Encoded, lane: str = "", key=None):
-        """Pieces [B, J, P] float32 from the vectors of the codes."""
+        """Pieces [B, J, P] float32 from the vectors of the codes; of ids, their logits."""
         del lane, key
         return memory._replace(x_BLD=self._pieces(memory.x_BLD), tokens=tokens, record={})
 
-    def codes(self, value_BJP: Array) -> Array:
-        """Ids [B, Y Z, Q] of pieces."""
-        latent_ND = self._latents(value_BJP)
+    def codes(self, given: Array) -> Array:
+        """Ids [B, Y Z, Q] of pieces [B, J, P], or of ids [B, J]."""
+        latent_ND = self._latents(given)
         ids_NQ = self.config.quantizer.quantize(latent_ND, self.codebook.arrays()).ids_NQ
         return ids_NQ.reshape(-1, self.config.num_cells, ids_NQ.shape[-1])
 
     def pieces(self, ids_BLQ: Array) -> Array:
-        """Pieces [B, J, P] of ids."""
-        return self._pieces(self.config.quantizer.vectors(ids_BLQ, self.codebook.arrays()))
+        """Pieces [B, J, P], or ids [B, J], of codes."""
+        out = self._pieces(self.config.quantizer.vectors(ids_BLQ, self.codebook.arrays()))
+        return jnp.argmax(out, axis=-1).astype(jnp.int32) if self.spec.vocab_size else out
 
-    def _latents(self, value_BJP: Array) -> Array:
-        """Latents of all cells [B Y Z, D], float32."""
-        x_BIJC = self._array(value_BJP.astype(jnp.dtype(self.compute_dtype)))
+    def _latents(self, given: Array) -> Array:
+        """Latents of all cells [B Y Z, D], float32, of pieces [B, J, P] or ids [B, J]."""
+        dtype, num = jnp.dtype(self.compute_dtype), self.spec.vocab_size
+        x_BIJC = self._array(
+            jax.nn.one_hot(given, num, dtype=dtype) if num else given.astype(dtype)
+        )
         batch, rows, columns, channels = x_BIJC.shape
         y, z = self.config.code_grid
         x = x_BIJC.reshape(batch, y, rows // y, z, columns // z, channels)
@@ -200,7 +208,7 @@ class AutoencoderModule(nnx.Module):
         high, wide, _ = self.config.piece
         x = x_BIJC.reshape(-1, rows // high, high, columns // wide, wide, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5)
-        return x.reshape(-1, self.spec.max_tokens, self.spec.width)
+        return x.reshape(-1, self.spec.max_tokens, self.spec.width or self.spec.vocab_size)
 
     def _array(self, value_BJP: Array) -> Array:
         """The array [B, I, J, C] that the pieces make."""

@@ -29,24 +29,24 @@ class Reconstruction(objective.Objective):
 
     Fields:
       error: `mse`, `l1`, `smooth_l1` (quadratic within 1), or `bce`, the log-loss of the sign of
-        values in -1..1, for masks: softplus(-2 value decoded).
+        values in -1..1, for masks: softplus(-2 value decoded). Of a stream of ids
+        `cross_entropy`, in nats, whose metric `accuracy` is the share of right ones.
 
     >>> from collections import namedtuple
     >>> from types import SimpleNamespace as Stub
     >>> import jax.numpy as jnp
     >>> use_K = jnp.array([3.0, 1.0, 0.0, 0.0])  # how often each of four codes was used
-    >>> encoded = Stub(captured={"commitment": jnp.zeros((1, 1)), "use": use_K}, record={})
-    >>> decoded = Stub(x_BLD=jnp.zeros((1, 1, 2)))
+    >>> captured = {"commitment": jnp.zeros((1, 1)), "use": use_K, "given": jnp.ones((1, 1, 2))}
+    >>> encoded, decoded = Stub(captured=captured, record={}), Stub(x_BLD=jnp.zeros((1, 1, 2)))
     >>> model = Stub(encode=lambda *a, key: encoded, decode=lambda *a, key: decoded)
-    >>> values = Stub(value_BJP=jnp.ones((1, 1, 2)))
-    >>> view = namedtuple("View", "stream_BL values")(jnp.ones((1, 1)), {"image": values})
+    >>> view = namedtuple("View", "stream_BL")(jnp.ones((1, 1)))
     >>> batch = Stub(views={"image": view}, weight_BS=jnp.ones((1, 1)))
     >>> losses, metrics, _ = Reconstruction(error="smooth_l1").losses(model, {}, batch, None, {})
     >>> float(losses["reconstruction"].value_BS[0, 0]), float(metrics["dead"])
     (0.5, 2.0)
     """
 
-    error: Literal["mse", "l1", "smooth_l1", "bce"] = "mse"
+    error: Literal["mse", "l1", "smooth_l1", "bce", "cross_entropy"] = "mse"
 
     def check(self, task, specs, lanes):
         if lanes:
@@ -59,24 +59,41 @@ class Reconstruction(objective.Objective):
                 f"inputs={task.inputs}, targets={task.targets}, but a tokenizer is for one"
                 " modality; name it in inputs, and no targets."
             )
+        (name,) = task.inputs
+        if bool(specs[name].vocab_size) != (self.error == "cross_entropy"):
+            kind = (
+                "ids, whose error is" if specs[name].vocab_size else "numbers, whose error is not"
+            )
+            raise ValueError(
+                f"objective Reconstruction has error={self.error!r}, but stream {name!r} is of"
+                f" {kind} 'cross_entropy'."
+            )
 
     def losses(self, model, features, batch, key, extra):
-        (stream, view) = next(iter(batch.views.items()))
+        (view,) = batch.views.values()
         # What counts for nothing is not there for the codebook either.
         there_B1 = (batch.weight_BS[:, :1] > 0).astype(view.stream_BL.dtype)
         view = view._replace(stream_BL=view.stream_BL * there_B1)
         encoded = model.encode(view, key=key)
-        decoded = model.decode(view, encoded, key=key)
-        error_B = jnp.mean(self._error(decoded.x_BLD, view.values[stream].value_BJP), axis=(1, 2))
+        decoded = model.decode(view, encoded, key=key).x_BLD
+        error, given = self._error(decoded, encoded.captured["given"]), encoded.captured["given"]
+        error_B = jnp.mean(error.reshape(len(error), -1), axis=1)
         is_there_B1 = (view.stream_BL[:, :1] > 0).astype(jnp.float32)
         weight_B1 = batch.weight_BS * is_there_B1
         weight_B1 = weight_B1 / jnp.maximum(jnp.sum(weight_B1), 1e-9)
         losses = {"reconstruction": Loss(error_B[:, None], weight_B1)}
         commitment_B = jnp.mean(encoded.captured["commitment"], axis=-1)
         losses["commitment"] = Loss(commitment_B[:, None], weight_B1)
-        return losses, code_use(encoded.captured["use"]), encoded.record
+        metrics = code_use(encoded.captured["use"])
+        if self.error == "cross_entropy":
+            is_right_B = jnp.mean((jnp.argmax(decoded, -1) == given).astype(jnp.float32), axis=1)
+            metrics["accuracy"] = jnp.sum(is_right_B[:, None] * weight_B1)
+        return losses, metrics, encoded.record
 
     def _error(self, decoded: Array, value: Array) -> Array:
+        if self.error == "cross_entropy":
+            log_p = jax.nn.log_softmax(decoded)
+            return -jnp.take_along_axis(log_p, jnp.maximum(value, 0)[..., None], axis=-1)
         value = value.astype(jnp.float32)
         if self.error == "bce":
             return jax.nn.softplus(-2 * value * decoded)

@@ -29,6 +29,8 @@ FORMAT = 1
 MANIFEST, WEIGHTS = "tokenizer.json", "weights.safetensors"
 MAX_MANIFEST, MAX_WEIGHTS = 1 << 24, 1 << 33  # bytes of the files that are read
 MAX_CODES = 1 << 24
+# Fields of models that older tokenizers lack, with what these do: they keep their fingerprints.
+LATER = {"num_heads": 0, "symmetric": False, "gradient": "straight", "kmeans_steps": 0}
 FREE = ("field", "max_pixels", "max_samples")
 BATCH = 256  # values at a time; smaller batches are padded, so that only two shapes compile
 
@@ -72,7 +74,7 @@ class Learned:
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
         """`codes` and `decoder`."""
-        model = config.short_names(config.to_json(self.model))
+        model = _without_later(config.short_names(config.to_json(self.model)))
         pieces = [self.spec.grid, self.spec.width]
         preprocessing = config.short_names(without_field(self.preprocessing))
 
@@ -91,15 +93,19 @@ class Learned:
 
         return {"codes": digest(False), "decoder": digest(True)}
 
-    def encode(self, values_NJP: np.ndarray) -> np.ndarray:
-        """Ids int32 [N, L] of pieces [N, J, P], in the order of the grid."""
-        ids_NLQ = self._in_batches("codes", np.asarray(values_NJP, np.float32))
+    def encode(self, given: np.ndarray) -> np.ndarray:
+        """Ids int32 [N, L] of pieces [N, J, P], or of ids [N, J], in the order of the grid."""
+        dtype = np.int32 if self.spec.vocab_size else np.float32
+        ids_NLQ = self._in_batches("codes", np.asarray(given, dtype))
         ids = ids_NLQ.reshape(len(ids_NLQ), *self.model.code_grid, ids_NLQ.shape[-1])
         ids = np.moveaxis(ids, 3, 2 if self._is_over_time else 1)
         return ids.reshape(len(ids), self.model.num_tokens)
 
     def decode(self, ids_NL: np.ndarray) -> np.ndarray:
-        """Pieces float32 [N, J, P] of ids [N, L]. Raises ValueError for ids out of range."""
+        """Pieces float32 [N, J, P], or ids int32 [N, J], of codes [N, L].
+
+        Raises ValueError for codes out of range.
+        """
         ids_NL = np.asarray(ids_NL, np.int32)
         if ids_NL.ndim != 2 or ids_NL.shape[1] != self.model.num_tokens:
             raise ValueError(
@@ -276,3 +282,9 @@ class Learned:
 def without_field(preprocessing: dict[str, Any]) -> dict[str, Any]:
     """Preprocessing without fields that ids do not depend on: the field's name, and limits."""
     return {k: v for k, v in preprocessing.items() if k not in FREE}
+
+
+def _without_later(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    return {k: _without_later(v) for k, v in tree.items() if k not in LATER or v != LATER[k]}

@@ -196,7 +196,7 @@ def test_what_does_not_fit_is_told():
         with pytest.raises(ValueError, match=message):
             toy_codes.model(**fields).make(vocabulary, {}, 0)
     text = TokenSpec(name="text", kind="sequence", max_tokens=8, vocab_size=200)
-    with pytest.raises(ValueError, match="stream 'text' is no grid of values"):
+    with pytest.raises(ValueError, match="stream 'text' is no grid along"):
         toy_codes.model().make(Vocabulary((text,)), {}, 0)
     with pytest.raises(ValueError, match="modalities are image, text; a tokenizer is for one"):
         toy_codes.model().make(Vocabulary((SPEC, text)), {}, 0)

@@ -11,6 +11,8 @@ import pytest
 import toy_codes
 
 from mmjax.modalities.audio import Audio
+from mmjax.modalities.codes import Codes
+from mmjax.modalities.segmentation import Segmentation
 from mmjax.tokenizers.learned import Learned
 
 
@@ -67,6 +69,18 @@ def test_one_value_many_and_none_are_coded_alike(pieces):
     assert learned.encode(pieces[:0]).shape == (0, 16)
 
 
+@pytest.mark.parametrize(
+    ("kind", "codes", "decoder"),
+    [("fsq", "3ae4e904c28a", "89ef1606d154"), ("vq", "4fcdf6703b73", "27829de6e5a9")],
+)
+def test_tokenizers_keep_their_fingerprints_as_models_gain_fields(kind, codes, decoder):
+    """Those of format 1: a new field of a model belongs into `learned.LATER`."""
+    learned = toy_codes.learned(kind)
+    tensors = {name: np.full(x.shape, 0.5, np.float32) for name, x in learned.tensors.items()}
+    found = dataclasses.replace(learned, tensors=tensors).fingerprints
+    assert {name: text[:12] for name, text in found.items()} == {"codes": codes, "decoder": decoder}
+
+
 def test_each_fingerprint_is_of_its_own_half():
     one = toy_codes.learned()
 
@@ -107,3 +121,23 @@ def test_damage_is_found(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps({**manifest, "format": 9}))
     with pytest.raises(ValueError, match=r"format=9, this version reads 1"):
         Learned.read(tmp_path)
+
+
+def test_maps_of_ids_are_coded_too(tmp_path):
+    """Ids in, codes, ids out; alike for a tokenizer that was read again."""
+    base = Segmentation(names=("sky", "sea", "sand"), size=(8, 16), cell=1, ignore=-1)
+    learned = toy_codes.of(base, toy_codes.model(piece=(1, 1, 3)))
+    maps = np.random.default_rng(0).integers(0, 3, (5, 8, 16))
+    learned.write(tmp_path / "tokenizer")
+    codes = Codes(base=base, path=str(tmp_path), field="image").fit(
+        lambda: iter(()), tmp_path / "own"
+    )
+    ids_NL = codes.encode_batch(list(maps))
+    assert ids_NL.shape == (5, 16)
+    np.testing.assert_array_equal(ids_NL, learned.encode(maps.reshape(5, -1)))
+    np.testing.assert_array_equal(codes.encode(maps[0]).ids_L, ids_NL[0])
+    back = codes.decode_batch(ids_NL)
+    assert {x.shape for x in back} == {(8, 16)}
+    assert np.isin(back, (0, 1, 2)).all()
+    with pytest.raises(ValueError, match=r"piece=\(1, 1, 4\), but a token .* use \(1, 1, 3\)"):
+        toy_codes.of(base, toy_codes.model(piece=(1, 1, 4)))
