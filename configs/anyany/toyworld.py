@@ -159,7 +159,7 @@ def of(modalities: dict[str, Modality], batch_size: int, train_size: int = 20_00
         modalities=modalities,
         model=Transformer(width=256, num_heads=4, encoder_layers=8, decoder_layers=4, moe=MoE()),
         tasks={"masked": masked, "contrast": contrast},
-        optimizer=Muon(learning_rate=0.01),
+        optimizer=Muon(),
         evaluators={
             "losses": Losses(tasks=("masked", "contrast"), num_batches=2),
             "retrieval": Retrieval(modalities=("image", "text", "depth"), num_galleries=1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,7 @@ from mmjax.typing import Piece, TokenSpec
 __all__ = ["Bins", "Boxes", "Metadata"]
 
 SIDES = 4  # x0, y0, x1, y1
+MU = 255  # of the mu-law
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,14 +137,21 @@ class Bins:
       num: number of ids.
       low, high: range divided into equal bins, which decode to their middles; both None = an
         integer in 0..num - 1, which is its own id.
+      scale: on which bins are equal: `linear`; `log`, of numbers above 0; or `mu_law` (ITU-T G.711,
+        as for the samples of WaveNet, van den Oord et al. 2016), fine around 0, from -high to high:
+        sign(x) log(1 + 255 |x| / high) / log(256).
 
     >>> Bins(num=4, low=0, high=1).bin(0.3), Bins(num=4, low=0, high=1).middle(1)
     (1, 0.375)
+    >>> prices = Bins(num=3, low=1, high=1000, scale="log")
+    >>> prices.bin(50), round(prices.middle(1), 1)
+    (1, 31.6)
     """
 
     num: ranges.Count
     low: ranges.Finite | None = None
     high: ranges.Finite | None = None
+    scale: Literal["linear", "log", "mu_law"] = "linear"
 
     def __post_init__(self):
         ranges.check(self)
@@ -150,6 +159,19 @@ class Bins:
             raise ValueError(f"Bins: low={self.low}, high={self.high}; give both or neither.")
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise ValueError(f"Bins: low={self.low} must be below high={self.high}.")
+        self._check_scale()
+
+    def _check_scale(self) -> None:
+        if self.scale not in ("linear", "log", "mu_law"):
+            raise ValueError(
+                f"Bins: scale={self.scale!r} is none; use 'linear', 'log' or 'mu_law'."
+            )
+        if self.scale == "log" and not (self.low is not None and self.low > 0):
+            raise ValueError(f"Bins: scale='log' with low={self.low}; low must be above 0.")
+        if self.scale == "mu_law" and not (self.low is not None and self.low == -(self.high or 0)):
+            raise ValueError(
+                f"Bins: scale='mu_law' with low={self.low}, high={self.high}; use low=-high."
+            )
 
     def bin(self, value: Any) -> int | None:
         """The id of a number; None if it has no id."""
@@ -160,13 +182,28 @@ class Bins:
             return int(number) if number.is_integer() and 0 <= number < self.num else None
         if not self.low <= number <= self.high:
             return None
-        return min(int((number - self.low) / (self.high - self.low) * self.num), self.num - 1)
+        return min(int(self._share(number, self.low, self.high) * self.num), self.num - 1)
 
     def middle(self, place: int) -> int | float:
         """The number that an id stands for."""
         if self.low is None or self.high is None:
             return place
-        return self.low + (place + 0.5) * (self.high - self.low) / self.num
+        share, low, high = (place + 0.5) / self.num, self.low, self.high
+        if self.scale == "log":
+            return low * (high / low) ** share
+        if self.scale == "mu_law":
+            side = 2 * share - 1
+            return math.copysign(math.expm1(abs(side) * math.log1p(MU)) / MU * high, side)
+        return low + (place + 0.5) * (high - low) / self.num
+
+    def _share(self, number: float, low: float, high: float) -> float:
+        """Where a number lies on the scale, 0..1."""
+        if self.scale == "log":
+            return math.log(number / low) / math.log(high / low)
+        if self.scale == "mu_law":
+            loud = math.log1p(MU * abs(number) / high) / math.log1p(MU)
+            return (1 + math.copysign(loud, number)) / 2
+        return (number - low) / (high - low)
 
     @property
     def rule(self) -> str:

@@ -135,3 +135,35 @@ def merge(batch, row, name, vocabulary):
     if not shown:
         return runs[spec.first_sentinel]
     return [token for i in shown for token in runs.get(i, [i])]
+
+
+@pytest.mark.parametrize(("scale", "low", "high"), [("log", 0.5, 2000.0), ("mu_law", -3.0, 3.0)])
+def test_bins_are_equal_on_their_scale(scale, low, high):
+    """Against edges that NumPy puts there."""
+    bins, share = Bins(num=40, low=low, high=high, scale=scale), np.linspace(0, 1, 41)
+    if scale == "log":
+        edges = np.geomspace(low, high, 41)
+    else:
+        side = 2 * share - 1
+        edges = np.sign(side) * (256 ** np.abs(side) - 1) / 255 * high
+    numbers = np.random.default_rng(0).uniform(low, high, 500)
+    want = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, 39)
+    np.testing.assert_array_equal([bins.bin(x) for x in numbers], want)
+    middles = np.array([bins.middle(i) for i in range(40)])
+    assert ((edges[:-1] < middles) & (middles < edges[1:])).all()
+    assert [bins.bin(x) for x in middles] == list(range(40))
+    assert (bins.bin(low), bins.bin(high), bins.bin(high + 1)) == (0, 39, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"scale": "cubic", "low": 0, "high": 1}, "scale='cubic' is none"),
+        ({"scale": "log", "low": 0, "high": 1}, "scale='log' with low=0; low must be above 0"),
+        ({"scale": "log"}, "scale='log' with low=None"),
+        ({"scale": "mu_law", "low": 0, "high": 1}, "scale='mu_law' with low=0, high=1; use low=-h"),
+    ],
+)
+def test_scales_that_do_not_fit_are_told(fields, told):
+    with pytest.raises(ValueError, match=told):
+        Bins(num=4, **fields)
