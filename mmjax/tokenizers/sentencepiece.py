@@ -1,7 +1,8 @@
-"""Text pieces learned from the corpus: a unigram model with byte fallback.
+"""Text pieces learned from the corpus: a unigram or BPE model with byte fallback.
 
 Kudo, "Subword Regularization: Improving Neural Network Translation Models with Multiple Subword
-Candidates", ACL 2018; Kudo and Richardson, "SentencePiece", EMNLP 2018.
+Candidates", ACL 2018; Sennrich et al., "Neural Machine Translation of Rare Words with Subword
+Units", ACL 2016; Kudo and Richardson, "SentencePiece", EMNLP 2018.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,7 +36,7 @@ CHUNK = 1000  # characters: sentencepiece skips texts of more than 4,192 bytes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SentencePiece(Tokenizer):
-    """Unigram pieces of NFKC-normalised text; characters without a piece become UTF-8 bytes.
+    """Pieces of NFKC-normalised text; characters without a piece become UTF-8 bytes.
 
     Ids: 0 unknown (never produced from text), 1 begin, 2 end, then the sentinels `<s_0>`.., which
     text cannot produce, 256 bytes, and the learned pieces. `decode(encode(text))` is the text after
@@ -45,11 +46,13 @@ class SentencePiece(Tokenizer):
       vocab_size: largest number of ids; a small corpus yields fewer.
       num_sentinels: `<s_0>`.. that mark masked spans.
       max_texts: train on the first so many different texts.
+      kind: `unigram`, the most probable pieces; or `bpe`, the most frequent pairs merged.
     """
 
     vocab_size: ranges.Count = 32_000
     num_sentinels: ranges.Natural = 100
     max_texts: ranges.Count = 1_000_000
+    kind: Literal["unigram", "bpe"] = "unigram"
 
     # The trained model is kept on the object (and in its pickles) but is not a field: the saved
     # config says how to train, and the folder holds the result.
@@ -57,6 +60,8 @@ class SentencePiece(Tokenizer):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.kind not in ("unigram", "bpe"):
+            raise ValueError(f"SentencePiece: kind={self.kind!r} must be 'unigram' or 'bpe'.")
         fixed = FIRST_SENTINEL + self.num_sentinels + NUM_BYTES
         if self.vocab_size <= fixed:
             raise ValueError(
@@ -68,7 +73,7 @@ class SentencePiece(Tokenizer):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the fields that ids depend on and of the model; empty before `fit`."""
-        return self._digest(self._model) if self._model else ""
+        return digest(self._fields(), self._model) if self._model else ""
 
     @property
     def model(self) -> bytes:
@@ -90,7 +95,7 @@ class SentencePiece(Tokenizer):
 
         Raises ValueError for anything but text (bytes must be UTF-8), and before `fit`.
         """
-        return np.asarray(self._processor.encode(_text(value)), np.int32)
+        return np.asarray(self._processor.encode(text_of(value)), np.int32)
 
     def decode(self, ids: np.ndarray) -> str:
         """Text of the ids up to the first end id; begin, sentinels and unused ids are skipped.
@@ -124,26 +129,13 @@ class SentencePiece(Tokenizer):
         if files.exists(path / "tokenizer.json"):
             return self._load(path)
         model = self._train(values())
-        manifest = {
-            "format": FORMAT,
-            "class": "SentencePiece",
-            "fields": self._fields(),
-            "files": {MODEL_FILE: hashlib.sha256(model).hexdigest()},
-            "fingerprint": self._digest(model),
-        }
-        files.make_folder(path)
-        with files.replacing(path / MODEL_FILE) as partial:
-            partial.write_bytes(model)
-        with files.replacing(path / "tokenizer.json") as partial:
-            partial.write_text(json.dumps(manifest, indent=2) + "\n")
+        write(path, "SentencePiece", self._fields(), model)
         return self._with(model)
 
-    def _fields(self) -> dict[str, int]:
-        return {"vocab_size": self.vocab_size, "num_sentinels": self.num_sentinels}
-
-    def _digest(self, model: bytes) -> str:
-        fields = json.dumps(self._fields(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(fields.encode() + model).hexdigest()
+    def _fields(self) -> dict[str, Any]:
+        """What ids depend on beside the model; older tokenizers know one kind alone."""
+        fields = {"vocab_size": self.vocab_size, "num_sentinels": self.num_sentinels}
+        return fields if self.kind == "unigram" else {**fields, "kind": self.kind}
 
     def _with(self, model: bytes) -> SentencePiece:
         ready = dataclasses.replace(self)
@@ -151,26 +143,7 @@ class SentencePiece(Tokenizer):
         return ready
 
     def _load(self, path: Any) -> SentencePiece:
-        try:
-            manifest = json.loads(confined.read(path / "tokenizer.json", MAX_MANIFEST, path))
-            written, digest = manifest["fields"], str(manifest["files"][MODEL_FILE])
-            kind = manifest.get("class")
-            model = confined.read(path / MODEL_FILE, MAX_MODEL, path)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(
-                f"SentencePiece: {path} is damaged ({error}); delete the folder to train again."
-            ) from error
-        if kind != "SentencePiece" or written != self._fields():
-            raise ValueError(
-                f"SentencePiece: {path} holds {kind!r:.40} {written!r:.200}, but the config says"
-                f" {self._fields()}; use these sizes, or another folder."
-            )
-        if hashlib.sha256(model).hexdigest() != digest:
-            raise ValueError(
-                f"SentencePiece: {path / MODEL_FILE} is not the file that tokenizer.json names"
-                f" (SHA-256 {digest[:12]}); delete the folder to train again."
-            )
-        ready = self._with(model)
+        ready = self._with(read(path, "SentencePiece", self._fields()))
         ready._check(path / MODEL_FILE)
         return ready
 
@@ -203,7 +176,7 @@ class SentencePiece(Tokenizer):
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(texts),
                 model_writer=model,
-                model_type="unigram",
+                model_type=self.kind,
                 vocab_size=self.vocab_size,
                 hard_vocab_limit=False,
                 byte_fallback=True,
@@ -248,7 +221,56 @@ class SentencePiece(Tokenizer):
         return {k: v for k, v in self.__dict__.items() if k != "_processor"}
 
 
-def _text(value: str | bytes) -> str:
+# --------------------------------------------------------------------------- on disk
+
+
+def write(path: Any, kind: str, fields: dict[str, Any], model: bytes) -> None:
+    """Writes a model with what its ids depend on beside it; `tokenizer.json` last."""
+    manifest = {
+        "format": FORMAT,
+        "class": kind,
+        "fields": fields,
+        "files": {MODEL_FILE: hashlib.sha256(model).hexdigest()},
+        "fingerprint": digest(fields, model),
+    }
+    files.make_folder(path)
+    with files.replacing(path / MODEL_FILE) as partial:
+        partial.write_bytes(model)
+    with files.replacing(path / "tokenizer.json") as partial:
+        partial.write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def read(path: Any, kind: str, fields: dict[str, Any]) -> bytes:
+    """The model that `write` wrote. Raises ValueError for one of other fields, or damage."""
+    try:
+        manifest = json.loads(confined.read(path / "tokenizer.json", MAX_MANIFEST, path))
+        written, known = manifest["fields"], str(manifest["files"][MODEL_FILE])
+        have = manifest.get("class")
+        model = confined.read(path / MODEL_FILE, MAX_MODEL, path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{kind}: {path} is damaged ({error}); delete the folder to train again."
+        ) from error
+    if have != kind or written != fields:
+        raise ValueError(
+            f"{kind}: {path} holds {have!r:.40} {written!r:.200}, but the config says"
+            f" {fields}; use these sizes, or another folder."
+        )
+    if hashlib.sha256(model).hexdigest() != known:
+        raise ValueError(
+            f"{kind}: {path / MODEL_FILE} is not the file that tokenizer.json names"
+            f" (SHA-256 {known[:12]}); delete the folder to train again."
+        )
+    return model
+
+
+def digest(fields: dict[str, Any], model: bytes) -> str:
+    """SHA-256 of everything that ids depend on."""
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode() + model).hexdigest()
+
+
+def text_of(value: str | bytes) -> str:
     try:
         if isinstance(value, str):
             value.encode()
@@ -268,7 +290,7 @@ def _different(values: Iterable[Any], limit: int) -> list[str]:
     texts: dict[str, None] = {}
     for value in values:
         if value is not None:
-            texts.update(dict.fromkeys(_chunks(_text(value))))
+            texts.update(dict.fromkeys(_chunks(text_of(value))))
         if len(texts) >= limit:
             break
     if not texts:

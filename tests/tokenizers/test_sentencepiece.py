@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import pickle
 import subprocess
 import sys
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 
+from mmjax.modalities.text import Text
 from mmjax.tokenizers.sentencepiece import MODEL_FILE, SentencePiece
+from mmjax.tokenizers.sentencepiece_model import SentencePieceModel
 
 CORPUS = tuple(f"{a}-{b}" for a in ("twenty", "thirty") for b in ("one", "two", "three", "four"))
 SMALL = SentencePiece(vocab_size=320, num_sentinels=16)
@@ -170,3 +176,81 @@ def test_config_needs_no_sentencepiece():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------ other kinds, other models
+
+
+def test_pairs_may_be_merged_in_place_of_a_unigram_model(tmp_path):
+    """Ids are those of sentencepiece's own BPE; older fingerprints stay."""
+    bpe = dataclasses.replace(SMALL, kind="bpe").fit(lambda: CORPUS, tmp_path / "bpe")
+    unigram = SMALL.fit(lambda: CORPUS, tmp_path / "unigram")
+    assert bpe.model != unigram.model
+    model = sentencepiece.SentencePieceProcessor(model_proto=bpe.model)
+    for text in (*CORPUS, "\u00e9 \u4e00"):
+        assert bpe.encode(text).tolist() == model.encode(text)
+        assert bpe.decode(bpe.encode(text)) == text
+    assert "kind" not in json.loads((tmp_path / "unigram" / "tokenizer.json").read_text())["fields"]
+    again = dataclasses.replace(SMALL, kind="bpe").fit(lambda: (), tmp_path / "bpe")
+    assert again.fingerprint == bpe.fingerprint != unigram.fingerprint
+    with pytest.raises(ValueError, match="but the config says"):
+        SMALL.fit(lambda: (), tmp_path / "bpe")
+    with pytest.raises(ValueError, match="kind='words' must be 'unigram' or 'bpe'"):
+        SentencePiece(kind="words")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    """A model laid out as that of T5: padding, end and unknown first, without bytes."""
+    path = tmp_path_factory.mktemp("published") / "t5.model"
+    with path.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(CORPUS), model_writer=file, vocab_size=60, pad_id=0, eos_id=1,
+            unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=3,
+        )  # fmt: skip
+    return path
+
+
+def test_a_published_model_keeps_its_ids(published, tmp_path):
+    model = sentencepiece.SentencePieceProcessor(model_file=str(published))
+    size = model.get_piece_size()
+    wanted = SentencePieceModel(vocab_size=size + 5, num_sentinels=5, end=1, path=str(published))
+    ready = wanted.fit(lambda: (), tmp_path)
+    assert (ready.first_sentinel, ready.end_id) == (size, 1)
+    for text in (*CORPUS, "six"):
+        assert ready.encode(text).tolist() == model.encode(text)
+    ids = ready.encode(CORPUS[0])
+    assert ready.decode(np.r_[ids, size, 1, ids]) == CORPUS[0]  # a sentinel, and the end
+    # The copy serves without the file, in other processes too, and any ids decode.
+    moved = dataclasses.replace(wanted, path="").fit(lambda: (), tmp_path)
+    assert moved.fingerprint == ready.fingerprint
+    assert pickle.loads(pickle.dumps(moved)).encode("two").tolist() == model.encode("two")
+    assert isinstance(moved.decode(np.arange(size + 5)), str)
+    text = Text(tokenizer=ready, max_tokens=16)
+    assert text.decode(text.encode("twenty-one")) == "twenty-one"
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"vocab_size": 400}, r"vocab_size=400, but .* has \d+ pieces; use \d+, with num_sent"),
+        ({"end": 2}, r"end=2, but .* ends with 1; use that"),
+        ({"path": ""}, "path='' names no file"),
+        ({"path": "nowhere.model"}, "path='nowhere.model' cannot be read"),
+        ({"vocab_size": 5}, "vocab_size=5 has no room for num_sentinels=5"),
+    ],
+)
+def test_a_published_model_that_does_not_fit_is_told(fields, told, published, tmp_path):
+    size = sentencepiece.SentencePieceProcessor(model_file=str(published)).get_piece_size()
+    right = {"vocab_size": size + 5, "num_sentinels": 5, "end": 1, "path": str(published)}
+    with pytest.raises(ValueError, match=told):
+        SentencePieceModel(**{**right, **fields}).fit(lambda: (), tmp_path)
+
+
+def test_a_file_that_is_no_model_is_told(tmp_path):
+    (tmp_path / "a.model").write_bytes(b"\xff" * 100)
+    wanted = SentencePieceModel(path=str(tmp_path / "a.model"))
+    with pytest.raises(ValueError, match=r"a\.model is no sentencepiece model"):
+        wanted.fit(lambda: (), tmp_path / "own")
+    with pytest.raises(ValueError, match="not loaded yet"):
+        wanted.encode("a")
