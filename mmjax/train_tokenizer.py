@@ -176,12 +176,14 @@ def _draw(originals: np.ndarray, decoded: np.ndarray, is_over_time: bool, path: 
 
 
 def _colours(values: np.ndarray, is_over_time: bool) -> np.ndarray:
-    """RGB in 0..1 [..., H, W, 3] of values [..., H, W] or [..., H, W, C].
+    """RGB in 0..1 [2, N, H, W, 3] of values [2, N, H, W, C], [2, N, H, W] or vectors [2, N, W].
 
     Pictures are as they are, from -1 on where they are vectors; maps of numbers go from deep blue
     (least) over red to pale yellow, those of ids through hues; of decibels (frames, bands) the
     loudest 50 are shown, low bands at the bottom.
     """
+    if values.ndim == 3:  # a stripe each
+        values, is_over_time = np.repeat(values[:, :, None], max(values.shape[2] // 8, 1), 2), False
     if values.ndim == 4 and is_over_time:
         bands = np.swapaxes(values, 2, 3)[:, :, ::-1]
         return np.repeat(np.maximum(1 + bands / 50, 0)[..., None], 3, axis=-1)

@@ -17,11 +17,13 @@ import mmjax
 from mmjax import config, train_tokenizer
 from mmjax.cli import cpu
 from mmjax.data.layouts import Masked
+from mmjax.data.source import Source
 from mmjax.demo.numbers import Numbers
 from mmjax.errors import BadDataError
 from mmjax.experiment import Guards
 from mmjax.modalities.codes import Codes
-from mmjax.models import VQ
+from mmjax.modalities.features import Vector
+from mmjax.models import VQ, Autoencoder, Product
 from mmjax.objectives import InfoNCE, Reconstruction
 from mmjax.tokenizers.learned import Learned
 
@@ -85,6 +87,44 @@ def test_a_tokenizer_of_classes_reports_which_are_right(tmp_path):
 
     with PIL.Image.open(tmp_path / "reconstructions.png") as image:
         assert np.asarray(image).reshape(-1, 3).std(axis=0).max() > 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rings(Source):
+    """Vectors of 16 numbers that three angles make."""
+
+    def splits(self):
+        return ("train", "val")
+
+    def keys(self):
+        return ("vector",)
+
+    def open(self, split):
+        angles = np.random.default_rng(split == "val").uniform(0, 2 * np.pi, (256, 1, 3))
+        made = np.sin(angles + np.arange(6)[None, :, None]).reshape(256, 18)[:, :16]
+        return [{"vector": vector} for vector in made.astype(np.float32)]
+
+    def fingerprint(self):
+        return "rings"
+
+
+def test_vectors_are_coded_by_matrices_and_several_codebooks(tmp_path):
+    model = Autoencoder(
+        piece=(1, 1, 16), code_grid=(1, 1), width=64,
+        quantizer=Product(of=VQ(num_codes=32, width=4, cosine=False), num_codebooks=4),
+    )  # fmt: skip
+    task = dataclasses.replace(
+        tokenizer().tasks["reconstruct"], source=Rings(), inputs=("vector",), batch_size=64
+    )
+    run = tokenizer(
+        modalities={"vector": Vector(channels=16)}, model=model, tasks={"reconstruct": task},
+        total_steps=150,
+    )  # fmt: skip
+    report = mmjax.train_tokenizer(run, tmp_path, devices=ONE)
+    assert (report["codes"], report["tokens"]) == (128, 4)
+    assert report["mse"] < 0.3 * report["variance"]
+    assert report["usage"] > 0.8
+    assert (tmp_path / "reconstructions.png").stat().st_size > 500
 
 
 @pytest.mark.parametrize("is_ids", [False, True])

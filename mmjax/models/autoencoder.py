@@ -32,7 +32,8 @@ class Autoencoder(ModelConfig):
 
     Fields:
       piece: (rows, columns, channels) of a piece: (patch, patch, channels) of an `Image`,
-        (patch_frames, 1, num_mels) of an `Audio`, (1, 1, ids) of a grid of ids, such as classes.
+        (patch_frames, 1, num_mels) of an `Audio`, (1, 1, ids) of a grid of ids, such as classes,
+        (1, 1, channels) of a vector.
       code_grid: rows and columns of codes; divides the array.
       width: of features at the code grid.
       encoder_layers, decoder_layers: how many. kernel: side of their convolutions, odd.
@@ -76,7 +77,8 @@ class Autoencoder(ModelConfig):
 
         Raises ValueError where stream, pieces and code grid do not fit.
         """
-        if spec.grid is None or (spec.grid[0] > 1 and spec.grid[1] > 1):
+        grid = (1, 1, 1) if spec.kind == "vector" else spec.grid
+        if grid is None or (grid[0] > 1 and grid[1] > 1):
             raise ValueError(
                 f"Autoencoder: stream {spec.name!r} is no grid along at most two axes; give the"
                 " patches of an image or of a spectrogram, or a map of classes."
@@ -93,7 +95,7 @@ class Autoencoder(ModelConfig):
                 f" stream {spec.name!r} have {spec.width}; use (patch, patch, channels) of an Image"
                 " and (patch_frames, 1, num_mels) of an Audio."
             )
-        rows, columns = spec.grid[0] * spec.grid[1] * high, spec.grid[2] * wide
+        rows, columns = grid[0] * grid[1] * high, grid[2] * wide
         if rows % self.code_grid[0] or columns % self.code_grid[1]:
             raise ValueError(
                 f"Autoencoder: code_grid={self.code_grid} does not divide the {rows} x {columns}"

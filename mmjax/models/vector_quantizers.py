@@ -123,8 +123,7 @@ class VQ(Quantizer):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Residual(Quantizer):
-    """Residual quantisation: each codebook codes what those before it have left (Zeghidour et al.
-    2021, SoundStream, arXiv 2107.03312).
+    """Residual quantisation: each codebook codes what is left (SoundStream, arXiv 2107.03312).
 
     Fields:
       of: each of the codebooks; not `cosine`, as what is left has no fixed length.
