@@ -21,6 +21,7 @@ __all__ = ["EXTRAS", "doctor", "parser", "run", "text"]
 # Extra -> what it enables. Those marked "later" are reserved: nothing uses them yet.
 EXTRAS = {
     "test": "the test suite",
+    "peers": "comparing quantisers with those of others, in the tests",
     "hf": "checking exports in Hugging Face transformers",
     "media": "sound of MP4, M4A, WebM and videos",
     "obs": "profiles in xprof, runs in trackio",

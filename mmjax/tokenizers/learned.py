@@ -98,7 +98,7 @@ class Learned:
         dtype = np.int32 if self.spec.vocab_size else np.float32
         ids_NLQ = self._in_batches("codes", np.asarray(given, dtype))
         ids = ids_NLQ.reshape(len(ids_NLQ), *self.model.code_grid, ids_NLQ.shape[-1])
-        ids = np.moveaxis(ids, 3, 2 if self._is_over_time else 1)
+        ids = ids.transpose(0, 1, 3, 2) if self._is_over_time else ids.transpose(0, 3, 1, 2)
         return ids.reshape(len(ids), self.model.num_tokens)
 
     def decode(self, ids_NL: np.ndarray) -> np.ndarray:
@@ -118,7 +118,7 @@ class Learned:
                 " they belong to another tokenizer."
             )
         ids = ids_NL.reshape(len(ids_NL), *self.grid)
-        ids = np.moveaxis(ids, 2 if self._is_over_time else 1, 3)
+        ids = ids.transpose(0, 1, 3, 2) if self._is_over_time else ids.transpose(0, 2, 3, 1)
         codebooks = self.model.quantizer.num_codebooks
         return self._in_batches("pieces", ids.reshape(-1, self.model.num_cells, codebooks))
 
