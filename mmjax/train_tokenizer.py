@@ -38,7 +38,8 @@ def train_tokenizer(
 
     Arguments are those of `train`. Returns the report: `usage` (share of the codes that the
     evaluated split uses), `dead`, `perplexity` (of several codebooks their geometric mean), `mse`
-    of decoded values and `variance` of the originals, or `accuracy` of decoded ids, fingerprints.
+    of decoded values and `variance` of the originals, for pictures `psnr` in dB, or `accuracy` of
+    decoded ids, fingerprints.
 
     Raises:
       ValueError: the model is no `Autoencoder`; and what `train` raises.
@@ -105,6 +106,8 @@ def evaluate(
     else:
         mse, variance = np.mean(np.square(decoded - originals)), np.var(originals)
         error = {"mse": float(mse), "variance": float(variance)}
+        if originals.ndim == 4 and originals.min() >= 0 and originals.max() <= 1:  # pictures
+            error["psnr"] = float(-10 * np.log10(max(mse, 1e-10)))
     return {
         "split": experiment.data.eval_split,
         "examples": len(pieces),
@@ -142,7 +145,8 @@ def text(report: dict[str, Any]) -> str:
         error = f"{100 * (1 - report['accuracy']):.2f} % of the ids are others"
     else:
         lost = report["mse"] / max(report["variance"], 1e-12)
-        error = f"{report['mse']:.4f} mean square, {100 * lost:.1f} % of the variance"
+        decibels = f" ({report['psnr']:.1f} dB PSNR)" if "psnr" in report else ""
+        error = f"{report['mse']:.4f} mean square{decibels}, {100 * lost:.1f} % of the variance"
     return "\n".join(
         [
             f"tokenizer    {report['fingerprints']['codes'][:12]}, decoder"

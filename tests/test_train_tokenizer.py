@@ -57,7 +57,9 @@ def test_the_artefact_and_the_report_lie_in_the_workdir(trained):
     assert (report["examples"], report["codes"], report["tokens"]) == (1000, 256, 16)
     assert report["usage"] == 1 - report["dead"] / 256
     assert 1 <= report["perplexity"] <= 256 - report["dead"]
+    assert report["psnr"] == pytest.approx(-10 * np.log10(report["mse"]))
     assert "perplexity" in train_tokenizer.text(report)
+    assert "dB PSNR" in train_tokenizer.text(report)
     import PIL.Image
 
     with PIL.Image.open(trained / "reconstructions.png") as image:
