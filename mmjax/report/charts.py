@@ -10,6 +10,7 @@ from mmjax.report import frame
 WIDTH, HEIGHT = 560, 250
 LEFT, RIGHT, TOP, BOTTOM = 48, 10, 10, 26
 COLOURS = 8
+MANY = 10  # columns from which on those of a heat map are narrow, so that a page shows them all
 Points = Sequence[tuple[float, float]]
 
 
@@ -114,9 +115,10 @@ def heat(
             for cell in cells
         )
         body.append(f'<tr><th scope="row">{frame.escape(name)}</th>{shown}</tr>')
+    kind = "heat many" if len(columns) > MANY else "heat"
     return (
         f'<figure class="scroll card"><figcaption class="wide">{caption}</figcaption>'
-        f'<table class="heat"><thead><tr><th scope="col">{frame.escape(corner)}</th>{head}</tr>'
+        f'<table class="{kind}"><thead><tr><th scope="col">{frame.escape(corner)}</th>{head}</tr>'
         f"</thead><tbody>{''.join(body)}</tbody></table></figure>"
     )
 
