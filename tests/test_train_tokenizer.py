@@ -197,7 +197,7 @@ def test_codes_are_a_stream_like_any_other(trained, tmp_path):
     assert fingerprint == manifest["fingerprints"]["codes"]
     assert (tmp_path / "run" / "tokenizers" / f"codes@{fingerprint[:12]}").is_dir()
     folder = tmp_path / "run" / "tokens" / f"codes@{fingerprint[:12]}"
-    assert {p.name for p in folder.glob("*/*")} == {"train.npy", "val.npy"}
+    assert {p.name for p in folder.glob("*/*.npy")} == {"train.npy", "val.npy"}
     view = mmjax.load(str(tmp_path / "run"), devices=ONE)
     loaded = view.program.experiment.modalities["codes"]
     value = Numbers().open("val")[0]["image"]
