@@ -99,8 +99,8 @@ def evaluate(
     count_QK = count_K.reshape(learned.model.quantizer.num_codebooks, -1)
     share_QK = count_QK / count_QK.sum(axis=1, keepdims=True)
     entropy_Q = -np.sum(share_QK * np.log(np.maximum(share_QK, 1e-12)), axis=1)
-    is_over_time = (learned.spec.grid or (1,))[0] > 1
-    _draw(originals[:SHOWN], decoded[:SHOWN], is_over_time, folder / "reconstructions.png")
+    path = folder / "reconstructions.png"
+    _draw(originals[:SHOWN], decoded[:SHOWN], learned.is_over_time, path)
     if learned.spec.vocab_size:
         error = {"accuracy": float(np.mean(decoded == originals))}
     else:

@@ -23,7 +23,7 @@ from mmjax.errors import BadDataError
 from mmjax.experiment import Guards
 from mmjax.modalities.codes import Codes
 from mmjax.modalities.features import Vector
-from mmjax.models import VQ, Autoencoder, Product
+from mmjax.models import VQ, Autoencoder, ProductVQ
 from mmjax.objectives import InfoNCE, Reconstruction
 from mmjax.tokenizers.learned import Learned
 
@@ -113,7 +113,7 @@ class Rings(Source):
 def test_vectors_are_coded_by_matrices_and_several_codebooks(tmp_path):
     model = Autoencoder(
         piece=(1, 1, 16), code_grid=(1, 1), width=64,
-        quantizer=Product(of=VQ(num_codes=32, width=4, cosine=False), num_codebooks=4),
+        quantizer=ProductVQ(of=VQ(num_codes=32, width=4, cosine=False), num_codebooks=4),
     )  # fmt: skip
     task = dataclasses.replace(
         tokenizer().tasks["reconstruct"], source=Rings(), inputs=("vector",), batch_size=64

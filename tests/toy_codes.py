@@ -12,7 +12,7 @@ from flax import nnx
 from mmjax import config
 from mmjax.modalities.image import Image
 from mmjax.modalities.modality import Modality
-from mmjax.models import FSQ, LFQ, VQ, Autoencoder, Product, Residual, blocks, names
+from mmjax.models import FSQ, LFQ, VQ, Autoencoder, ProductVQ, ResidualVQ, blocks, names
 from mmjax.tokenizers.learned import Learned
 from mmjax.typing import Vocabulary
 
@@ -23,8 +23,8 @@ SIZES: dict[str, Any] = {
 QUANTIZERS = {
     "fsq": FSQ(levels=(4, 3, 3)),
     "vq": VQ(num_codes=20, width=4, dead_threshold=0.5),
-    "residual": Residual(of=VQ(num_codes=10, width=4, cosine=False), num_codebooks=3),
-    "product": Product(of=VQ(num_codes=10, width=3), num_codebooks=2),
+    "residual": ResidualVQ(of=VQ(num_codes=10, width=4, cosine=False), num_codebooks=3),
+    "product": ProductVQ(of=VQ(num_codes=10, width=3), num_codebooks=2),
     "bsq": LFQ(bits=5, spherical=True),
     "attention": FSQ(levels=(4, 3, 3)),  # and layers of attention
 }

@@ -3,7 +3,7 @@
 paper: Mentzer et al. 2023 (finite scalar quantisation); of maps of classes Zhao et al. 2024 (binary
   spherical quantisation).
 kept: the quantisers, in convolutional autoencoders.
-differs: sizes; each trains in three to four minutes on two cores, that of sounds in less than one.
+differs: sizes; that of depth takes 195 s of CPU time, that of classes 378 s.
 command: mmjax train-tokenizer configs/anyany/toyworld_tokenizers.py:image
   --workdir runs/toyworld_tokenizers/image
 status: simplified

@@ -17,7 +17,7 @@ from mmjax.models.routers import (
 )
 from mmjax.models.scalar_quantizers import FSQ, LFQ
 from mmjax.models.stems import Convolutions, Patches, Stem
-from mmjax.models.vector_quantizers import VQ, Product, Residual
+from mmjax.models.vector_quantizers import VQ, ProductVQ, ResidualVQ
 
 __all__ = [
     "FSQ",
@@ -37,11 +37,11 @@ __all__ = [
     "MoE",
     "ModelConfig",
     "Patches",
-    "Product",
+    "ProductVQ",
     "Projection",
     "Quantizer",
     "Queries",
-    "Residual",
+    "ResidualVQ",
     "Router",
     "Run",
     "Scale",

@@ -22,7 +22,7 @@ class Quantized(NamedTuple):
     """What a quantiser makes of N latent vectors."""
 
     vector_ND: Array  # of the codes; gradients reach the latents as the quantiser says
-    ids_NQ: Array  # int32; codebook q has qK..(q + 1)K - 1; -1 = left out (`Residual.dropout`)
+    ids_NQ: Array  # int32; codebook q has qK..(q + 1)K - 1; -1 = left out (`ResidualVQ.dropout`)
     loss_N: Array  # commitment and entropies, weighted; 0 for quantisers without them
 
 

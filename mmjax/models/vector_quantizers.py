@@ -37,7 +37,7 @@ class VQ(Quantizer):
       gradient: `straight` = that of the codes; `rotation` = turned and scaled as the latent is
         turned and scaled into its code (Fifty et al. 2024, arXiv 2410.06424).
       kmeans_steps: the codebook starts from so many steps of k-means over the latents of the first
-        step, which these hold K times over at best; 0 = from latents themselves.
+        step, of which there should be several for each code; 0 = from latents themselves.
     """
 
     num_codes: Annotated[int, ranges.Range(2)] = 512  # type: ignore[assignment]
@@ -122,14 +122,15 @@ class VQ(Quantizer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Residual(Quantizer):
+class ResidualVQ(Quantizer):
     """Residual quantisation: each codebook codes what is left (SoundStream, arXiv 2107.03312).
 
     Fields:
       of: each of the codebooks; not `cosine`, as what is left has no fixed length.
       num_codebooks: Q.
       dropout: probability that a step uses the first n codebooks alone, with n drawn evenly from
-        1..Q (Defossez et al. 2022, EnCodec): values can then be decoded from the first ids alone.
+        1..Q (Defossez et al. 2022, EnCodec), so that a decoder learns from the first ids alone; in
+        losses of evaluations, too. `vectors` leaves out ids of -1.
     """
 
     of: VQ = VQ(cosine=False)
@@ -140,7 +141,7 @@ class Residual(Quantizer):
         super().__post_init__()
         if self.of.cosine:
             raise ValueError(
-                "Residual: of.cosine=True gives all codes the length 1, but what is left grows"
+                "ResidualVQ: of.cosine=True gives all codes the length 1, but what is left grows"
                 " smaller from codebook to codebook; use VQ(cosine=False)."
             )
 
@@ -175,7 +176,8 @@ class Residual(Quantizer):
 
     def vectors(self, ids, state):
         parts = _parts(self.of, ids, state)
-        return sum(parts[1:], parts[0])
+        kept = [jnp.where(ids[..., q, None] >= 0, part, 0) for q, part in enumerate(parts)]
+        return sum(kept[1:], kept[0])
 
     def statistics(self, latent_ND, ids_NQ, weight_N, state, key):
         found = []
@@ -192,7 +194,7 @@ class Residual(Quantizer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Product(Quantizer):
+class ProductVQ(Quantizer):
     """Product quantisation: parts of a latent have codebooks of their own (Jegou et al. 2011).
 
     Fields:
@@ -227,10 +229,8 @@ class Product(Quantizer):
         return jnp.concatenate(_parts(self.of, ids, state), axis=-1)
 
     def statistics(self, latent_ND, ids_NQ, weight_N, state, key):
-        parts, own_NQ = (
-            jnp.split(latent_ND, self.num_codebooks, axis=-1),
-            ids_NQ % self.of.num_codes,
-        )
+        parts = jnp.split(latent_ND, self.num_codebooks, axis=-1)
+        own_NQ = ids_NQ % self.of.num_codes
         keys = jax.random.split(key, self.num_codebooks)
         return _stacked([
             self.of.statistics(x, own_NQ[:, q, None], weight_N, _nth(state, q), keys[q])

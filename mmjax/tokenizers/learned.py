@@ -65,10 +65,11 @@ class Learned:
         """(time, row, column) of the codes, of which several codebooks take the axis that is free:
         time, or the row if the pieces run over time."""
         (rows, columns), codebooks = self.model.code_grid, self.model.quantizer.num_codebooks
-        return (rows, codebooks, columns) if self._is_over_time else (codebooks, rows, columns)
+        return (rows, codebooks, columns) if self.is_over_time else (codebooks, rows, columns)
 
     @property
-    def _is_over_time(self) -> bool:
+    def is_over_time(self) -> bool:
+        """Whether the pieces run over time, as those of sounds."""
         return self.spec.grid is not None and self.spec.grid[0] > 1
 
     @functools.cached_property
@@ -98,7 +99,7 @@ class Learned:
         dtype = np.int32 if self.spec.vocab_size else np.float32
         ids_NLQ = self._in_batches("codes", np.asarray(given, dtype))
         ids = ids_NLQ.reshape(len(ids_NLQ), *self.model.code_grid, ids_NLQ.shape[-1])
-        ids = ids.transpose(0, 1, 3, 2) if self._is_over_time else ids.transpose(0, 3, 1, 2)
+        ids = ids.transpose(0, 1, 3, 2) if self.is_over_time else ids.transpose(0, 3, 1, 2)
         return ids.reshape(len(ids), self.model.num_tokens)
 
     def decode(self, ids_NL: np.ndarray) -> np.ndarray:
@@ -118,7 +119,7 @@ class Learned:
                 " they belong to another tokenizer."
             )
         ids = ids_NL.reshape(len(ids_NL), *self.grid)
-        ids = ids.transpose(0, 1, 3, 2) if self._is_over_time else ids.transpose(0, 2, 3, 1)
+        ids = ids.transpose(0, 1, 3, 2) if self.is_over_time else ids.transpose(0, 2, 3, 1)
         codebooks = self.model.quantizer.num_codebooks
         return self._in_batches("pieces", ids.reshape(-1, self.model.num_cells, codebooks))
 

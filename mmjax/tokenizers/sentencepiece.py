@@ -102,16 +102,7 @@ class SentencePiece(Tokenizer):
 
         Raises ValueError for ids outside 0..vocab_size-1, and before `fit`.
         """
-        ids = np.asarray(ids, np.int64)
-        if ids.size and not (ids.min() >= 0 and ids.max() < self.vocab_size):
-            raise ValueError(
-                f"SentencePiece: ids {ids.min()}..{ids.max()} are outside 0..{self.vocab_size - 1};"
-                " they belong to another tokenizer."
-            )
-        ends = np.flatnonzero(ids == END)
-        if ends.size:
-            ids = ids[: ends[0]]
-        return self._processor.decode(ids[ids < self._processor.get_piece_size()].tolist())
+        return decoded(self, self._processor, ids)
 
     def fit(self, values: Callable[[], Iterable[Any]], folder: Path) -> SentencePiece:
         """Loads `folder`, or trains on the distinct texts of `values()` and writes it.
@@ -221,6 +212,19 @@ class SentencePiece(Tokenizer):
         return {k: v for k, v in self.__dict__.items() if k != "_processor"}
 
 
+def decoded(tokenizer: Tokenizer, processor: Any, ids: np.ndarray) -> str:
+    """Text of the ids up to the first end id, without those that the processor lacks."""
+    ids, size = np.asarray(ids, np.int64), tokenizer.vocab_size
+    if ids.size and not (ids.min() >= 0 and ids.max() < size):
+        raise ValueError(
+            f"{type(tokenizer).__name__}: ids {ids.min()}..{ids.max()} are outside 0..{size - 1};"
+            " they belong to another tokenizer."
+        )
+    ends = np.flatnonzero(ids == tokenizer.end_id)
+    ids = ids[: ends[0]] if ends.size else ids
+    return processor.decode(ids[ids < processor.get_piece_size()].tolist())
+
+
 # --------------------------------------------------------------------------- on disk
 
 
@@ -249,7 +253,7 @@ def read(path: Any, kind: str, fields: dict[str, Any]) -> bytes:
         model = confined.read(path / MODEL_FILE, MAX_MODEL, path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{kind}: {path} is damaged ({error}); delete the folder to train again."
+            f"{kind}: {path} is damaged ({error}); delete the folder, and the next start makes it."
         ) from error
     if have != kind or written != fields:
         raise ValueError(
@@ -259,7 +263,7 @@ def read(path: Any, kind: str, fields: dict[str, Any]) -> bytes:
     if hashlib.sha256(model).hexdigest() != known:
         raise ValueError(
             f"{kind}: {path / MODEL_FILE} is not the file that tokenizer.json names"
-            f" (SHA-256 {known[:12]}); delete the folder to train again."
+            f" (SHA-256 {known[:12]}); delete the folder, and the next start makes it."
         )
     return model
 

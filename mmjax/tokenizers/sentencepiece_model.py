@@ -79,15 +79,7 @@ class SentencePieceModel(Tokenizer):
 
         Raises ValueError for ids outside 0..vocab_size-1, and before `fit`.
         """
-        ids = np.asarray(ids, np.int64)
-        if ids.size and not (ids.min() >= 0 and ids.max() < self.vocab_size):
-            raise ValueError(
-                f"{NAME}: ids {ids.min()}..{ids.max()} are outside 0..{self.vocab_size - 1}; they"
-                " belong to another tokenizer."
-            )
-        ends = np.flatnonzero(ids == self.end)
-        ids = ids[: ends[0]] if ends.size else ids
-        return self._processor.decode(ids[ids < self._processor.get_piece_size()].tolist())
+        return own.decoded(self, self._processor, ids)
 
     def fit(self, values: Callable[[], Iterable[Any]], folder: Path) -> SentencePieceModel:
         """With the model in `folder`, copied there from `path` at first use.

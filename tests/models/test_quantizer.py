@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.models import FSQ, LFQ, VQ, Product, Residual
+from mmjax.models import FSQ, LFQ, VQ, ProductVQ, ResidualVQ
 
 ROWS = {
     "fsq": FSQ(levels=(8, 5, 2)),
@@ -24,8 +24,8 @@ ROWS = {
     "bsq": LFQ(bits=6, spherical=True),
 }
 MANY = {
-    "residual": Residual(of=VQ(num_codes=9, width=5, cosine=False), num_codebooks=3),
-    "product": Product(of=VQ(num_codes=9, width=2), num_codebooks=3),
+    "residual": ResidualVQ(of=VQ(num_codes=9, width=5, cosine=False), num_codebooks=3),
+    "product": ProductVQ(of=VQ(num_codes=9, width=2), num_codebooks=3),
 }
 
 
@@ -271,7 +271,7 @@ def test_each_codebook_of_residual_codes_what_is_left():
 
 
 def test_dropout_leaves_out_the_last_codebooks():
-    quantizer = Residual(of=VQ(num_codes=9, width=5, cosine=False), num_codebooks=3, dropout=0.5)
+    quantizer = ResidualVQ(of=VQ(num_codes=9, width=5, cosine=False), num_codebooks=3, dropout=0.5)
     state, z = quantizer.init(jax.random.key(0)), latents(MANY["residual"])
     whole = quantizer.quantize(z, state).ids_NQ
     kept = collections.Counter()
@@ -282,6 +282,8 @@ def test_dropout_leaves_out_the_last_codebooks():
         number = is_kept[0].sum()
         assert is_kept[0, :number].all()
         np.testing.assert_array_equal(found.ids_NQ[:, :number], whole[:, :number])
+        vector_ND = quantizer.vectors(found.ids_NQ, state)
+        np.testing.assert_allclose(found.vector_ND, vector_ND, atol=1e-5)
         kept[number] += 1
         if seed == 0:  # what is left out counts nowhere
             statistics = quantizer.statistics(
@@ -324,7 +326,7 @@ def test_wrong_sizes_are_told():
         (lambda: VQ(num_codes=1), "VQ: num_codes=1 must be a whole number of 2 or more"),
         (lambda: VQ(gradient="none"), "VQ: gradient='none' must be 'straight' or 'rotation'"),
         (lambda: LFQ(bits=30), "LFQ: bits=30 must be"),
-        (lambda: Residual(of=VQ()), "Residual: of.cosine=True .* use VQ.cosine=False"),
+        (lambda: ResidualVQ(of=VQ()), "ResidualVQ: of.cosine=True .* use VQ.cosine=False"),
         (lambda: VQ(decay=1.0), "VQ: decay=1.0 must be a number of 0 or more and below 1"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.models import FSQ, LFQ, VQ, Residual
+from mmjax.models import FSQ, LFQ, VQ, ResidualVQ
 
 pytestmark = pytest.mark.hf
 
@@ -103,7 +103,7 @@ def test_vq(peer, torch, cosine, gradient_of):
 
 def test_residual(peer, torch):
     z, weight = drawn(5)
-    quantizer = Residual(of=VQ(num_codes=20, width=5, cosine=False), num_codebooks=3)
+    quantizer = ResidualVQ(of=VQ(num_codes=20, width=5, cosine=False), num_codebooks=3)
     state = quantizer.init(jax.random.key(0))
     module = peer.ResidualVQ(
         dim=5, codebook_size=20, num_quantizers=3, commitment_weight=1.0, rotation_trick=False,

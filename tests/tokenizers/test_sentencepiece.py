@@ -199,35 +199,47 @@ def test_pairs_may_be_merged_in_place_of_a_unigram_model(tmp_path):
         SentencePiece(kind="words")  # pyright: ignore[reportArgumentType]
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory) -> Path:
-    """A model laid out as that of T5: padding, end and unknown first, without bytes."""
-    path = tmp_path_factory.mktemp("published") / "t5.model"
+LAYOUTS = {
+    "t5": {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "vocab_size": 60},
+    "llama": {"unk_id": 0, "bos_id": 1, "eos_id": 2, "byte_fallback": True, "model_type": "bpe",
+              "vocab_size": 320},
+}  # fmt: skip
+
+
+def publish(layout: str, path: Path) -> Path:
+    """A model whose special ids lie as in those that others publish."""
     with path.open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(CORPUS), model_writer=file, vocab_size=60, pad_id=0, eos_id=1,
-            unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=3,
+            sentence_iterator=iter(CORPUS), model_writer=file, hard_vocab_limit=False,
+            minloglevel=3, **LAYOUTS[layout],
         )  # fmt: skip
     return path
 
 
-def test_a_published_model_keeps_its_ids(published, tmp_path):
-    model = sentencepiece.SentencePieceProcessor(model_file=str(published))
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    return publish("t5", tmp_path_factory.mktemp("published") / "t5.model")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_published_model_keeps_its_ids(layout, tmp_path):
+    path, end = publish(layout, tmp_path / f"{layout}.model"), LAYOUTS[layout]["eos_id"]
+    model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     size = model.get_piece_size()
-    wanted = SentencePieceModel(vocab_size=size + 5, num_sentinels=5, end=1, path=str(published))
-    ready = wanted.fit(lambda: (), tmp_path)
-    assert (ready.first_sentinel, ready.end_id) == (size, 1)
+    wanted = SentencePieceModel(vocab_size=size + 5, num_sentinels=5, end=end, path=str(path))
+    ready = wanted.fit(lambda: (), tmp_path / "own")
+    assert (ready.first_sentinel, ready.end_id) == (size, end)
     for text in (*CORPUS, "six"):
         assert ready.encode(text).tolist() == model.encode(text)
     ids = ready.encode(CORPUS[0])
-    assert ready.decode(np.r_[ids, size, 1, ids]) == CORPUS[0]  # a sentinel, and the end
+    assert ready.decode(np.r_[ids, size, end, ids]) == CORPUS[0]  # a sentinel, and the end
     # The copy serves without the file, in other processes too, and any ids decode.
-    moved = dataclasses.replace(wanted, path="").fit(lambda: (), tmp_path)
+    moved = dataclasses.replace(wanted, path="").fit(lambda: (), tmp_path / "own")
     assert moved.fingerprint == ready.fingerprint
     assert pickle.loads(pickle.dumps(moved)).encode("two").tolist() == model.encode("two")
     assert isinstance(moved.decode(np.arange(size + 5)), str)
-    text = Text(tokenizer=ready, max_tokens=16)
-    assert text.decode(text.encode("twenty-one")) == "twenty-one"
+    modality = Text(tokenizer=ready, max_tokens=16)
+    assert modality.decode(modality.encode("twenty-one")) == "twenty-one"
 
 
 @pytest.mark.parametrize(
