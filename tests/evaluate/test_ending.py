@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from pathlib import Path
 
 import commands
 import mini
@@ -13,7 +15,12 @@ from mmjax.data.source import BadRecord
 from mmjax.demo.numbers import Numbers
 from mmjax.evaluate import Losses, Retrieval
 
-QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+TESTS = Path(__file__).resolve().parent.parent
+QUICK = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    # This file is the config, and imports others of the tests.
+    "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
+}
 
 
 class FewWithOneBad(Numbers):
