@@ -43,7 +43,7 @@ FLOORS: tuple[set[str], ...] = (
     {"evaluate"},
     {"export", "report"},
     {"testing", "train"},
-    {"extend", "train_tokenizer"},
+    {"extend", "tokenize", "train_tokenizer"},
     {"launch"},
     {"cli"},
     {"demo"},  # used by configs/ alone
@@ -338,6 +338,8 @@ MAY_RUN_CODE = {
     ("config/classes.py", "importlib.import_module"),
     ("__init__.py", "importlib.import_module"),
     ("cli/cpu.py", "cloudpickle.load"),
+    ("tokenize/run.py", "cloudpickle.loads"),  # of what the process that started it has pickled
+    ("tokenize/beam.py", "cloudpickle.loads"),  # the same, by Beam's runner
     ("plan/planning.py", "compile"),  # the name of an argument
     ("export/peer.py", "trust_remote_code"),
 }

@@ -35,6 +35,7 @@ from mmjax.cli import (
     plan,
     recipes,
     report,
+    tokenize,
     train,
     train_tokenizer,
 )
@@ -150,6 +151,7 @@ MODULES: dict[str, types.ModuleType] = {
     "train": train,
     "extend": extend,
     "train-tokenizer": train_tokenizer,
+    "tokenize": tokenize,
     "eval": evaluate,
     "embed": embed,
     "generate": generate,
@@ -159,4 +161,13 @@ MODULES: dict[str, types.ModuleType] = {
     "report": report,
 }
 VERBS: dict[str, Callable[[list[str]], Any]] = {n: m.run for n, m in MODULES.items()}
-COMPUTING = ("train", "extend", "train-tokenizer", "eval", "embed", "generate", "export")
+COMPUTING = (
+    "train",
+    "extend",
+    "train-tokenizer",
+    "tokenize",
+    "eval",
+    "embed",
+    "generate",
+    "export",
+)

@@ -64,15 +64,21 @@ def decode_record(content: bytes) -> dict[str, Any]:
     return values
 
 
-def write_array_records(path: str | Path, examples: Iterable[Mapping[str, Any]]) -> int:
-    """Writes a file for random access, atomically; returns the number of records."""
+def write_array_records(
+    path: str | Path, examples: Iterable[Mapping[str, Any]], group_size: int = 1
+) -> int:
+    """Writes a file for random access, atomically; returns the number of records.
+
+    Args:
+      group_size: records that are compressed, and unpacked, together.
+    """
     from array_record.python import array_record_module  # type: ignore[attr-defined]
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
     with files.replacing(path) as partial:
-        writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+        writer = array_record_module.ArrayRecordWriter(str(partial), f"group_size:{group_size}")
         for example in examples:
             writer.write(encode_record(example))
             count += 1
@@ -91,7 +97,7 @@ class ArrayFile:
         self.path = path
         try:
             self._chunks = chunks.Chunks(path)
-            self._length = len(_data(self))
+            self._length = _data(self).num_records()
             if self._length != self._chunks.count:
                 raise ValueError(f"{self._length} records, but a footer for {self._chunks.count}")
         except (OSError, ValueError, RuntimeError) as error:
@@ -106,16 +112,21 @@ class ArrayFile:
             chunk = self._chunks.find(row)
             if chunk.size > max(self._limit, 4 * chunk.stored):
                 raise BadRecord("too_large", f"{chunk.size} bytes, more than {self._limit}")
-            return _data(self)[row]
+            return _data(self).read([row])[0]
         except (OSError, ValueError, RuntimeError, IndexError) as error:
             raise BadRecord("array_record", str(error)[:200]) from error
 
 
 @functools.lru_cache(maxsize=MAX_OPEN)  # a data set may have more files than a process may open
 def _data(file: ArrayFile) -> Any:
-    from array_record.python import array_record_data_source
+    # Not the data source of the library: it logs an error for each file of larger groups.
+    from array_record.python import array_record_module  # type: ignore[attr-defined]
 
-    return array_record_data_source.ArrayRecordDataSource(str(file.path))
+    options, buffer = "readahead_buffer_size:0", 32768  # for random access
+    path = str(file.path)
+    return array_record_module.ArrayRecordReader(
+        path, options=options, file_reader_buffer_size=buffer
+    )
 
 
 class _ArrayFile:

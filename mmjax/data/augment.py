@@ -19,10 +19,11 @@ import numpy as np
 
 from mmjax.config import ranges
 from mmjax.config.error import nearest
+from mmjax.data import started
 from mmjax.modalities.modality import Modality
 from mmjax.typing import Piece
 
-__all__ = ["Augment", "Visit", "check_kind", "check_task"]
+__all__ = ["Augment", "Visit", "check_kind", "check_task", "varied"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,11 @@ def check_kind(augment: Augment, name: str, modality: Modality, *kinds: type) ->
         )
 
 
+def varied(modality: Modality) -> Modality:
+    """What an augmentation varies: of codes that are computed from another modality, that one."""
+    return getattr(modality, "base", modality) if modality.offline else modality
+
+
 def check_task(task: Any, modalities: Mapping[str, Modality]) -> None:
     """Raises ValueError for an augmentation that a task cannot have, and for a modality of
     `positives_by` that cannot be compared."""
@@ -104,18 +110,19 @@ def check_task(task: Any, modalities: Mapping[str, Modality]) -> None:
                 f"augment[{name!r}] is a {type(augment).__name__}, no Augment; see"
                 " mmjax.data.augment."
             )
-        if modalities[name].offline:
+        if modalities[name].offline and not started.tokenizes():
             raise ValueError(
                 f"augment[{name!r}]={type(augment).__name__}, but the ids of {name!r} are computed"
                 " once, before training, and read from a table, so it would have no effect;"
-                " augment the modality that they encode, as a stream of its own, or none."
+                " augment the modality that they encode, as a stream of its own, or compute the"
+                " ids of variations by mmjax tokenize --crops."
             )
         if augment.like and augment.like not in task.augment:
             raise ValueError(
                 f"augment[{name!r}].like={augment.like!r} is not augmented here"
                 f"{nearest(augment.like, task.augment)}"
             )
-        augment.check(name, task, modalities)
+        augment.check(name, task, {n: varied(m) for n, m in modalities.items()})
     if task.positives_by and task.positives_by not in modalities:
         raise ValueError(
             f"positives_by={task.positives_by!r} is not in modalities"

@@ -327,6 +327,13 @@ class FileRecords:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def file_ends(self) -> list[int]:
+        """Numbers after the last record of each file that has any; all of one if records of
+        several files are mixed, as a `key` sorts them."""
+        of_row = np.searchsorted(self._ends, np.asarray(self._rows), side="right")
+        ends = (np.flatnonzero(np.diff(of_row)) + 1).tolist()
+        return [*(ends if len(ends) < len(self.tables) else ()), len(self)]
+
     @property
     def num_skipped(self) -> int:
         """Files that cannot be read, and were left out."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from mmjax.config.error import ConfigError
 from mmjax.data import measure
-from mmjax.data.source import BadRecord
+from mmjax.data.source import HELD, BadRecord
 from mmjax.data.task import Task
 from mmjax.modalities.modality import Modality
 
@@ -38,8 +38,11 @@ def check(name: str, task: Task, modalities: Mapping[str, Modality], split: str)
             except BadRecord:  # is counted when it is read to train on
                 found["bad"] += 1
                 continue
-            there = [n for n in streams if _is_present(example.get(modalities[n].field or n),
-                                                       modalities[n])]  # fmt: skip
+            held = example.get(HELD, {})
+            there = [
+                n for n in streams
+                if n in held or _is_present(example.get(modalities[n].field or n), modalities[n])
+            ]  # fmt: skip
             if task.is_complete(there):
                 return
             found["+".join(there) or "none of these"] += 1

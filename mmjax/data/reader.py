@@ -15,7 +15,7 @@ import numpy as np
 from mmjax import console, errors
 from mmjax.config import ranges
 from mmjax.data.augment import Augment, Visit
-from mmjax.data.source import BadRecord, Records, Source, key_of
+from mmjax.data.source import HELD, BadRecord, Records, Source, key_of
 from mmjax.data.tokens import TokenTable
 from mmjax.modalities.modality import Modality, Unreadable
 from mmjax.typing import Piece, Vocabulary
@@ -86,12 +86,15 @@ def encode_sample(
     """The pieces of an example by stream; None if it has no value, several if it has several.
 
     Tokens beyond `max_tokens` are cut from the end and counted in the piece. Raises BadRecord for
-    values that are not finite and for ids outside the stream's range.
+    values that are not finite and for ids outside the stream's range. Tokens that the example holds
+    itself (`source.HELD`) are taken as they are.
     """
     pieces: dict[str, Piece | _Several | None] = {}
+    held = example.get(HELD, {})
     for name in streams:
         modality = modalities[name]
-        encoded = _each(example, name, modality, modality.encode)
+        given = held.get(name)
+        encoded = _each(example, name, modality, modality.encode) if given is None else given
         good = [_checked(piece, name, modality, vocabulary) for piece in encoded]
         pieces[name] = _one_or_several(good)
     return pieces

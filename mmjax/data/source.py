@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from mmjax import console
+from mmjax.typing import TokenSpec
 
+HELD = "__tokens__"  # key of an example: stream -> list of its pieces, of the streams of `held`
 MAX_NAME = 200  # characters of a record's name in messages
 
 
@@ -18,6 +20,14 @@ class BadRecord(Exception):
         detail = console.inline(detail)
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
+
+
+class Held(NamedTuple):
+    """A stream whose tokens a source holds: its spec, and the folder of its tokenizer ("" = it has
+    none)."""
+
+    spec: TokenSpec
+    tokenizer: str
 
 
 class Records(Protocol):
@@ -57,6 +67,10 @@ class Source:
     def open(self, split: str) -> Records:
         """Random access to one split; picklable, cheap to open again in a worker process."""
         raise NotImplementedError(f"{type(self).__name__} must define open(split).")
+
+    def held(self) -> dict[str, Held]:
+        """Streams of which examples hold the tokens themselves, under `HELD`, by name."""
+        return {}
 
     def under(self, on_bad_shard: str) -> Source:
         """The source under `Guards.on_bad_shard` of a run; those without files are themselves."""

@@ -11,8 +11,9 @@ import contextvars
 import os
 from collections.abc import Iterator
 
-__all__ = ["making_config_for", "reads_data", "workdir"]
+__all__ = ["making_config_for", "reads_data", "tokenizes", "tokenizing", "workdir"]
 
+_tokenizes: contextvars.ContextVar[bool] = contextvars.ContextVar("tokenizes", default=False)
 _workdir: contextvars.ContextVar[str | None] = contextvars.ContextVar("workdir", default=None)
 
 
@@ -35,3 +36,18 @@ def workdir() -> str:
 def reads_data() -> bool:
     """Whether the config is made for what reads the data anyway, unlike a plan or a listing."""
     return _workdir.get() is not None
+
+
+@contextlib.contextmanager
+def tokenizing() -> Iterator[None]:
+    """Inside, a config is made for `mmjax tokenize`, which augments before it computes codes."""
+    before = _tokenizes.set(True)
+    try:
+        yield
+    finally:
+        _tokenizes.reset(before)
+
+
+def tokenizes() -> bool:
+    """Whether codes are computed of what is augmented."""
+    return _tokenizes.get()

@@ -87,11 +87,13 @@ def prepare(
     Args:
       folder: workdir; if None or read-only, the ids are kept in memory.
     """
-    tables = {}
+    tables, held = {}, source.held()
     for name in streams:
-        if not modalities[name].offline:
-            continue
         spec = vocabulary.spec(name)
+        if name in held:
+            _check_held(source, spec, held[name].spec)
+        if name in held or not modalities[name].offline:
+            continue
         if folder is None:
             ids_NL = _Filler(modalities[name], spec, source, split).run()
             tables[name] = TokenTable(spec, ids_NL=ids_NL)
@@ -109,6 +111,25 @@ def prepare(
             continue
         tables[name] = TokenTable(spec, ids_NL=ids_NL)
     return tables
+
+
+def _check_held(source: Source, spec: TokenSpec, held: TokenSpec) -> None:
+    """Raises ValueError unless tokens that a source holds mean what the run takes them for."""
+    who = f"{type(source).__name__}: stream {spec.name!r}"
+    if held.fingerprint != spec.fingerprint:
+        raise ValueError(
+            f"{who} was made by tokenizer {held.fingerprint[:12] or 'none'}, but that of the run is"
+            f" {spec.fingerprint[:12] or 'none'}; use the same, or tokenize again with mmjax"
+            " tokenize."
+        )
+    for field in dataclasses.fields(TokenSpec):
+        have, want = getattr(held, field.name), getattr(spec, field.name)
+        is_cut = field.name == "max_tokens" and spec.grid is None  # a shorter sequence is cut
+        if field.name != "name" and have != want and not is_cut:
+            raise ValueError(
+                f"{who} has {field.name}={have!r:.60}, but its modality in the run says"
+                f" {want!r:.60}; use the modality that it was made with, or tokenize again."
+            )
 
 
 def _by_all(

@@ -74,6 +74,13 @@ class Codes(Modality):
         pieces = [self.base.encode(value) for value in values]
         return self._ready.encode(np.stack([content(p) for p in pieces if p is not None]))
 
+    def encode_pieces(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """Ids of pieces of `base`."""
+        if not pieces:
+            return []
+        ids_NL = self._ready.encode(np.stack([content(p) for p in pieces]))
+        return [self.piece(ids, p.num_cut) for ids, p in zip(ids_NL, pieces, strict=True)]
+
     def piece(self, ids_L: np.ndarray, num_cut: int = 0) -> Piece:
         """A piece with these ids."""
         ids_L = np.asarray(ids_L, np.int32)

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from mmjax.config.code_file import Code
 from mmjax.data import meeting, mixture
 from mmjax.data.reader import values_of
 from mmjax.experiment import Experiment, Init
+from mmjax.modalities.modality import Modality
 from mmjax.models import names as names_lib
 from mmjax.models import plan
 from mmjax.parallel import distributed
@@ -187,6 +188,7 @@ def ready_modalities(
         if experiment.warm_start and not manifest:
             _copy_learned(experiment, experiment.warm_start, folder / "tokenizers")
         if not manifest:
+            _copy(_held(experiment), folder / "tokenizers")
             split = experiment.data.train_split
             meeting.check_all(experiment.tasks, experiment.modalities, split)
         for name in experiment.modalities:
@@ -202,6 +204,13 @@ def ready_modalities(
                 f" the workdir holds {have[:12] or 'none'}; restore {folder / 'tokenizers'}."
             )
     return dataclasses.replace(experiment, modalities=ready)
+
+
+def fit_modalities(
+    experiment: Experiment, names: Sequence[str], folder: epath.Path
+) -> dict[str, Modality]:
+    """Some modalities with fitted tokenizers, which lie in `folder`/tokenizers."""
+    return {name: _fit(experiment, name, folder) for name in names}
 
 
 def learned(init: Init) -> dict[str, epath.Path]:
@@ -223,10 +232,27 @@ def learned(init: Init) -> dict[str, epath.Path]:
 
 def _copy_learned(experiment: Experiment, init: Init, target: epath.Path) -> None:
     """Copies `tokenizers/<stream>@<fingerprint>` of the run that `init` names."""
-    for name, folder in learned(init).items():
+    found = learned(init).items()
+    _copy({name: path for name, path in found if name in experiment.modalities}, target)
+
+
+def _held(experiment: Experiment) -> dict[str, epath.Path]:
+    """Folders of the tokenizers of sources that hold tokens, by stream."""
+    held = [task.source.held() for task in experiment.tasks.values()]
+    return {
+        name: epath.Path(one.tokenizer)
+        for streams in held
+        for name, one in streams.items()
+        if one.tokenizer and name in experiment.modalities
+    }
+
+
+def _copy(folders: Mapping[str, epath.Path], target: epath.Path) -> None:
+    """Copies folders `<stream>@<fingerprint>`, by stream."""
+    for name, folder in folders.items():
         copy = target / f"{name}@{folder.name.partition('@')[2]}"
         partial = _begin(target, name)
-        if name not in experiment.modalities or files.exists(copy):
+        if files.exists(copy):
             continue
         files.make_folder(partial)
         for entry in files.entries(folder):

@@ -1,0 +1,1 @@
+"""Tokenizing a data set before training: raw shards in, shards of tokens out."""
