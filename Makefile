@@ -37,7 +37,7 @@ COMPILER_cuda := jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-nvvm 
 compiled = @if $(MAKE) -s .venv-$(1)/.compiler 2> /dev/null; then $(MAKE) -s setup-$(1) && \
 	$(TEST_ENV) .venv-$(1)/bin/python -m pytest -m "$(2)" tests/compile $(ARGS); else \
 	echo "skipped: $(COMPILER_$(1)) cannot be installed here; make setup-$(1) says why" >&2; fi
-ELSEWHERE := not hf and not compile and not cuda
+ELSEWHERE := not hf and not compile and not cuda and not beam
 
 # Where jax runs on CPU, these keep glibc from mapping the arena of XLA anew at each step (a
 # third of its time); `mmjax` sets them for itself. The compile cache makes second runs quick.
@@ -47,7 +47,7 @@ PYTEST = $(TEST_ENV) $(BIN)/python -m pytest -n 2
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 .PHONY: demo demo-full tokenizers test test-ci test-slow-tenth test-nightly test-hf test-compile \
-	test-cuda bench docs notebooks lint setup setup-tpu setup-cuda constraints clean
+	test-cuda test-beam bench docs notebooks lint setup setup-tpu setup-cuda setup-beam constraints clean
 # An environment stays where one of its steps failed.
 .PRECIOUS: .venv-%/.compiler .venv-%/.installed
 
@@ -113,7 +113,21 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Beam holds protobuf, pyarrow and python-dateutil back, so its environment keeps no constraints.
+test-beam:
+	@if $(MAKE) -s setup-beam 2> /dev/null; then \
+	$(TEST_ENV) .venv-beam/bin/python -m pytest -m beam tests/tokenizers $(ARGS); else \
+	echo "skipped: apache-beam cannot be installed here; make setup-beam says why" >&2; fi
+
 setup: $(VENV)/.installed
+
+setup-beam: .venv-beam/.installed
+
+.venv-beam/.installed: pyproject.toml
+	@[ -x .venv-beam/bin/python ] || $(PYTHON) -m venv .venv-beam
+	.venv-beam/bin/python -m pip install -q --disable-pip-version-check -e '.[beam]' \
+		pytest pytest-timeout
+	@touch $@
 
 setup-tpu setup-cuda: setup-%: .venv-%/.installed
 
@@ -145,4 +159,4 @@ constraints: $(VENV)/.installed
 		-o constraints.txt
 
 clean:
-	rm -rf $(VENV) .venv-tpu .venv-cuda .cache build dist site *.egg-info
+	rm -rf $(VENV) .venv-tpu .venv-cuda .venv-beam .cache build dist site *.egg-info

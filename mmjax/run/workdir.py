@@ -237,14 +237,24 @@ def _copy_learned(experiment: Experiment, init: Init, target: epath.Path) -> Non
 
 
 def _held(experiment: Experiment) -> dict[str, epath.Path]:
-    """Folders of the tokenizers of sources that hold tokens, by stream."""
-    held = [task.source.held() for task in experiment.tasks.values()]
-    return {
-        name: epath.Path(one.tokenizer)
-        for streams in held
-        for name, one in streams.items()
-        if one.tokenizer and name in experiment.modalities
-    }
+    """Folders of the tokenizers of sources that hold tokens, by stream.
+
+    Raises ConfigError where the config names another tokenizer of a stream.
+    """
+    found = {}
+    for task in experiment.tasks.values():
+        for name, (spec, folder) in task.source.held().items():
+            if not folder or name not in experiment.modalities:
+                continue
+            given = experiment.modalities[name].given_fingerprint()
+            if given not in ("", spec.fingerprint):
+                raise config.ConfigError(
+                    f"{type(task.source).__name__}: stream {name!r} was made by tokenizer"
+                    f" {spec.fingerprint[:12]}, but modalities[{name!r}] names {given[:12]}; use"
+                    " the same, or tokenize again with mmjax tokenize."
+                )
+            found[name] = epath.Path(folder)
+    return found
 
 
 def _copy(folders: Mapping[str, epath.Path], target: epath.Path) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import process
 from multiprocessing import connection
+from pathlib import Path
 from typing import Any
 
 from mmjax import console, errors, files
@@ -72,6 +73,9 @@ def begin(experiment: Experiment, folder: Any, **how: Any) -> Job:
     if made.part != job_lib.FIRST:
         _check_first(made)
     made.open_folder()
+    if not files.is_remote(folder):  # of processes that were killed as they wrote
+        for left in Path(made.folder()).rglob(f"*{files.PARTIAL}"):
+            left.unlink(missing_ok=True)
     return made
 
 

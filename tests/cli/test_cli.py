@@ -30,6 +30,10 @@ OPTIONS = {
     "train": [*CODE, "--profile", "--workdir", "CONFIG"],
     "extend": [*CODE, "--profile", "--stage", "--workdir", "CONFIG"],
     "train-tokenizer": [*CODE, "--profile", "--workdir", "CONFIG"],
+    "tokenize": [
+        *("--add", "--beam", "--crops", "--out", "--shard-examples", "--splits", "--task"),
+        *("--workers", "CONFIG"),
+    ],
     "eval": [*CODE, "--json", "--split", "PATH"],
     "embed": [*CODE, "--given", "--out", "PATH"],
     "generate": [
