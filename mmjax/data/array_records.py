@@ -64,25 +64,27 @@ def decode_record(content: bytes) -> dict[str, Any]:
     return values
 
 
-def write_array_records(
-    path: str | Path, examples: Iterable[Mapping[str, Any]], group_size: int = 1
-) -> int:
-    """Writes a file for random access, atomically; returns the number of records.
+def write_array_records(path: str | Path, examples: Iterable[Mapping[str, Any]]) -> int:
+    """Writes a file for random access, atomically; returns the number of records."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as partial:
+        return write_records(Path(partial), map(encode_record, examples))
+
+
+def write_records(path: Path, records: Iterable[bytes], group_size: int = 1) -> int:
+    """Writes records to a file that is not there yet; returns their number.
 
     Args:
       group_size: records that are compressed, and unpacked, together.
     """
     from array_record.python import array_record_module  # type: ignore[attr-defined]
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-    with files.replacing(path) as partial:
-        writer = array_record_module.ArrayRecordWriter(str(partial), f"group_size:{group_size}")
-        for example in examples:
-            writer.write(encode_record(example))
-            count += 1
-        writer.close()
+    writer, count = array_record_module.ArrayRecordWriter(str(path), f"group_size:{group_size}"), 0
+    for record in records:
+        writer.write(record)
+        count += 1
+    writer.close()
     return count
 
 

@@ -70,9 +70,12 @@ class Codes(Modality):
         return self.piece(self._ready.encode(content(piece)[None])[0], piece.num_cut)
 
     def encode_batch(self, values: Sequence[Any]) -> np.ndarray:
-        """Ids int32 [N, L] of values, none of which is absent."""
+        """Ids int32 [N, L] of values, none of which is absent. Raises ValueError if one is."""
         pieces = [self.base.encode(value) for value in values]
-        return self._ready.encode(np.stack([content(p) for p in pieces if p is not None]))
+        there = [content(piece) for piece in pieces if piece is not None]
+        if len(there) < len(values):  # such as a video without sound: only `base` knows
+            raise ValueError(f"Codes: {len(values) - len(there)} values are absent.")
+        return self._ready.encode(np.stack(there))
 
     def encode_pieces(self, pieces: Sequence[Piece]) -> list[Piece]:
         """Ids of pieces of `base`."""

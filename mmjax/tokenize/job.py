@@ -18,7 +18,7 @@ from mmjax import config, files
 from mmjax.config.error import ConfigError, nearest
 from mmjax.data import started
 from mmjax.data.batches import used_streams
-from mmjax.data.source import Source
+from mmjax.data.source import Records, Source
 from mmjax.data.task import Task
 from mmjax.experiment import Experiment
 from mmjax.run import workdir
@@ -62,6 +62,19 @@ class Job:
     def source(self) -> Source:
         """The raw source."""
         return self.experiment.tasks[self.task].source
+
+    def records(self, split: str) -> Records:
+        """The raw records of a split, opened once in a process: a source may have many files."""
+        if split not in self._opened:
+            self._opened[split] = self.source.open(split)
+        return self._opened[split]
+
+    @functools.cached_property
+    def _opened(self) -> dict[str, Records]:
+        return {}
+
+    def __getstate__(self):
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     @property
     def augments(self) -> dict[str, Any]:

@@ -70,8 +70,7 @@ def make(job: Job, unit: Unit) -> dict[str, Any]:
     tally = _Tally()
     with files.replacing(path) as partial:
         local = Path(partial)
-        examples = (tally.add(one) for one in _examples(job, unit))
-        array_records.write_array_records(local, examples, GROUP)
+        array_records.write_records(local, map(tally.add, _examples(job, unit)), GROUP)
         _verify(local, tally)
         about = tally.about(local, unit)
     files.write_json(sidecar_of(path), about)
@@ -87,16 +86,17 @@ class _Tally:
         self.tokens: collections.Counter[str] = collections.Counter()
         self.present: collections.Counter[str] = collections.Counter()
 
-    def add(self, example: dict[str, Any]) -> dict[str, Any]:
-        """The example itself."""
-        self.hashed.update(array_records.encode_record(example))
+    def add(self, example: dict[str, Any]) -> bytes:
+        """The record of an example."""
+        content = array_records.encode_record(example)
+        self.hashed.update(content)
         self.records += 1
         if "bad" in example:
             self.rejected[example["bad"][0]].append(example["key"])
         for name, notes in example.get("tokens", {}).items():
             self.present[name] += 1
             self.tokens[name] += sum(note[0] for note in notes)
-        return example
+        return content
 
     def about(self, path: Path, unit: Unit) -> dict[str, Any]:
         """The sidecar."""
@@ -139,7 +139,7 @@ def _verify(path: Path, tally: _Tally) -> None:
 
 def _examples(job: Job, unit: Unit) -> Iterator[dict[str, Any]]:
     """The records of a shard, for `encode_record`."""
-    records, specs = job.source.open(unit.split), job.specs()
+    records, specs = job.records(unit.split), job.specs()
     for start in range(unit.start, unit.stop, BATCH):
         rows = range(start, min(start + BATCH, unit.stop))
         for row, found in zip(rows, _encoded(job, unit.split, records, rows), strict=True):

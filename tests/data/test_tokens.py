@@ -84,6 +84,24 @@ def test_tables_hold_what_encoding_gives(on_disk, codes, tmp_path):
     assert COUNTED == [5, 1, 1, 1, 1, 1]
 
 
+def test_a_value_that_only_the_base_knows_to_be_absent_is_absent(codes, tmp_path):
+    """As a video without sound is: its file is there, and the reader finds that it has none."""
+
+    class Mute(type(codes.base)):
+        def encode(self, value):
+            return None if value is GOOD[1] else super().encode(value)
+
+    base = Mute(size=(8, 16), patch=4, channels=1)
+    object.__setattr__(codes, "base", base)
+    table = prepare(codes, None)
+    reader = loader.Reader(
+        source=Pictures(), split="train", modalities={"codes": codes},
+        vocabulary=Vocabulary((codes.spec("codes"),)), tokens={"codes": table},
+    )  # fmt: skip
+    assert reader.read(1, ("codes",)).pieces["codes"] is None
+    assert reader.read(0, ("codes",)).pieces["codes"] is not None
+
+
 def test_a_second_run_reads_the_file(codes, tmp_path):
     prepare(codes, tmp_path / "work")
     fingerprint = codes.spec("codes").fingerprint[:12]

@@ -228,7 +228,7 @@ def test_a_full_disk_ends_it_at_once_and_leaves_no_half(raw, codes, made, tmp_pa
         tries.append(path)
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(shard.array_records, "write_array_records", full)
+    monkeypatch.setattr(shard.array_records, "write_records", full)
     with pytest.raises(OSError, match="No space left"):
         run.tokenize(experiment, out)
     assert len(tries) == 1
