@@ -137,7 +137,7 @@ class Joined(Source):
         if known is None:
             console.say(f"Joined: reading the keys of {sum(sizes.values())} records")
             rows = _match(split, opened)
-            arrays = {} if rows is None else {f"rows.{n}": rows[n] for n in rows}
+            arrays = {f"rows.{n}": column for n, column in (rows or {}).items()}
             known = {"parts": list(sizes)}, arrays
             index.save(name, *known, places)
         arrays = known[1]
@@ -213,7 +213,7 @@ def _hashes(name: str, records: Records) -> np.ndarray:
     return found
 
 
-def _match(split: str, opened: Mapping[str, Records]) -> Rows | None:
+def _match(split: str, opened: Mapping[str, Records]) -> dict[str, np.ndarray] | None:
     """Rows of each part that are of the same records; None if all are, in the same order."""
     hashes = {name: _hashes(name, part) for name, part in opened.items()}
     first, *others = hashes.values()
