@@ -22,7 +22,9 @@ from mmjax.models import names
 from mmjax.models.autoencoder import Autoencoder
 from mmjax.parallel import distributed
 from mmjax.report import arrays
+from mmjax.run.program import Program
 from mmjax.run.view import to_host
+from mmjax.step import TrainState
 from mmjax.tokenizers.learned import Learned
 from mmjax.typing import Piece
 
@@ -54,24 +56,14 @@ def train_tokenizer(
     result = train.train(
         experiment, workdir, code=code, devices=devices, before_compile=before_compile
     )
-    params, state = result.state.params, result.state.model_state
-    tensors = {name: to_host(x) for name, x in result.program.to_canonical(params).items()}
-    for name, x in names.flatten(state).items():
-        if name == "codebook/codes":  # the rest is of use to training alone
-            tensors[name] = to_host(x)
-    stream, modality = next(iter(experiment.modalities.items()))
-    learned = Learned(
-        preprocessing=config.to_json(modality),
-        spec=modality.spec(stream),
-        model=experiment.model,
-        tensors=tensors,
-        parent={
-            "workdir": str(folder), "step": result.step, "config": config.fingerprint(experiment)
-        },
-    )  # fmt: skip
+    parent = {
+        "workdir": str(folder), "step": result.step, "config": config.fingerprint(experiment)
+    }  # fmt: skip
+    learned = exported(result.program, result.state, parent)
     if not distributed.is_main():
         return {}
     learned.write(folder / "tokenizer")
+    ((_, modality),) = experiment.modalities.items()
     codes = Codes(base=modality, path=str(folder)).fit(lambda: iter(()), folder / "tokenizer")
     report = evaluate(experiment, codes, learned, folder)
     files.write_json(folder / "tokenizer" / "report.json", report)
@@ -82,6 +74,22 @@ def train_tokenizer(
             " more diversity."
         )
     return report
+
+
+def exported(program: Program, state: TrainState, parent: dict[str, Any]) -> Learned:
+    """The tokenizer that a program of an `Autoencoder` has trained; `parent` says where."""
+    tensors = {name: to_host(x) for name, x in program.to_canonical(state.params).items()}
+    for name, x in names.flatten(state.model_state).items():
+        if name == "codebook/codes":  # the rest is of use to training alone
+            tensors[name] = to_host(x)
+    ((stream, modality),) = program.experiment.modalities.items()
+    return Learned(
+        preprocessing=config.to_json(modality),
+        spec=modality.spec(stream),
+        model=program.experiment.model,
+        tensors=tensors,
+        parent=parent,
+    )
 
 
 def evaluate(

@@ -215,3 +215,23 @@ def test_augmentations_are_timed_beside_plain_encoding(root):
         "Pictures()", "all of Pictures", "Sounds()", "Texts()"
     }  # fmt: skip
     assert all(row["visit"] > 0 and row["encode"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_quantisers_take_turns_on_the_same_batches(root, tmp_path):
+    out = tmp_path / "found.json"
+    command = [sys.executable, "benchmarks/tokenizers.py", "--steps", "12", "--rounds", "1"]
+    done = subprocess.run(
+        [*command, "--arms", "FSQ", "ProductVQ", "--out", str(out)],
+        cwd=root, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    committed = json.loads((root / "mmjax" / "tokenizers" / "measured.json").read_text())
+    assert set(found) == set(committed)
+    for name in ("FSQ", "ProductVQ"):
+        row, before = found["tokenizers"][name], committed["tokenizers"][name]
+        for key in ("class", "config", "codes", "ids", "parameters"):
+            assert row[key] == before[key], key
+        assert min(row[key] for key in row if key.endswith("_per_second")) > 0
+        assert row["step_bytes"] > 4 * row["parameters"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,8 +30,12 @@ __all__ = [
     "run",
     "shipped",
     "text",
+    "tokenizers",
 ]
 
+MEASURED = Path(mmjax.__file__).resolve().parent / "tokenizers" / "measured.json"
+# What makes ids of values without being a Tokenizer, which is of texts.
+TOKENIZING = ("Quantizer", "Bins", "BinEdges")
 KINDS = {  # kind -> base class of its seam
     "modalities": "Modality",
     "tokenizers": "Tokenizer",
@@ -71,18 +76,39 @@ def run(args: list[str]) -> None:
     print(printing.as_json(listed) if given.json else text(listed))
 
 
-def listing(kind: str | None = None) -> dict[str, list[dict[str, str]]]:
+def listing(kind: str | None = None) -> dict[str, list[dict[str, Any]]]:
     """Names and descriptions by kind; None = all kinds.
+
+    What was measured of a tokenizer is `measured`, an entry for each of its settings
+    (`benchmarks/tokenizers.py`).
 
     Raises ConfigError for an unknown kind.
     """
     wanted = ("recipes", *KINDS)
     if kind is not None and kind not in wanted:
         raise config.ConfigError(f"list: no kind {kind!r}{config.nearest(kind, wanted)}")
-    listed: dict[str, list[dict[str, str]]] = {}
+    listed: dict[str, list[dict[str, Any]]] = {}
     for name in wanted if kind is None else (kind,):
-        listed[name] = recipes() if name == "recipes" else _members(KINDS[name])
+        if name == "recipes":
+            listed[name] = recipes()
+        else:
+            listed[name] = tokenizers() if name == "tokenizers" else _members(KINDS[name])
     return listed
+
+
+def tokenizers() -> list[dict[str, Any]]:
+    """Tokenizers of texts, quantisers and bins, with what was measured of them."""
+    found = json.loads(MEASURED.read_text(encoding="utf-8"))
+    rows = found.pop("tokenizers")
+    items: list[dict[str, Any]] = [*_members("Tokenizer"), *_members(*TOKENIZING)]
+    for item in items:
+        own = [
+            {"name": name, **row, **found}
+            for name, row in rows.items()
+            if row["class"] == item["name"]
+        ]
+        item |= {"measured": own} if own else {}
+    return items
 
 
 def recipes(folder: Path | None = None) -> list[dict[str, str]]:
@@ -124,8 +150,9 @@ def _field(doc: str, key: str) -> str:
     return " ".join(match[1].split()) if match else ""
 
 
-def _members(base: str) -> list[dict[str, str]]:
-    """Public subclasses of a seam's base class, with the first line of their docstrings."""
+def _members(base: str, *others: str) -> list[dict[str, str]]:
+    """Public subclasses of a seam's base class, with the first line of their docstrings; and
+    other classes by name."""
     members: dict[str, dict[str, str]] = {}
     for module in seam_modules():
         public: Any = getattr(module, "__all__", [n for n in vars(module) if n[0] != "_"])
@@ -135,7 +162,7 @@ def _members(base: str) -> list[dict[str, str]]:
                 continue
             if cls.__module__ != module.__name__ or cls.__name__ == base:
                 continue
-            if base in (c.__name__ for c in cls.__mro__):
+            if name in others or base in (c.__name__ for c in cls.__mro__):
                 does = (cls.__doc__ or "").strip().splitlines()[0]
                 if does.startswith("Base of"):
                     continue
@@ -143,7 +170,15 @@ def _members(base: str) -> list[dict[str, str]]:
     return [members[name] for name in sorted(members)]
 
 
-def text(listed: dict[str, list[dict[str, str]]]) -> str:
+def _measured(row: dict[str, Any]) -> str:
+    return (
+        f"{row['name']}: {100 * row['usage']:.0f} % of {row['codes']} codes in use, perplexity"
+        f" {row['perplexity']:.0f}, {row['psnr']:.1f} dB PSNR after {row['steps']} steps"
+        f" ({row['commit']}, {row['date']}, {row['device']})"
+    )
+
+
+def text(listed: dict[str, list[dict[str, Any]]]) -> str:
     """The listing as text."""
     blocks = []
     for kind, items in listed.items():
@@ -152,6 +187,7 @@ def text(listed: dict[str, list[dict[str, str]]]) -> str:
         for item in items:
             more = [f"{k}: {item[k]}" for k in HEADER if item.get(k)]
             lines.append(f"  {item['name']:{width}}  {item['does']}")
+            more += [_measured(row) for row in item.get("measured", ())]
             lines += [f"  {'':{width}}  {m}" for m in more]
         blocks.append("\n".join(lines if items else [*lines, "  none"]))
     return console.visible("\n\n".join(blocks))

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -26,6 +26,7 @@ from mmjax.files import confined
 PICKLES = ("pickle", "pkl", "pyd", "pth", "pt", "joblib", "dill")
 MADE = ("__key__", "__folder__")  # fields that the name of a record gives
 SHOWN = 20  # fields that an error names
+UNNAMED = "\x7f"  # begins the keys of records whose field of keys cannot be read
 MAX_KEY = 1024  # characters; longer names are shortened
 MAX_ROWS_BYTES = 1 << 26  # of the index of splits, besides 8 per record
 LIMIT = 1 << 28  # bytes of a record
@@ -306,7 +307,7 @@ class Files(Source):
             value = wanted.value(table.read(row, wanted.fields()))
         except BadRecord:
             value = None  # counted as bad when it is read; here it only needs a key
-        return f"\x7f{path.name}/{table.key(row)}" if value is None else _short(_plain(value))
+        return f"{UNNAMED}{path.name}/{table.key(row)}" if value is None else _short(_plain(value))
 
 
 class FileRecords:
@@ -352,6 +353,25 @@ class FileRecords:
         number, row = self._find(index)
         table = self.tables[number]
         return f"{self._paths[number].name}/{getattr(table, 'label', table.key)(row)}"
+
+    def each_key(self) -> Iterator[str | None]:
+        """The key of each record, by which its split is decided; None where `key` has no value.
+
+        Raises ValueError where records have no names: their numbers change with every edit.
+        """
+        source = self._source
+        if not source.key and any(table.numbered for table in self.tables):
+            raise ValueError(
+                f"{type(source).__name__}: key={source.key!r}, but its records have only numbers;"
+                " set key to a field that names them."
+            )
+        for number, row in map(self._find, range(len(self))):
+            key = source._key(self._paths[number], self.tables[number], row)
+            yield None if key.startswith(UNNAMED) and source.key else key
+
+    def index_folders(self) -> list[Path]:
+        """Folders to try for an index of these records."""
+        return index.folders(self._source.cache, self._paths[0])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, row = self._find(index)

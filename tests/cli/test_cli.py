@@ -280,6 +280,23 @@ def test_list_names_the_parts_with_a_line_each():
     assert len(names["modalities"]) >= 25
 
 
+def test_list_tells_what_was_measured_of_tokenizers():
+    from mmjax import models
+    from mmjax.cli import listing
+
+    items = {item["name"]: item for item in listing.listing("tokenizers")["tokenizers"]}
+    assert {"SentencePiece", "Bins", "FSQ", "LFQ", "VQ", "ResidualVQ", "ProductVQ"} <= set(items)
+    assert [row["name"] for row in items["LFQ"]["measured"]] == ["LFQ", "BSQ"]
+    for name in ("FSQ", "LFQ", "VQ", "ResidualVQ", "ProductVQ"):
+        for row in items[name]["measured"]:
+            quantizer = eval(row["config"], vars(models))  # fields that are gone fail here
+            assert (row["class"], row["codes"]) == (name, quantizer.num_codes)
+            assert row["ids"] == 64
+            assert 0 < row["usage"] <= 1 <= row["perplexity"] <= row["codes"]
+            assert f"{row['psnr']:.1f} dB" in listing.text({"tokenizers": [items[name]]})
+    assert "measured" not in items["SentencePiece"]
+
+
 def test_list_reads_the_headers_of_recipes(tmp_path):
     from mmjax.cli import listing
 

@@ -91,13 +91,16 @@ def test_a_value_that_only_the_base_knows_to_be_absent_is_absent(codes, tmp_path
         def encode(self, value):
             return None if np.array_equal(value, GOOD[1]) else super().encode(value)
 
-    base = Mute(size=(8, 16), patch=4, channels=1)
-    object.__setattr__(codes, "base", base)
-    table = prepare(codes, None)
+    class Good(Pictures):
+        def open(self, split):
+            return super().open(split)[:5]  # a bad one would have each value encoded by itself
+
+    object.__setattr__(codes, "base", Mute(size=(8, 16), patch=4, channels=1))
+    vocabulary, of = Vocabulary((codes.spec("codes"),)), {"codes": codes}
+    tables = tokens.prepare(of, ("codes",), vocabulary, Good(), "train", None)
     reader = loader.Reader(
-        source=Pictures(), split="train", modalities={"codes": codes},
-        vocabulary=Vocabulary((codes.spec("codes"),)), tokens={"codes": table},
-    )  # fmt: skip
+        source=Good(), split="train", modalities=of, vocabulary=vocabulary, tokens=tables
+    )
     assert reader.read(1, ("codes",)).pieces["codes"] is None
     assert reader.read(0, ("codes",)).pieces["codes"] is not None
 
