@@ -20,7 +20,7 @@ from mmjax.modalities.dense import Depth, Normals
 from mmjax.modalities.image import Image
 from mmjax.modalities.modality import Modality
 from mmjax.modalities.segmentation import Segmentation
-from mmjax.models import FSQ, LFQ, Autoencoder, Quantizer
+from mmjax.models import FSQ, LFQ, VQ, Autoencoder, Quantizer
 from mmjax.objectives import Reconstruction
 from mmjax.optim import AdamW
 from mmjax.run.checkpoint import Checkpointing
@@ -36,6 +36,12 @@ SEMSEG = Segmentation(names=CLASSES, size=SIZE, cell=1)
 def image() -> Experiment:
     """1,000 codes, 64 of them a picture."""
     model = _model((8, 8, 3), FSQ(levels=(8, 5, 5, 5)))
+    return _experiment("image", IMAGE, model, Reconstruction(error="l1"))
+
+
+def image_vq() -> Experiment:
+    """As `image`, with a codebook: 1,024 codes."""
+    model = _model((8, 8, 3), VQ(num_codes=1024, width=16))
     return _experiment("image", IMAGE, model, Reconstruction(error="l1"))
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def write(out: Path, scenes: int = 4000, held_out: int = 400, each: int = 500) -
         bar.close()
 
 
-def _members(stem: str, example: dict) -> Iterator[tuple[str, bytes]]:
+def _members(stem: str, example: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
     import PIL.Image
 
     picture, depth = io.BytesIO(), io.BytesIO()
