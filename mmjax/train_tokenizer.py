@@ -92,7 +92,7 @@ def evaluate(
     Raises BadDataError when the split has no value, or more bad records than the guards allow.
     """
     pieces = _pieces(experiment)
-    ids_NL = learned.encode(np.stack([content(piece) for piece in pieces]))
+    ids_NL = learned.encode(np.stack([content(piece, learned.spec) for piece in pieces]))
     originals = np.stack([codes.base.decode(piece) for piece in pieces])
     decoded = np.stack(codes.decode_batch(ids_NL))
     count_K = np.bincount(ids_NL.ravel(), minlength=learned.vocab_size)

@@ -67,12 +67,14 @@ class Codes(Modality):
         piece = self.base.encode(value)
         if piece is None:
             return None
-        return self.piece(self._ready.encode(content(piece)[None])[0], piece.num_cut)
+        learned = self._ready
+        return self.piece(learned.encode(content(piece, learned.spec)[None])[0], piece.num_cut)
 
     def encode_batch(self, values: Sequence[Any]) -> np.ndarray:
         """Ids int32 [N, L] of values, none of which is absent."""
         pieces = [self.base.encode(value) for value in values]
-        return self._ready.encode(np.stack([content(p) for p in pieces if p is not None]))
+        spec = self._ready.spec
+        return self._ready.encode(np.stack([content(p, spec) for p in pieces if p is not None]))
 
     def piece(self, ids_L: np.ndarray, num_cut: int = 0) -> Piece:
         """A piece with these ids."""
@@ -171,8 +173,8 @@ def _defaults(kind: type[Modality]) -> dict[str, Any]:
     return found
 
 
-def content(piece: Piece) -> np.ndarray:
-    """The numbers [J, P] or ids [J] that the tokenizer codes."""
+def content(piece: Piece, spec: TokenSpec) -> np.ndarray:
+    """The numbers [J, P] or ids [J] that the tokenizer codes; zeros follow a shorter value."""
     found = piece.values_LP if piece.ids_L is None else piece.ids_L
     assert found is not None
-    return found
+    return np.pad(found, [(0, spec.max_tokens - len(found)), *[(0, 0)] * (found.ndim - 1)])

@@ -6,6 +6,8 @@ Trained like any other model, by tasks with the objective `Reconstruction`.
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Annotated
 
 from etils import epy
 
@@ -28,17 +30,21 @@ class Autoencoder(ModelConfig):
     this. A layer is a residual block of convolutions, which see their neighbours, or, with
     `num_heads`, the block of the transformer, in which each code sees all (ViT-VQGAN, Yu et al.
     2021, arXiv 2110.04627). With a `code_grid` of (1, 1) it is a residual network of matrices, for
-    vectors.
+    vectors. With `strides` stages of strided convolutions lead to the code grid and back, for
+    waveforms (models/waveform_codec.py).
 
     Fields:
       piece: (rows, columns, channels) of a piece: (patch, patch, channels) of an `Image`,
-        (patch_frames, 1, num_mels) of an `Audio`, (1, 1, ids) of a grid of ids, such as classes,
-        (1, 1, channels) of a vector.
+        (patch_frames, 1, num_mels) of an `Audio`, (patch, 1, 1) of a `Waveform`, (1, 1, ids) of a
+        grid of ids, such as classes, (1, 1, channels) of a vector.
       code_grid: rows and columns of codes; divides the array.
       width: of features at the code grid.
       encoder_layers, decoder_layers: how many. kernel: side of their convolutions, odd.
       num_heads: heads of attention, which divide the width; 0 = convolutions.
       expansion: inner width of a layer, in widths.
+      strides: of the stages along time, from the samples on; their product divides the samples of
+        a code, of which those that are left are the channels of the first stage. Each stage doubles
+        the width, up to `width`. () = one stride to the code grid.
       quantizer: what a code is.
     """
 
@@ -50,6 +56,7 @@ class Autoencoder(ModelConfig):
     kernel: ranges.Count = 3
     num_heads: ranges.Natural = 0
     expansion: ranges.Count = 2
+    strides: tuple[Annotated[int, ranges.Range(2)], ...] = ()
     quantizer: Quantizer = FSQ()
 
     def __post_init__(self):
@@ -60,6 +67,12 @@ class Autoencoder(ModelConfig):
             raise ValueError(
                 f"Autoencoder: num_heads={self.num_heads} does not divide width={self.width}; use a"
                 " divisor."
+            )
+        if self.width % 2 ** len(self.strides):
+            raise ValueError(
+                f"Autoencoder: width={self.width} cannot be halved for each of the"
+                f" {len(self.strides)} strides={self.strides}; use a multiple of"
+                f" {2 ** len(self.strides)}."
             )
 
     @property
@@ -100,6 +113,13 @@ class Autoencoder(ModelConfig):
             raise ValueError(
                 f"Autoencoder: code_grid={self.code_grid} does not divide the {rows} x {columns}"
                 f" array of stream {spec.name!r}; use divisors."
+            )
+        samples = rows // self.code_grid[0]
+        if self.strides and (columns > 1 or samples % math.prod(self.strides)):
+            raise ValueError(
+                f"Autoencoder: strides={self.strides} do not divide the {samples} samples of a code"
+                f" of stream {spec.name!r}, {columns} of them side by side; they are for streams"
+                " along time, and their product divides the samples of a code."
             )
         return rows, columns, channels
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.models import autoencoder, blocks, module, plan
+from mmjax.models import autoencoder, blocks, module, plan, waveform_codec
 from mmjax.models.block import Stack
 from mmjax.parallel import rules
 from mmjax.typing import NUM_AXES, Array, OneSegment, Tokens, TokenSpec, Vocabulary
@@ -137,9 +137,12 @@ class AutoencoderModule(nnx.Module):
         self.group_rows, self.compute_dtype = 0, "float32"
         rows, columns, channels = config.array_shape(spec)
         cell = rows // config.code_grid[0] * (columns // config.code_grid[1]) * channels
-        latent = config.quantizer.width
-        self.encoder = Side(config, cell, latent, config.encoder_layers, rngs)
-        self.decoder = Side(config, latent, cell, config.decoder_layers, rngs)
+        latent, inner = config.quantizer.width, config.width if config.strides else cell
+        self.encoder = Side(config, inner, latent, config.encoder_layers, rngs)
+        self.decoder = Side(config, latent, inner, config.decoder_layers, rngs)
+        if config.strides:
+            self.encoder = waveform_codec.Encoder(config, cell, self.encoder, rngs)
+            self.decoder = waveform_codec.Decoder(config, cell, self.decoder, rngs)
         self.codebook = Codebook(config.quantizer.init(rngs.params()))
 
     def encode(self, tokens: Tokens, lane: str = "", key=None) -> blocks.Encoded:

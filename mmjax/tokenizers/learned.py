@@ -30,9 +30,12 @@ MANIFEST, WEIGHTS = "tokenizer.json", "weights.safetensors"
 MAX_MANIFEST, MAX_WEIGHTS = 1 << 24, 1 << 33  # bytes of the files that are read
 MAX_CODES = 1 << 24
 # Fields of models that older tokenizers lack, with what these do: they keep their fingerprints.
-LATER = {"num_heads": 0, "symmetric": False, "gradient": "straight", "kmeans_steps": 0}
+LATER: dict[str, Any] = {
+    "num_heads": 0, "symmetric": False, "gradient": "straight", "kmeans_steps": 0, "strides": [],
+}  # fmt: skip
 FREE = ("field", "max_pixels", "max_samples")
 BATCH = 256  # values at a time; smaller batches are padded, so that only two shapes compile
+ROOM = 1 << 22  # numbers at a time, where a value has many
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,7 +128,7 @@ class Learned:
 
     def _in_batches(self, name: str, x: np.ndarray) -> np.ndarray:
         run, parts = self._functions[name], []
-        size = 1 if len(x) == 1 else BATCH
+        size = 1 if len(x) == 1 else max(1, min(BATCH, ROOM // self._numbers))
         for start in range(0, len(x), size):
             part = x[start : start + size]
             padded = np.zeros((size, *x.shape[1:]), x.dtype)
@@ -134,6 +137,11 @@ class Learned:
         if not parts:
             return np.asarray(run(self._arrays, np.zeros((1, *x.shape[1:]), x.dtype)))[:0]
         return np.concatenate(parts)
+
+    @property
+    def _numbers(self) -> int:
+        """Of a value, before and after it is coded."""
+        return self.spec.max_tokens * (self.spec.width or self.spec.vocab_size)
 
     @functools.cached_property
     def _functions(self) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def train(kind: str, devices: int, steps: int = 3, mesh_config=MeshConfig()):
     """Losses of a few steps, and the state after them."""
     model, objective = toy_codes.model(kind), Reconstruction()
     mesh = mesh_config.make(jax.devices()[:devices])
-    parts = step_lib.split(lambda: model.make(Vocabulary((SPEC,)), {}, 0))
+    vocabulary = Vocabulary((toy_codes.base(kind).spec("image"),))
+    parts = step_lib.split(lambda: model.make(vocabulary, {}, 0))
     tx = AdamW(learning_rate=1e-2, warmup_steps=0, schedule="constant").make(parts.matrices, 10)
     shardings = step_lib.state_shardings(parts, tx, {}, mesh, MeshRules())
     step = step_lib.make_train_step(
@@ -85,9 +86,34 @@ def test_training_lowers_the_loss_and_moves_the_codebook(kind):
     assert state["codebook"]["use"].sum() > 10
 
 
+@pytest.mark.parametrize("kind", ["fsq", *toy_codes.FIELDS])
+def test_bfloat16_gives_about_the_same_gradients(kind):
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        spec = toy_codes.base(kind).spec("image")
+        # Of two codes few latents take the other one for a small difference.
+        model = toy_codes.model(kind, quantizer=toy_codes.VQ(num_codes=2, width=4))
+        module = model.make(Vocabulary((spec,)), {}, 0)
+        module.compute_dtype = dtype
+        graph, params, state = nnx.split(module, nnx.Param, convolution.blocks.ModelState)
+
+        def loss(params, graph=graph, state=state):
+            losses, *_ = Reconstruction()(
+                nnx.merge(graph, params, state), batch(), jax.random.key(0), {}
+            )
+            return sum(step_lib.objective_lib.total(losses).values())
+
+        grads = jax.tree.leaves(jax.grad(loss)(nnx.as_pure(params)))
+        found[dtype] = np.concatenate([np.ravel(g) for g in grads])
+    a, b = found.values()
+    assert np.isfinite(a).all()
+    assert np.linalg.norm(a - b) < 0.2 * np.linalg.norm(a)
+
+
 @pytest.mark.parametrize("kind", toy_codes.QUANTIZERS)
 def test_every_parameter_gets_a_gradient_and_absent_rows_give_none(kind):
-    model = toy_codes.model(kind).make(Vocabulary((SPEC,)), {}, 0)
+    spec = toy_codes.base(kind).spec("image")
+    model = toy_codes.model(kind).make(Vocabulary((spec,)), {}, 0)
     graph, params, state = nnx.split(model, nnx.Param, convolution.blocks.ModelState)
 
     def loss(params, given):
@@ -173,6 +199,23 @@ def test_the_array_is_put_together_and_taken_apart(spec, model):
     np.testing.assert_allclose(back, values, atol=1e-6)
 
 
+def test_a_code_of_the_strided_codec_sees_the_samples_around_it():
+    """And is seen by those: a codec of the first half and of the whole agree far from the cut."""
+    spec = toy_codes.base("strided").spec("image")
+    model = toy_codes.model("strided", encoder_layers=0, decoder_layers=0)
+    module = model.make(Vocabulary((spec,)), {}, 0)
+    values = np.random.default_rng(0).normal(size=(1, 8, 16)).astype(np.float32)
+    other = values.copy()
+    other[:, 4, 5] += 1.0  # sample 69, of code 8
+    moved = np.abs(module._latents(jnp.asarray(values)) - module._latents(jnp.asarray(other)))
+    assert moved.max(axis=1).argmax() in (7, 8, 9)
+    vector = np.random.default_rng(0).normal(size=(1, 16, 4)).astype(np.float32)
+    change = vector.copy()
+    change[:, 8] += 1.0
+    moved = module._pieces(jnp.asarray(vector)) - module._pieces(jnp.asarray(change))
+    assert 56 <= np.abs(moved).argmax() < 80  # samples of codes 7 to 9
+
+
 def test_errors_of_reconstruction_are_their_formulas():
     value, decoded = jnp.asarray([-1.0, 1.0, 1.0, 0.0]), jnp.asarray([-1.0, 3.0, 0.5, -1.0])
     gap = np.asarray([0.0, 2.0, 0.5, 1.0])
@@ -192,6 +235,7 @@ def test_what_does_not_fit_is_told():
     for fields, message in (
         ({"piece": (4, 2, 1)}, r"piece=\(4, 2, 1\) has 8 values, but those of stream 'image' have"),
         ({"code_grid": (3, 8)}, r"code_grid=\(3, 8\) does not divide the 8 x 16 array"),
+        ({"strides": (2,)}, r"strides=\(2,\) do not divide .* 16 of them side by side"),
     ):
         with pytest.raises(ValueError, match=message):
             toy_codes.model(**fields).make(vocabulary, {}, 0)
@@ -204,3 +248,8 @@ def test_what_does_not_fit_is_told():
         dataclasses.replace(toy_codes.model(), kernel=2)
     with pytest.raises(ValueError, match="num_heads=3 does not divide width=8"):
         dataclasses.replace(toy_codes.model(), num_heads=3)
+    with pytest.raises(ValueError, match=r"width=8 cannot be halved .*; use a multiple of 16"):
+        toy_codes.model(strides=(2, 2, 2, 2))
+    spec = toy_codes.base("strided").spec("image")
+    with pytest.raises(ValueError, match=r"strides=\(3,\) do not divide the 8 samples of a code"):
+        toy_codes.model("strided", strides=(3,)).make(Vocabulary((spec,)), {}, 0)
