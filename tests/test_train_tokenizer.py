@@ -23,6 +23,7 @@ from mmjax.errors import BadDataError
 from mmjax.experiment import Guards
 from mmjax.modalities.codes import Codes
 from mmjax.modalities.features import Vector
+from mmjax.modalities.waveform import Waveform
 from mmjax.models import VQ, Autoencoder, ProductVQ
 from mmjax.objectives import InfoNCE, Reconstruction
 from mmjax.tokenizers.learned import Learned
@@ -127,6 +128,42 @@ def test_vectors_are_coded_by_matrices_and_several_codebooks(tmp_path):
     assert report["mse"] < 0.3 * report["variance"]
     assert report["usage"] > 0.8
     assert (tmp_path / "reconstructions.png").stat().st_size > 500
+
+
+def test_a_tokenizer_of_samples_reports_their_ratio_of_signal_and_noise(tmp_path):
+    model = Autoencoder(
+        piece=(320, 1, 1), code_grid=(24, 1), strides=(4, 5), width=16, encoder_layers=0,
+        decoder_layers=0, quantizer=VQ(num_codes=32, width=4),
+    )  # fmt: skip
+    task = dataclasses.replace(
+        tokenizer().tasks["reconstruct"], inputs=("audio",), batch_size=8,
+        objective=Reconstruction(spectral=(64, 256), spectral_weight=0.5),
+    )  # fmt: skip
+    base = Waveform(seconds=0.48, scale=0.1)
+    run = tokenizer(modalities={"audio": base}, model=model, tasks={"reconstruct": task})
+    report = mmjax.train_tokenizer(run, tmp_path, devices=ONE)
+    assert (report["tokens"], report["examples"]) == (24, 1000)
+    assert "dB SI-SNR" in train_tokenizer.text(report)
+    assert "psnr" not in report
+    codes = Codes(base=base, path=str(tmp_path)).fit(lambda: iter(()), tmp_path / "own")
+    sounds = [Numbers().open("val")[i]["audio"] for i in range(1000)]
+    found = []
+    for sound, made in zip(sounds, codes.decode_batch(codes.encode_batch(sounds)), strict=True):
+        length = min(-(-len(sound) // 320) * 320, 7680)
+        one, other = np.zeros((2, length))
+        one[: len(sound)] = sound[:length]
+        one, other = one - one.mean(), made[:length] - made[:length].mean()
+        cosine = one @ other / np.sqrt((one @ one) * (other @ other))
+        found.append(10 * np.log10(cosine**2 / (1 - cosine**2)))
+    assert report["si_snr"] == pytest.approx(np.mean(found), abs=0.01)
+    import PIL.Image
+
+    with PIL.Image.open(tmp_path / "reconstructions.png") as image:
+        pixels = np.asarray(image)
+    # The originals have silence, which is black, and speech, which is not.
+    above = pixels[: len(pixels) // 2, :, 0]
+    assert 0.1 < (above < 30).mean() < 0.9
+    assert above.max() > 200
 
 
 @pytest.mark.parametrize("is_ids", [False, True])

@@ -89,10 +89,14 @@ class Codes(Modality):
 
     def decode_batch(self, ids_NL: np.ndarray) -> list[Any]:
         """Raw values of ids [N, L]."""
-        found, spec = self._ready.decode(ids_NL), self._ready.spec
-        position_LA = positions(spec.grid or found.shape[1])
+        return self.raw(self._ready.decode(ids_NL))
+
+    def raw(self, content: np.ndarray) -> list[Any]:
+        """Raw values of pieces [N, J, P], or of ids [N, J], decoded by `base`."""
+        spec = self._ready.spec
+        position_LA = positions(spec.grid or content.shape[1])
         made = "ids_L" if spec.vocab_size else "values_LP"
-        return [self.base.decode(Piece(position_LA, **{made: x})) for x in found]
+        return [self.base.decode(Piece(position_LA, **{made: x})) for x in content]
 
     def read(self, item: str) -> Any:
         """Reads a file as `base` does."""

@@ -45,7 +45,8 @@ def batch(rows=16) -> Batch:
 
 def train(kind: str, devices: int, steps: int = 3, mesh_config=MeshConfig()):
     """Losses of a few steps, and the state after them."""
-    model, objective = toy_codes.model(kind), Reconstruction()
+    model = toy_codes.model(kind)
+    objective = Reconstruction(spectral=(16, 32) if kind == "strided" else ())
     mesh = mesh_config.make(jax.devices()[:devices])
     vocabulary = Vocabulary((toy_codes.base(kind).spec("image"),))
     parts = step_lib.split(lambda: model.make(vocabulary, {}, 0))
