@@ -107,7 +107,8 @@ def evaluate(
     else:
         mse, variance = np.mean(np.square(decoded - originals)), np.var(originals)
         error = {"mse": float(mse), "variance": float(variance)}
-        if originals.ndim == 4 and originals.min() >= 0 and originals.max() <= 1:  # pictures
+        is_seen = originals.ndim >= 4  # pictures and videos
+        if is_seen and originals.min() >= 0 and originals.max() <= 1:
             error["psnr"] = float(-10 * np.log10(max(mse, 1e-10)))
         if originals.ndim == 2 and learned.is_over_time:  # samples, followed by silence
             lengths = [np.size(codes.base.decode(piece)) for piece in pieces]

@@ -19,12 +19,14 @@ from mmjax.cli import cpu
 from mmjax.data.layouts import Masked
 from mmjax.data.source import Source
 from mmjax.demo.numbers import Numbers
+from mmjax.demo.toyworld import ToyWorld
 from mmjax.errors import BadDataError
 from mmjax.experiment import Guards
 from mmjax.modalities.codes import Codes
 from mmjax.modalities.features import Vector
+from mmjax.modalities.video import Video
 from mmjax.modalities.waveform import Waveform
-from mmjax.models import VQ, Autoencoder, ProductVQ
+from mmjax.models import FSQ, VQ, Autoencoder, ProductVQ
 from mmjax.objectives import InfoNCE, Reconstruction
 from mmjax.tokenizers.learned import Learned
 
@@ -164,6 +166,42 @@ def test_a_tokenizer_of_samples_reports_their_ratio_of_signal_and_noise(tmp_path
     above = pixels[: len(pixels) // 2, :, 0]
     assert 0.1 < (above < 30).mean() < 0.9
     assert above.max() > 200
+
+
+def test_codes_of_a_video_lie_over_time_rows_and_columns(tmp_path):
+    source = ToyWorld(streams=("video",), train_size=16, eval_size=8, size=16, frames=4)
+    model = Autoencoder(
+        piece=(2, 8, 8, 3), code_grid=(2, 4, 4), width=32, encoder_layers=0, num_heads=2,
+        decoder_layers=1, quantizer=FSQ(levels=(4, 4, 4, 4)),
+    )  # fmt: skip
+    task = dataclasses.replace(
+        tokenizer().tasks["reconstruct"], source=source, inputs=("video",), batch_size=8
+    )
+    base = Video(num_frames=4, frames=2, size=(16, 16), patch=8)
+    run = tokenizer(
+        modalities={"video": base}, model=model, tasks={"reconstruct": task}, total_steps=120
+    )
+    report = mmjax.train_tokenizer(run, tmp_path, devices=ONE)
+    assert (report["tokens"], report["examples"]) == (32, 8)
+    assert report["psnr"] == pytest.approx(-10 * np.log10(report["mse"]))
+    assert report["mse"] < 0.9 * report["variance"]
+    codes = Codes(base=base, path=str(tmp_path)).fit(lambda: iter(()), tmp_path / "own")
+    assert codes.spec("codes").grid == (2, 4, 4)
+    videos = np.stack([source.open("val")[i]["video"] for i in range(8)])
+    made = np.stack(codes.decode_batch(codes.encode_batch(list(videos))))
+    assert made.shape == videos.shape
+    assert np.mean(np.square(made - videos / 255)) == pytest.approx(report["mse"], rel=1e-3)
+    import PIL.Image
+
+    with PIL.Image.open(tmp_path / "reconstructions.png") as image:
+        pixels = np.asarray(image) / 255
+    scale = len(pixels) // (2 * (16 + 2))
+    small = pixels[scale // 2 :: scale, scale // 2 :: scale]
+    assert small.shape == (36, 4 * (4 * 16 + 2), 3)  # four frames of four videos
+    for i in range(4):  # above the original, below what is decoded
+        right = 66 * i + 1 + 16 * 2
+        np.testing.assert_allclose(small[1:17, right : right + 16], videos[i, 2] / 255, atol=0.01)
+        np.testing.assert_allclose(small[19:35, right : right + 16], made[i, 2], atol=0.01)
 
 
 @pytest.mark.parametrize("is_ids", [False, True])

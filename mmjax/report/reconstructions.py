@@ -11,7 +11,8 @@ from mmjax.report import arrays
 
 __all__ = ["drawn"]
 
-WINDOW, COLUMNS, ROWS = 512, 160, 64  # of a spectrogram of samples
+WINDOW, COLUMNS, ROWS = 512, 160, 40  # of a spectrogram of samples
+VIDEOS, FRAMES = 4, 4
 LEAST = 96  # pixels of a row of pictures
 
 
@@ -19,9 +20,12 @@ def drawn(originals: np.ndarray, decoded: np.ndarray, is_over_time: bool) -> byt
     """A PNG file of originals over reconstructions, enlarged.
 
     Args:
-      originals, decoded: pictures [N, H, W, C], maps [N, H, W] of numbers or ids, vectors [N, W];
-        over time decibels [N, frames, bands] or samples [N, I].
+      originals, decoded: pictures [N, H, W, C], maps [N, H, W] of numbers or ids, vectors [N, W],
+        videos [N, T, H, W, C], of which some frames are shown; over time decibels [N, frames,
+        bands] or samples [N, I].
     """
+    if originals.ndim == 5:
+        originals, decoded = (_some_frames(x) for x in (originals, decoded))
     if is_over_time and originals.ndim == 2:
         loudest = max(np.abs(originals).max(), 1e-6)
         originals, decoded = (_decibels(x / loudest) for x in (originals, decoded))
@@ -38,6 +42,13 @@ def drawn(originals: np.ndarray, decoded: np.ndarray, is_over_time: bool) -> byt
     content = io.BytesIO()
     image.save(content, format="PNG")
     return content.getvalue()
+
+
+def _some_frames(videos: np.ndarray) -> np.ndarray:
+    """Frames of the first few videos side by side, as pictures."""
+    count = videos.shape[1]
+    which = np.linspace(0, count - 1, min(FRAMES, count)).round().astype(int)
+    return np.concatenate(list(np.moveaxis(videos[:VIDEOS, which], 1, 0)), axis=2)
 
 
 def _decibels(samples_NI: np.ndarray) -> np.ndarray:

@@ -151,20 +151,19 @@ def test_every_parameter_gets_a_gradient_and_absent_rows_give_none(kind):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("grid", [(4, 5), (7, 1)])
+@pytest.mark.parametrize("grid", [(4, 5), (7, 1), (3, 4, 5), (1, 4, 2)])
 def test_shifted_products_are_a_convolution(grid):
     module = convolution.Convolution(grid, 3, 2, 3, nnx.Rngs(params=0))
     x = np.random.default_rng(0).normal(size=(2, *grid, 2)).astype(np.float32)
     got, kernel = module(jnp.asarray(x)), np.asarray(module.kernel[...])
-    taps = (3, 3 if grid[1] > 1 else 1)
-    kernel = kernel.reshape(*taps, 2, 3)
+    kernel = kernel.reshape(*(3 if size > 1 else 1 for size in grid), 2, 3)
     for b in range(2):
         for out in range(3):
             want = sum(
-                signal.correlate2d(x[b, :, :, c], kernel[:, :, c, out], mode="same")
+                signal.correlate(x[b, ..., c], kernel[..., c, out], mode="same", method="direct")
                 for c in range(2)
             )
-            np.testing.assert_allclose(got[b, :, :, out], want, atol=1e-5)
+            np.testing.assert_allclose(got[b, ..., out], want, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +216,19 @@ def test_a_code_of_the_strided_codec_sees_the_samples_around_it():
     assert 56 <= np.abs(moved).argmax() < 80  # samples of codes 7 to 9
 
 
+def test_the_array_of_a_video_is_its_frames():
+    video = toy_codes.base("video")
+    module = toy_codes.model("video").make(Vocabulary((video.spec("image"),)), {}, 0)
+    frames = np.random.default_rng(0).random((4, 4, 4, 2)).astype(np.float32)
+    values = jnp.asarray(video.encode(frames).values_LP)[None]
+    array = module._array(values)
+    np.testing.assert_allclose(array[0], frames * 2 - 1, atol=1e-6)
+    cells = convolution.taken_apart(array, (4, 2, 2))
+    np.testing.assert_array_equal(cells[0, 1, 0, 1], array[0, 1, :2, 2:].ravel())
+    object.__setattr__(module, "decoder", lambda x: cells)
+    np.testing.assert_allclose(module._pieces(jnp.zeros((1, 16, 3))), values, atol=1e-6)
+
+
 def test_errors_of_reconstruction_are_their_formulas():
     value, decoded = jnp.asarray([-1.0, 1.0, 1.0, 0.0]), jnp.asarray([-1.0, 3.0, 0.5, -1.0])
     gap = np.asarray([0.0, 2.0, 0.5, 1.0])
@@ -251,6 +263,15 @@ def test_what_does_not_fit_is_told():
         dataclasses.replace(toy_codes.model(), num_heads=3)
     with pytest.raises(ValueError, match=r"width=8 cannot be halved .*; use a multiple of 16"):
         toy_codes.model(strides=(2, 2, 2, 2))
+    with pytest.raises(ValueError, match=r"code_grid=\(4, 2\) are of no array; use \(rows"):
+        toy_codes.model("video", code_grid=(4, 2))
+    with pytest.raises(ValueError, match=r"takes all axes .* ProductVQ has 2 codebooks; use a"):
+        toy_codes.model("video", quantizer=toy_codes.QUANTIZERS["product"])
+    video = toy_codes.base("video").spec("image")
+    with pytest.raises(ValueError, match=r"no grid along at most two axes.* of a video \(frames"):
+        toy_codes.model().make(Vocabulary((video,)), {}, 0)
+    with pytest.raises(ValueError, match=r"code_grid=\(3, 2, 2\) does not divide the 4 x 4 x 4"):
+        toy_codes.model("video", code_grid=(3, 2, 2)).make(Vocabulary((video,)), {}, 0)
     spec = toy_codes.base("strided").spec("image")
     with pytest.raises(ValueError, match=r"strides=\(3,\) do not divide the 8 samples of a code"):
         toy_codes.model("strided", strides=(3,)).make(Vocabulary((spec,)), {}, 0)
