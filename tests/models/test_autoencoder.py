@@ -13,7 +13,7 @@ from flax import nnx
 from scipy import signal
 
 from mmjax import step as step_lib
-from mmjax.models import convolution
+from mmjax.models import convolution, waveform_codec
 from mmjax.objectives import Reconstruction
 from mmjax.optim import AdamW
 from mmjax.parallel import MeshConfig, MeshRules
@@ -214,6 +214,19 @@ def test_a_code_of_the_strided_codec_sees_the_samples_around_it():
     change[:, 8] += 1.0
     moved = module._pieces(jnp.asarray(vector)) - module._pieces(jnp.asarray(change))
     assert 56 <= np.abs(moved).argmax() < 80  # samples of codes 7 to 9
+
+
+def test_snake_and_its_slope_are_their_formulas():
+    x = np.linspace(-30, 30, 2001, dtype=np.float32)
+    for log_rate in (-1.0, 0.0, 1.0):
+        rate, of = np.exp(log_rate), lambda x, log_rate=log_rate: waveform_codec.snake(x, log_rate)
+        got, slope = of(jnp.asarray(x)), jax.vmap(jax.grad(of))(jnp.asarray(x))
+        np.testing.assert_allclose(got, x + np.sin(rate * x) ** 2 / rate, atol=3e-5)
+        np.testing.assert_allclose(slope, 1 + np.sin(2 * rate * x), atol=1e-4)
+    half = waveform_codec.snake(jnp.asarray(x, jnp.bfloat16), 0.0)
+    assert half.dtype == jnp.bfloat16
+    near = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32)
+    np.testing.assert_allclose(np.float32(half), near + np.sin(near) ** 2, rtol=0.01, atol=0.01)
 
 
 def test_the_array_of_a_video_is_its_frames():
