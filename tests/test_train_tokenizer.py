@@ -250,6 +250,30 @@ def test_a_collapse_is_said(tmp_path, capfd):
     assert ("have collapsed" in capfd.readouterr().err) == (report["usage"] < 0.5)
 
 
+@pytest.mark.parametrize(
+    ("name", "grid"),
+    [
+        ("speech_16k", (192, 1, 1)),
+        ("video", (4, 8, 8)),
+        ("image_64", (1, 16, 16)),
+        ("image_256", (1, 32, 32)),
+        ("sound_16k_1s", (50, 8, 1)),
+        ("sound_16k_10s", (500, 8, 1)),
+        ("sound_24k_1s", (75, 8, 1)),
+        ("sound_24k_10s", (750, 8, 1)),
+        ("video_16", (8, 16, 16)),
+    ],
+)
+def test_recipes_of_tokenizers_fit_their_streams(name, grid):
+    full = config.load(f"{CONFIG.parent}/anyany/tokenizers.py:{name}")
+    (stream,) = full.modalities
+    spec = full.modalities[stream].spec(stream)
+    learned = Learned(preprocessing={}, spec=spec, model=full.model, tensors={})
+    assert learned.grid == grid
+    assert full.model.num_tokens == np.prod(grid)
+    assert len(full.model.array_shape(spec)) == len(full.model.piece)
+
+
 @pytest.mark.slow
 def test_codes_are_a_stream_like_any_other(trained, tmp_path):
     base = mini.get_config()
