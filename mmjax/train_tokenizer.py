@@ -6,6 +6,7 @@ WORKDIR/tokenizer/{tokenizer.json, weights.safetensors, report.json}   reconstru
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from mmjax.modalities.codes import Codes, content
 from mmjax.models import names
 from mmjax.models.autoencoder import Autoencoder
 from mmjax.parallel import distributed
-from mmjax.report import arrays
+from mmjax.report import reconstructions
 from mmjax.run.program import Program
 from mmjax.run.view import to_host
 from mmjax.step import TrainState
@@ -40,8 +41,8 @@ def train_tokenizer(
 
     Arguments are those of `train`. Returns the report: `usage` (share of the codes that the
     evaluated split uses), `dead`, `perplexity` (of several codebooks their geometric mean), `mse`
-    of decoded values and `variance` of the originals, for pictures `psnr` in dB, or `accuracy` of
-    decoded ids, fingerprints.
+    of decoded values and `variance` of the originals, for pictures `psnr` and for samples of sounds
+    `si_snr` in dB, or `accuracy` of decoded ids, fingerprints.
 
     Raises:
       ValueError: the model is no `Autoencoder`; and what `train` raises.
@@ -100,22 +101,26 @@ def evaluate(
     Raises BadDataError when the split has no value, or more bad records than the guards allow.
     """
     pieces = _pieces(experiment)
-    ids_NL = learned.encode(np.stack([content(piece) for piece in pieces]))
-    originals = np.stack([codes.base.decode(piece) for piece in pieces])
-    decoded = np.stack(codes.decode_batch(ids_NL))
+    given = np.stack([content(piece, learned.spec) for piece in pieces])
+    ids_NL = learned.encode(given)
+    originals, decoded = np.stack(codes.raw(given)), np.stack(codes.decode_batch(ids_NL))
     count_K = np.bincount(ids_NL.ravel(), minlength=learned.vocab_size)
     count_QK = count_K.reshape(learned.model.quantizer.num_codebooks, -1)
     share_QK = count_QK / count_QK.sum(axis=1, keepdims=True)
     entropy_Q = -np.sum(share_QK * np.log(np.maximum(share_QK, 1e-12)), axis=1)
-    path = folder / "reconstructions.png"
-    _draw(originals[:SHOWN], decoded[:SHOWN], learned.is_over_time, path)
+    shown = reconstructions.drawn(originals[:SHOWN], decoded[:SHOWN], learned.is_over_time)
+    files.write_bytes(folder / "reconstructions.png", shown)
     if learned.spec.vocab_size:
         error = {"accuracy": float(np.mean(decoded == originals))}
     else:
         mse, variance = np.mean(np.square(decoded - originals)), np.var(originals)
         error = {"mse": float(mse), "variance": float(variance)}
-        if originals.ndim == 4 and originals.min() >= 0 and originals.max() <= 1:  # pictures
+        is_seen = originals.ndim >= 4  # pictures and videos
+        if is_seen and originals.min() >= 0 and originals.max() <= 1:
             error["psnr"] = float(-10 * np.log10(max(mse, 1e-10)))
+        if originals.ndim == 2 and learned.is_over_time:  # samples, followed by silence
+            lengths = [np.size(codes.base.decode(piece)) for piece in pieces]
+            error["si_snr"] = si_snr(originals, decoded, lengths)
     return {
         "split": experiment.data.eval_split,
         "examples": len(pieces),
@@ -127,6 +132,20 @@ def evaluate(
         **error,
         "fingerprints": learned.fingerprints,
     }
+
+
+def si_snr(originals: np.ndarray, decoded: np.ndarray, lengths: Sequence[int]) -> float:
+    """Scale-invariant ratio of signal and noise in dB (Le Roux et al. 2018, arXiv 1811.02508), mean
+    over sounds [N, I] of so many samples; those of silence are left out."""
+    found = []
+    for one, other, length in zip(originals, decoded, lengths, strict=True):
+        one, other = (x[:length] - np.mean(x[:length], dtype=np.float64) for x in (one, other))
+        power = np.sum(np.square(one))
+        if power > 0:
+            target = np.sum(one * other) / power * one
+            signal, noise = np.sum(np.square(target)), np.sum(np.square(other - target))
+            found.append(10 * np.log10((signal + 1e-12 * power) / (noise + 1e-12 * power)))
+    return float(np.mean(found)) if found else 0.0
 
 
 def _pieces(experiment: Experiment) -> list[Piece]:
@@ -153,7 +172,8 @@ def text(report: dict[str, Any]) -> str:
         error = f"{100 * (1 - report['accuracy']):.2f} % of the ids are others"
     else:
         lost = report["mse"] / max(report["variance"], 1e-12)
-        decibels = f" ({report['psnr']:.1f} dB PSNR)" if "psnr" in report else ""
+        kinds = [("psnr", "PSNR"), ("si_snr", "SI-SNR")]
+        decibels = "".join(f" ({report[k]:.1f} dB {name})" for k, name in kinds if k in report)
         error = f"{report['mse']:.4f} mean square{decibels}, {100 * lost:.1f} % of the variance"
     return "\n".join(
         [
@@ -166,50 +186,3 @@ def text(report: dict[str, Any]) -> str:
             f"error        {error}",
         ]
     )
-
-
-def _draw(originals: np.ndarray, decoded: np.ndarray, is_over_time: bool, path: epath.Path) -> None:
-    """Originals over reconstructions, enlarged."""
-    import io
-
-    import PIL.Image
-
-    shown = _colours(np.stack([originals, decoded]), is_over_time)
-    columns = [
-        np.concatenate([_framed(one), _framed(other)]) for one, other in zip(*shown, strict=True)
-    ]
-    pixels = np.concatenate(columns, axis=1)
-    image = PIL.Image.fromarray((255 * np.clip(pixels, 0, 1)).astype(np.uint8))
-    scale = max(1, 96 // (pixels.shape[0] // 2))
-    image = image.resize((image.width * scale, image.height * scale), PIL.Image.Resampling.NEAREST)
-    content = io.BytesIO()
-    image.save(content, format="PNG")
-    files.write_bytes(path, content.getvalue())
-
-
-def _colours(values: np.ndarray, is_over_time: bool) -> np.ndarray:
-    """RGB in 0..1 [2, N, H, W, 3] of values [2, N, H, W, C], [2, N, H, W] or vectors [2, N, W].
-
-    Pictures are as they are, from -1 on where they are vectors; maps of numbers go from deep blue
-    (least) over red to pale yellow, those of ids through hues; of decibels (frames, bands) the
-    loudest 50 are shown, low bands at the bottom.
-    """
-    if values.ndim == 3:  # a stripe each
-        values, is_over_time = np.repeat(values[:, :, None], max(values.shape[2] // 8, 1), 2), False
-    if values.ndim == 4 and is_over_time:
-        bands = np.swapaxes(values, 2, 3)[:, :, ::-1]
-        return np.repeat(np.maximum(1 + bands / 50, 0)[..., None], 3, axis=-1)
-    if values.ndim == 4 and values.dtype.kind in "iu":
-        hue = 2 * np.pi * values / (values.max() + 1)
-        return arrays.wheel(np.stack([np.cos(hue), np.sin(hue)], axis=-1), 1.0) / 255
-    if values.ndim == 4:
-        low, high = np.nanmin(values), np.nanmax(values)
-        return arrays.heat((values - low) / max(high - low, 1e-12)) / 255
-    values = (values + 1) / 2 if values.min() < 0 else values
-    if values.shape[-1] not in (1, 3):
-        values = values.mean(axis=-1, keepdims=True)
-    return np.broadcast_to(values, (*values.shape[:-1], 3))
-
-
-def _framed(picture: np.ndarray) -> np.ndarray:
-    return np.pad(picture, ((1, 1), (1, 1), (0, 0)), constant_values=0.5)

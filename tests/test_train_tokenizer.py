@@ -19,11 +19,14 @@ from mmjax.cli import cpu
 from mmjax.data.layouts import Masked
 from mmjax.data.source import Source
 from mmjax.demo.numbers import Numbers
+from mmjax.demo.toyworld import ToyWorld
 from mmjax.errors import BadDataError
 from mmjax.experiment import Guards
 from mmjax.modalities.codes import Codes
 from mmjax.modalities.features import Vector
-from mmjax.models import VQ, Autoencoder, ProductVQ
+from mmjax.modalities.video import Video
+from mmjax.modalities.waveform import Waveform
+from mmjax.models import FSQ, VQ, Autoencoder, ProductVQ
 from mmjax.objectives import InfoNCE, Reconstruction
 from mmjax.tokenizers.learned import Learned
 
@@ -129,6 +132,78 @@ def test_vectors_are_coded_by_matrices_and_several_codebooks(tmp_path):
     assert (tmp_path / "reconstructions.png").stat().st_size > 500
 
 
+def test_a_tokenizer_of_samples_reports_their_ratio_of_signal_and_noise(tmp_path):
+    model = Autoencoder(
+        piece=(320, 1, 1), code_grid=(24, 1), strides=(4, 5), width=16, encoder_layers=0,
+        decoder_layers=0, quantizer=VQ(num_codes=32, width=4),
+    )  # fmt: skip
+    task = dataclasses.replace(
+        tokenizer().tasks["reconstruct"], inputs=("audio",), batch_size=8,
+        objective=Reconstruction(spectral=(64, 256), spectral_weight=0.5),
+    )  # fmt: skip
+    base = Waveform(seconds=0.48, scale=0.1)
+    run = tokenizer(modalities={"audio": base}, model=model, tasks={"reconstruct": task})
+    report = mmjax.train_tokenizer(run, tmp_path, devices=ONE)
+    assert (report["tokens"], report["examples"]) == (24, 1000)
+    assert "dB SI-SNR" in train_tokenizer.text(report)
+    assert "psnr" not in report
+    codes = Codes(base=base, path=str(tmp_path)).fit(lambda: iter(()), tmp_path / "own")
+    sounds = [Numbers().open("val")[i]["audio"] for i in range(1000)]
+    found = []
+    for sound, made in zip(sounds, codes.decode_batch(codes.encode_batch(sounds)), strict=True):
+        length = min(-(-len(sound) // 320) * 320, 7680)
+        one, other = np.zeros((2, length))
+        one[: len(sound)] = sound[:length]
+        one, other = one - one.mean(), made[:length] - made[:length].mean()
+        cosine = one @ other / np.sqrt((one @ one) * (other @ other))
+        found.append(10 * np.log10(cosine**2 / (1 - cosine**2)))
+    assert report["si_snr"] == pytest.approx(np.mean(found), abs=0.01)
+    import PIL.Image
+
+    with PIL.Image.open(tmp_path / "reconstructions.png") as image:
+        pixels = np.asarray(image)
+    # The originals have silence, which is black, and speech, which is not.
+    above = pixels[: len(pixels) // 2, :, 0]
+    assert 0.1 < (above < 30).mean() < 0.9
+    assert above.max() > 200
+
+
+def test_codes_of_a_video_lie_over_time_rows_and_columns(tmp_path):
+    source = ToyWorld(streams=("video",), train_size=16, eval_size=8, size=16, frames=4)
+    model = Autoencoder(
+        piece=(2, 8, 8, 3), code_grid=(2, 4, 4), width=32, encoder_layers=0, num_heads=2,
+        decoder_layers=1, quantizer=FSQ(levels=(4, 4, 4, 4)),
+    )  # fmt: skip
+    task = dataclasses.replace(
+        tokenizer().tasks["reconstruct"], source=source, inputs=("video",), batch_size=8
+    )
+    base = Video(num_frames=4, frames=2, size=(16, 16), patch=8)
+    run = tokenizer(
+        modalities={"video": base}, model=model, tasks={"reconstruct": task}, total_steps=120
+    )
+    report = mmjax.train_tokenizer(run, tmp_path, devices=ONE)
+    assert (report["tokens"], report["examples"]) == (32, 8)
+    assert report["psnr"] == pytest.approx(-10 * np.log10(report["mse"]))
+    assert report["mse"] < 0.9 * report["variance"]
+    codes = Codes(base=base, path=str(tmp_path)).fit(lambda: iter(()), tmp_path / "own")
+    assert codes.spec("codes").grid == (2, 4, 4)
+    videos = np.stack([source.open("val")[i]["video"] for i in range(8)])
+    made = np.stack(codes.decode_batch(codes.encode_batch(list(videos))))
+    assert made.shape == videos.shape
+    assert np.mean(np.square(made - videos / 255)) == pytest.approx(report["mse"], rel=1e-3)
+    import PIL.Image
+
+    with PIL.Image.open(tmp_path / "reconstructions.png") as image:
+        pixels = np.asarray(image) / 255
+    scale = len(pixels) // (2 * (16 + 2))
+    small = pixels[scale // 2 :: scale, scale // 2 :: scale]
+    assert small.shape == (36, 4 * (4 * 16 + 2), 3)  # four frames of four videos
+    for i in range(4):  # above the original, below what is decoded
+        right = 66 * i + 1 + 16 * 2
+        np.testing.assert_allclose(small[1:17, right : right + 16], videos[i, 2] / 255, atol=0.01)
+        np.testing.assert_allclose(small[19:35, right : right + 16], made[i, 2], atol=0.01)
+
+
 @pytest.mark.parametrize("is_ids", [False, True])
 def test_the_error_fits_what_is_coded(is_ids):
     name = "depth" if is_ids else "semseg"
@@ -173,6 +248,30 @@ def test_bad_records_are_left_out_of_the_report(trained, tmp_path):
 def test_a_collapse_is_said(tmp_path, capfd):
     report = mmjax.train_tokenizer(tokenizer(total_steps=0), tmp_path, devices=ONE)
     assert ("have collapsed" in capfd.readouterr().err) == (report["usage"] < 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"),
+    [
+        ("speech_16k", (192, 1, 1)),
+        ("video", (4, 8, 8)),
+        ("image_64", (1, 16, 16)),
+        ("image_256", (1, 32, 32)),
+        ("sound_16k_1s", (50, 8, 1)),
+        ("sound_16k_10s", (500, 8, 1)),
+        ("sound_24k_1s", (75, 8, 1)),
+        ("sound_24k_10s", (750, 8, 1)),
+        ("video_16", (8, 16, 16)),
+    ],
+)
+def test_recipes_of_tokenizers_fit_their_streams(name, grid):
+    full = config.load(f"{CONFIG.parent}/anyany/tokenizers.py:{name}")
+    (stream,) = full.modalities
+    spec = full.modalities[stream].spec(stream)
+    learned = Learned(preprocessing={}, spec=spec, model=full.model, tensors={})
+    assert learned.grid == grid
+    assert full.model.num_tokens == np.prod(grid)
+    assert len(full.model.array_shape(spec)) == len(full.model.piece)
 
 
 @pytest.mark.slow

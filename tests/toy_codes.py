@@ -1,4 +1,4 @@
-"""An untrained tokenizer of 8 x 16 images: everything about artefacts without a training run."""
+"""An untrained tokenizer of 8 pieces of 16 numbers: all about artefacts without a training run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from flax import nnx
 from mmjax import config
 from mmjax.modalities.image import Image
 from mmjax.modalities.modality import Modality
+from mmjax.modalities.video import Video
+from mmjax.modalities.waveform import Waveform
 from mmjax.models import FSQ, LFQ, VQ, Autoencoder, ProductVQ, ResidualVQ, blocks, names
 from mmjax.tokenizers.learned import Learned
 from mmjax.typing import Vocabulary
 
 BASE = Image(size=(8, 16), patch=4, channels=1)
+BASES: dict[str, Modality] = {
+    "strided": Waveform(sample_rate=1000, seconds=0.128, patch=16),
+    "video": Video(num_frames=4, frames=2, size=(4, 4), patch=2, channels=2),
+}
 SIZES: dict[str, Any] = {
     "piece": (4, 4, 1), "code_grid": (2, 8), "width": 8, "encoder_layers": 1, "decoder_layers": 1,
 }  # fmt: skip
@@ -27,19 +33,30 @@ QUANTIZERS = {
     "product": ProductVQ(of=VQ(num_codes=10, width=3), num_codebooks=2),
     "bsq": LFQ(bits=5, spherical=True),
     "attention": FSQ(levels=(4, 3, 3)),  # and layers of attention
+    "strided": ResidualVQ(of=VQ(num_codes=10, width=4, cosine=False), num_codebooks=2),
+    "video": FSQ(levels=(4, 3, 3)),
+}
+FIELDS: dict[str, dict[str, Any]] = {
+    "attention": {"num_heads": 2},
+    "strided": {"piece": (16, 1, 1), "code_grid": (16, 1), "strides": (2, 2)},
+    "video": {"piece": (2, 2, 2, 2), "code_grid": (4, 2, 2)},
 }
 
 
 def model(kind: str = "fsq", **fields) -> Autoencoder:
     """Of width 8, with 20 to 36 codes, 16 times as many of them an image as there are codebooks."""
-    heads = 2 if kind == "attention" else 0
-    return Autoencoder(**{**SIZES, "quantizer": QUANTIZERS[kind], "num_heads": heads, **fields})
+    return Autoencoder(**{**SIZES, "quantizer": QUANTIZERS[kind], **FIELDS.get(kind, {}), **fields})
+
+
+def base(kind: str) -> Modality:
+    """What is coded; its pieces are 8, of 16 numbers each."""
+    return BASES.get(kind, BASE)
 
 
 @functools.cache
 def learned(kind: str = "fsq", seed: int = 0) -> Learned:
     """With fresh weights."""
-    return of(BASE, model(kind), seed)
+    return of(base(kind), model(kind), seed)
 
 
 def of(base: Modality, model: Autoencoder, seed: int = 0) -> Learned:

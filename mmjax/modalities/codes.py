@@ -67,12 +67,14 @@ class Codes(Modality):
         piece = self.base.encode(value)
         if piece is None:
             return None
-        return self.piece(self._ready.encode(content(piece)[None])[0], piece.num_cut)
+        learned = self._ready
+        return self.piece(learned.encode(content(piece, learned.spec)[None])[0], piece.num_cut)
 
     def encode_batch(self, values: Sequence[Any]) -> np.ndarray:
         """Ids int32 [N, L] of values, none of which is absent. Raises ValueError if one is."""
         pieces = [self.base.encode(value) for value in values]
-        there = [content(piece) for piece in pieces if piece is not None]
+        spec = self._ready.spec
+        there = [content(piece, spec) for piece in pieces if piece is not None]
         if len(there) < len(values):  # such as a video without sound: only `base` knows
             raise ValueError(f"Codes: {len(values) - len(there)} values are absent.")
         return self._ready.encode(np.stack(there))
@@ -81,7 +83,8 @@ class Codes(Modality):
         """Ids of pieces of `base`."""
         if not pieces:
             return []
-        ids_NL = self._ready.encode(np.stack([content(p) for p in pieces]))
+        spec = self._ready.spec
+        ids_NL = self._ready.encode(np.stack([content(p, spec) for p in pieces]))
         return [self.piece(ids, p.num_cut) for ids, p in zip(ids_NL, pieces, strict=True)]
 
     def piece(self, ids_L: np.ndarray, num_cut: int = 0) -> Piece:
@@ -97,10 +100,14 @@ class Codes(Modality):
 
     def decode_batch(self, ids_NL: np.ndarray) -> list[Any]:
         """Raw values of ids [N, L]."""
-        found, spec = self._ready.decode(ids_NL), self._ready.spec
-        position_LA = positions(spec.grid or found.shape[1])
+        return self.raw(self._ready.decode(ids_NL))
+
+    def raw(self, content: np.ndarray) -> list[Any]:
+        """Raw values of pieces [N, J, P], or of ids [N, J], decoded by `base`."""
+        spec = self._ready.spec
+        position_LA = positions(spec.grid or content.shape[1])
         made = "ids_L" if spec.vocab_size else "values_LP"
-        return [self.base.decode(Piece(position_LA, **{made: x})) for x in found]
+        return [self.base.decode(Piece(position_LA, **{made: x})) for x in content]
 
     def read(self, item: str) -> Any:
         """Reads a file as `base` does."""
@@ -181,8 +188,8 @@ def _defaults(kind: type[Modality]) -> dict[str, Any]:
     return found
 
 
-def content(piece: Piece) -> np.ndarray:
-    """The numbers [J, P] or ids [J] that the tokenizer codes."""
+def content(piece: Piece, spec: TokenSpec) -> np.ndarray:
+    """The numbers [J, P] or ids [J] that the tokenizer codes; zeros follow a shorter value."""
     found = piece.values_LP if piece.ids_L is None else piece.ids_L
     assert found is not None
-    return found
+    return np.pad(found, [(0, spec.max_tokens - len(found)), *[(0, 0)] * (found.ndim - 1)])

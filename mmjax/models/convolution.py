@@ -4,15 +4,19 @@ On a CPU the gradients of XLA's own convolutions are many times slower than a pr
 neighbours laid side by side, and at the small grids of codes that costs no memory to speak of.
 
 Letters here: I rows, J columns, C channels of the array; Y code rows, Z code columns; Q codebooks.
+Arrays of videos have time before the rows, and so have their codes: the letters leave it out.
 """
 
 from __future__ import annotations
+
+import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.models import autoencoder, blocks, module, plan
+from mmjax.models import autoencoder, blocks, module, plan, waveform_codec
 from mmjax.models.block import Stack
 from mmjax.parallel import rules
 from mmjax.typing import NUM_AXES, Array, OneSegment, Tokens, TokenSpec, Vocabulary
@@ -23,22 +27,21 @@ class Convolution(nnx.Module):
 
     def __init__(self, grid, kernel: int, width: int, out: int, rngs: nnx.Rngs):
         self.reach = tuple(kernel // 2 if size > 1 else 0 for size in grid)
-        taps = (2 * self.reach[0] + 1) * (2 * self.reach[1] + 1)
+        taps = math.prod(2 * reach + 1 for reach in self.reach)
         axes = ("unsharded", "embed", "mlp")
         self.kernel = blocks.param(rngs, (taps, width, out), axes, taps * width, (0, 1))
         self.bias = nnx.Param(jnp.zeros((out,)), axes=("mlp",), reduce=())
 
     def __call__(self, x_BYZD: Array) -> Array:
-        (down, right), (rows, columns) = self.reach, x_BYZD.shape[1:3]
-        padded = jnp.pad(x_BYZD, ((0, 0), (down, down), (right, right), (0, 0)))
+        sizes = x_BYZD.shape[1:-1]
+        padded = jnp.pad(x_BYZD, ((0, 0), *[(reach, reach) for reach in self.reach], (0, 0)))
         shifted = [
-            padded[:, y : y + rows, z : z + columns]
-            for y in range(2 * down + 1)
-            for z in range(2 * right + 1)
+            padded[:, *(slice(at, at + size) for at, size in zip(start, sizes, strict=True))]
+            for start in itertools.product(*[range(2 * reach + 1) for reach in self.reach])
         ]
         kernel = self.kernel[...].astype(x_BYZD.dtype)
         y = jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
-        return y + self.bias[...].astype(y.dtype)[None, None, None, :]
+        return _with_bias(y, self.bias)
 
 
 class Affine(nnx.Module):
@@ -50,7 +53,11 @@ class Affine(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         y = x @ self.kernel[...].astype(x.dtype)
-        return y + self.bias[...].astype(y.dtype)[None, None, None, :]
+        return _with_bias(y, self.bias)
+
+
+def _with_bias(y: Array, bias: nnx.Param) -> Array:
+    return y + bias[...].astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
 
 
 class Residual(nnx.Module):
@@ -81,12 +88,13 @@ class Attending(nnx.Module):
         self.block = plan.Block().make(stack, rngs)
 
     def __call__(self, x_BYZD: Array) -> Array:
-        rows, y, z, width = x_BYZD.shape
-        ones = jnp.ones((rows, y * z), jnp.int32)
-        place = jnp.zeros((rows, y * z, NUM_AXES))  # `place` of the side says where they are
+        rows, width = x_BYZD.shape[0], x_BYZD.shape[-1]
+        cells = math.prod(x_BYZD.shape[1:-1])
+        ones = jnp.ones((rows, cells), jnp.int32)
+        place = jnp.zeros((rows, cells, NUM_AXES))  # `place` of the side says where they are
         tokens = Tokens(0 * ones, ones, ones, 0 * ones, place, rule=OneSegment())
         call = module.Call(tokens=tokens, group_rows=rows)
-        return self.block(x_BYZD.reshape(rows, y * z, width), call)[0].reshape(x_BYZD.shape)
+        return self.block(x_BYZD.reshape(rows, cells, width), call)[0].reshape(x_BYZD.shape)
 
 
 class Side(nnx.Module):
@@ -96,7 +104,7 @@ class Side(nnx.Module):
         self.into = Affine(width, config.width, ("unsharded", "embed"), rngs)
         self.place = nnx.Param(
             jax.random.normal(rngs.params(), (*config.code_grid, config.width)) * 0.02,
-            axes=("unsharded", "unsharded", "embed"), reduce=(),
+            axes=("unsharded",) * len(config.code_grid) + ("embed",), reduce=(),
         )  # fmt: skip
         depth = max(layers, 1)
         one = lambda: Attending(config, depth, rngs) if config.num_heads else Residual(config, rngs)
@@ -135,11 +143,14 @@ class AutoencoderModule(nnx.Module):
         self.config, self.spec = config, spec
         self.first_id = Vocabulary((spec,)).range(spec.name)[0]
         self.group_rows, self.compute_dtype = 0, "float32"
-        rows, columns, channels = config.array_shape(spec)
-        cell = rows // config.code_grid[0] * (columns // config.code_grid[1]) * channels
-        latent = config.quantizer.width
-        self.encoder = Side(config, cell, latent, config.encoder_layers, rngs)
-        self.decoder = Side(config, latent, cell, config.decoder_layers, rngs)
+        self.array_shape = config.array_shape(spec)
+        cell = math.prod(self.array_shape) // config.num_cells
+        latent, inner = config.quantizer.width, config.width if config.strides else cell
+        self.encoder = Side(config, inner, latent, config.encoder_layers, rngs)
+        self.decoder = Side(config, latent, inner, config.decoder_layers, rngs)
+        if config.strides:
+            self.encoder = waveform_codec.Encoder(config, cell, self.encoder, rngs)
+            self.decoder = waveform_codec.Decoder(config, cell, self.decoder, rngs)
         self.codebook = Codebook(config.quantizer.init(rngs.params()))
 
     def encode(self, tokens: Tokens, lane: str = "", key=None) -> blocks.Encoded:
@@ -191,28 +202,49 @@ class AutoencoderModule(nnx.Module):
         x_BIJC = self._array(
             jax.nn.one_hot(given, num, dtype=dtype) if num else given.astype(dtype)
         )
-        batch, rows, columns, channels = x_BIJC.shape
-        y, z = self.config.code_grid
-        x = x_BIJC.reshape(batch, y, rows // y, z, columns // z, channels)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, y, z, -1)
+        x = taken_apart(x_BIJC, self.config.code_grid)
         latent_BYZD = self.encoder(rules.constrain_batch(x))
         return latent_BYZD.astype(jnp.float32).reshape(-1, latent_BYZD.shape[-1])
 
     def _pieces(self, vector_BLD: Array) -> Array:
-        y, z = self.config.code_grid
-        rows, columns, channels = self.config.array_shape(self.spec)
-        x = vector_BLD.astype(jnp.dtype(self.compute_dtype)).reshape(-1, y, z, vector_BLD.shape[-1])
-        x = self.decoder(x).astype(jnp.float32)
-        x = x.reshape(-1, y, z, rows // y, columns // z, channels)
-        x_BIJC = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows, columns, channels)
-        high, wide, _ = self.config.piece
-        x = x_BIJC.reshape(-1, rows // high, high, columns // wide, wide, channels)
-        x = x.transpose(0, 1, 3, 2, 4, 5)
+        grid = self.config.code_grid
+        x = vector_BLD.astype(jnp.dtype(self.compute_dtype))
+        x = self.decoder(x.reshape(-1, *grid, x.shape[-1])).astype(jnp.float32)
+        x = taken_apart(put_together(x, self.array_shape), self._grid)
+        if len(grid) > 2:
+            x = jnp.moveaxis(x.reshape(*x.shape[:-1], *self.config.piece), -4, -2)
         return x.reshape(-1, self.spec.max_tokens, self.spec.width or self.spec.vocab_size)
 
     def _array(self, value_BJP: Array) -> Array:
         """The array [B, I, J, C] that the pieces make."""
-        rows, columns, channels = self.config.array_shape(self.spec)
-        high, wide, _ = self.config.piece
-        x = value_BJP.reshape(-1, rows // high, columns // wide, high, wide, channels)
-        return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows, columns, channels)
+        x = value_BJP.reshape(-1, *self._grid, value_BJP.shape[-1])
+        if len(self._grid) > 2:  # a piece is by row, column, frame and channel
+            frames, *sides, channels = self.config.piece
+            x = x.reshape(*x.shape[:-1], *sides, frames, channels)
+            x = jnp.moveaxis(x, -2, -4).reshape(*x.shape[:-4], -1)
+        return put_together(x, self.array_shape)
+
+    @property
+    def _grid(self) -> tuple[int, ...]:
+        """Pieces along each axis of the array."""
+        sizes = zip(self.array_shape[:-1], self.config.piece[:-1], strict=True)
+        return tuple(size // of for size, of in sizes)
+
+
+def taken_apart(x_BIJC: Array, grid: tuple[int, ...]) -> Array:
+    """Cells [B, *grid, P] of an array, each by row, column and channel."""
+    batch, *sizes, channels = x_BIJC.shape
+    parts = [n for size, of in zip(sizes, grid, strict=True) for n in (of, size // of)]
+    x, axes = x_BIJC.reshape(batch, *parts, channels), 2 * len(grid)
+    x = x.transpose(0, *range(1, axes, 2), *range(2, axes + 1, 2), axes + 1)
+    return x.reshape(batch, *grid, -1)
+
+
+def put_together(x: Array, shape: tuple[int, ...]) -> Array:
+    """The array [B, *shape] of cells [B, *grid, P]."""
+    batch, *grid, _ = x.shape
+    cell = [size // of for size, of in zip(shape[:-1], grid, strict=True)]
+    axes = len(grid)
+    order = [n for axis in range(axes) for n in (1 + axis, 1 + axes + axis)]
+    x = x.reshape(batch, *grid, *cell, shape[-1]).transpose(0, *order, 2 * axes + 1)
+    return x.reshape(batch, *shape)

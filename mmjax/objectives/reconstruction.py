@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from etils import epy
 
-from mmjax.objectives import objective
-from mmjax.typing import Array, Loss
+from mmjax.config import ranges
+from mmjax.objectives import objective, spectral
+from mmjax.typing import Array, Loss, TokenSpec
 
 with epy.lazy_imports():
     import jax
@@ -21,7 +22,7 @@ RARE = 0.01  # a code used less than this share of uniform use counts as dead
 class Reconstruction(objective.Objective):
     """Error of the decoded pieces, plus the commitment of the quantiser (van den Oord et al. 2017).
 
-        loss = mean over samples and values of error(decoded, value) + commitment
+        loss = mean over samples and values of error(decoded, value) + commitment + spectral
 
     The task has one input and the layout `Aligned`. Metrics: `usage` (share of codes in use),
     `dead` (number of unused codes), `perplexity` (exp of the entropy of the codes), from the
@@ -31,6 +32,9 @@ class Reconstruction(objective.Objective):
       error: `mse`, `l1`, `smooth_l1` (quadratic within 1), or `bce`, the log-loss of the sign of
         values in -1..1, for masks: softplus(-2 value decoded). Of a stream of ids
         `cross_entropy`, in nats, whose metric `accuracy` is the share of right ones.
+      spectral: windows in samples, multiples of 4: of sounds of one channel the distance of spectra
+        is a loss of its own, as `objectives/spectral.py` says; () = none.
+      spectral_weight: of this loss.
 
     >>> from collections import namedtuple
     >>> from types import SimpleNamespace as Stub
@@ -47,6 +51,11 @@ class Reconstruction(objective.Objective):
     """
 
     error: Literal["mse", "l1", "smooth_l1", "bce", "cross_entropy"] = "mse"
+    spectral: tuple[Annotated[int, ranges.Range(4)], ...] = ()
+    spectral_weight: ranges.NonNegative = 1.0
+
+    def __post_init__(self):
+        ranges.check(self)
 
     def check(self, task, specs, lanes):
         if lanes:
@@ -68,6 +77,24 @@ class Reconstruction(objective.Objective):
                 f"objective Reconstruction has error={self.error!r}, but stream {name!r} is of"
                 f" {kind} 'cross_entropy'."
             )
+        self._check_spectral(specs[name])
+
+    def _check_spectral(self, spec: TokenSpec) -> None:
+        if not self.spectral:
+            return
+        who = f"objective Reconstruction: spectral={self.spectral}"
+        if spec.vocab_size or spec.piece or spec.grid is None or spec.grid[1:] != (1, 1):
+            raise ValueError(
+                f"{who}, but the pieces of stream {spec.name!r} are no samples along time; leave it"
+                " empty, or give a Waveform."
+            )
+        most = spec.max_tokens * spec.width
+        wrong = [window for window in self.spectral if window % 4 or window > most]
+        if wrong:
+            raise ValueError(
+                f"{who} has {wrong[0]}, but a window is a multiple of 4 and no longer than the"
+                f" {most} samples of stream {spec.name!r}; use such as 256, 1024."
+            )
 
     def losses(self, model, features, batch, key, extra):
         (view,) = batch.views.values()
@@ -84,6 +111,10 @@ class Reconstruction(objective.Objective):
         losses = {"reconstruction": Loss(error_B[:, None], weight_B1)}
         commitment_B = jnp.mean(encoded.captured["commitment"], axis=-1)
         losses["commitment"] = Loss(commitment_B[:, None], weight_B1)
+        if self.spectral:
+            samples = (x.reshape(len(x), -1) for x in (decoded, given))
+            apart_B = spectral.distance(*samples, self.spectral)
+            losses["spectral"] = Loss(self.spectral_weight * apart_B[:, None], weight_B1)
         metrics = code_use(encoded.captured["use"])
         if self.error == "cross_entropy":
             is_right_B = jnp.mean((jnp.argmax(decoded, -1) == given).astype(jnp.float32), axis=1)

@@ -30,9 +30,12 @@ MANIFEST, WEIGHTS = "tokenizer.json", "weights.safetensors"
 MAX_MANIFEST, MAX_WEIGHTS = 1 << 24, 1 << 33  # bytes of the files that are read
 MAX_CODES = 1 << 24
 # Fields of models that older tokenizers lack, with what these do: they keep their fingerprints.
-LATER = {"num_heads": 0, "symmetric": False, "gradient": "straight", "kmeans_steps": 0}
+LATER: dict[str, Any] = {
+    "num_heads": 0, "symmetric": False, "gradient": "straight", "kmeans_steps": 0, "strides": [],
+}  # fmt: skip
 FREE = ("field", "max_pixels", "max_samples")
 BATCH = 256  # values at a time; smaller batches are padded, so that only two shapes compile
+ROOM = 1 << 22  # numbers at a time, where a value has many
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,13 +67,16 @@ class Learned:
     def grid(self) -> tuple[int, int, int]:
         """(time, row, column) of the codes, of which several codebooks take the axis that is free:
         time, or the row if the pieces run over time."""
+        if len(self.model.code_grid) == 3:
+            return self.model.code_grid
         (rows, columns), codebooks = self.model.code_grid, self.model.quantizer.num_codebooks
         return (rows, codebooks, columns) if self.is_over_time else (codebooks, rows, columns)
 
     @property
     def is_over_time(self) -> bool:
-        """Whether the pieces run over time, as those of sounds."""
-        return self.spec.grid is not None and self.spec.grid[0] > 1
+        """Whether the pieces run over time alone, as those of sounds."""
+        has_time = self.spec.grid is not None and self.spec.grid[0] > 1
+        return has_time and len(self.model.code_grid) == 2
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -99,7 +105,8 @@ class Learned:
         dtype = np.int32 if self.spec.vocab_size else np.float32
         ids_NLQ = self._in_batches("codes", np.asarray(given, dtype))
         ids = ids_NLQ.reshape(len(ids_NLQ), *self.model.code_grid, ids_NLQ.shape[-1])
-        ids = ids.transpose(0, 1, 3, 2) if self.is_over_time else ids.transpose(0, 3, 1, 2)
+        if len(self.model.code_grid) == 2:  # of a video a place has one id
+            ids = ids.transpose(0, 1, 3, 2) if self.is_over_time else ids.transpose(0, 3, 1, 2)
         return ids.reshape(len(ids), self.model.num_tokens)
 
     def decode(self, ids_NL: np.ndarray) -> np.ndarray:
@@ -119,13 +126,14 @@ class Learned:
                 " they belong to another tokenizer."
             )
         ids = ids_NL.reshape(len(ids_NL), *self.grid)
-        ids = ids.transpose(0, 1, 3, 2) if self.is_over_time else ids.transpose(0, 2, 3, 1)
+        if len(self.model.code_grid) == 2:
+            ids = ids.transpose(0, 1, 3, 2) if self.is_over_time else ids.transpose(0, 2, 3, 1)
         codebooks = self.model.quantizer.num_codebooks
         return self._in_batches("pieces", ids.reshape(-1, self.model.num_cells, codebooks))
 
     def _in_batches(self, name: str, x: np.ndarray) -> np.ndarray:
         run, parts = self._functions[name], []
-        size = 1 if len(x) == 1 else BATCH
+        size = 1 if len(x) == 1 else max(1, min(BATCH, ROOM // self._numbers))
         for start in range(0, len(x), size):
             part = x[start : start + size]
             padded = np.zeros((size, *x.shape[1:]), x.dtype)
@@ -134,6 +142,11 @@ class Learned:
         if not parts:
             return np.asarray(run(self._arrays, np.zeros((1, *x.shape[1:]), x.dtype)))[:0]
         return np.concatenate(parts)
+
+    @property
+    def _numbers(self) -> int:
+        """Of a value, before and after it is coded."""
+        return self.spec.max_tokens * (self.spec.width or self.spec.vocab_size)
 
     @functools.cached_property
     def _functions(self) -> dict[str, Any]:

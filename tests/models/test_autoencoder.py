@@ -13,7 +13,7 @@ from flax import nnx
 from scipy import signal
 
 from mmjax import step as step_lib
-from mmjax.models import convolution
+from mmjax.models import convolution, waveform_codec
 from mmjax.objectives import Reconstruction
 from mmjax.optim import AdamW
 from mmjax.parallel import MeshConfig, MeshRules
@@ -45,9 +45,11 @@ def batch(rows=16) -> Batch:
 
 def train(kind: str, devices: int, steps: int = 3, mesh_config=MeshConfig()):
     """Losses of a few steps, and the state after them."""
-    model, objective = toy_codes.model(kind), Reconstruction()
+    model = toy_codes.model(kind)
+    objective = Reconstruction(spectral=(16, 32) if kind == "strided" else ())
     mesh = mesh_config.make(jax.devices()[:devices])
-    parts = step_lib.split(lambda: model.make(Vocabulary((SPEC,)), {}, 0))
+    vocabulary = Vocabulary((toy_codes.base(kind).spec("image"),))
+    parts = step_lib.split(lambda: model.make(vocabulary, {}, 0))
     tx = AdamW(learning_rate=1e-2, warmup_steps=0, schedule="constant").make(parts.matrices, 10)
     shardings = step_lib.state_shardings(parts, tx, {}, mesh, MeshRules())
     step = step_lib.make_train_step(
@@ -85,9 +87,34 @@ def test_training_lowers_the_loss_and_moves_the_codebook(kind):
     assert state["codebook"]["use"].sum() > 10
 
 
+@pytest.mark.parametrize("kind", ["fsq", *toy_codes.FIELDS])
+def test_bfloat16_gives_about_the_same_gradients(kind):
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        spec = toy_codes.base(kind).spec("image")
+        # Of two codes few latents take the other one for a small difference.
+        model = toy_codes.model(kind, quantizer=toy_codes.VQ(num_codes=2, width=4))
+        module = model.make(Vocabulary((spec,)), {}, 0)
+        module.compute_dtype = dtype
+        graph, params, state = nnx.split(module, nnx.Param, convolution.blocks.ModelState)
+
+        def loss(params, graph=graph, state=state):
+            losses, *_ = Reconstruction()(
+                nnx.merge(graph, params, state), batch(), jax.random.key(0), {}
+            )
+            return sum(step_lib.objective_lib.total(losses).values())
+
+        grads = jax.tree.leaves(jax.grad(loss)(nnx.as_pure(params)))
+        found[dtype] = np.concatenate([np.ravel(g) for g in grads])
+    a, b = found.values()
+    assert np.isfinite(a).all()
+    assert np.linalg.norm(a - b) < 0.2 * np.linalg.norm(a)
+
+
 @pytest.mark.parametrize("kind", toy_codes.QUANTIZERS)
 def test_every_parameter_gets_a_gradient_and_absent_rows_give_none(kind):
-    model = toy_codes.model(kind).make(Vocabulary((SPEC,)), {}, 0)
+    spec = toy_codes.base(kind).spec("image")
+    model = toy_codes.model(kind).make(Vocabulary((spec,)), {}, 0)
     graph, params, state = nnx.split(model, nnx.Param, convolution.blocks.ModelState)
 
     def loss(params, given):
@@ -124,20 +151,19 @@ def test_every_parameter_gets_a_gradient_and_absent_rows_give_none(kind):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("grid", [(4, 5), (7, 1)])
+@pytest.mark.parametrize("grid", [(4, 5), (7, 1), (3, 4, 5), (1, 4, 2)])
 def test_shifted_products_are_a_convolution(grid):
     module = convolution.Convolution(grid, 3, 2, 3, nnx.Rngs(params=0))
     x = np.random.default_rng(0).normal(size=(2, *grid, 2)).astype(np.float32)
     got, kernel = module(jnp.asarray(x)), np.asarray(module.kernel[...])
-    taps = (3, 3 if grid[1] > 1 else 1)
-    kernel = kernel.reshape(*taps, 2, 3)
+    kernel = kernel.reshape(*(3 if size > 1 else 1 for size in grid), 2, 3)
     for b in range(2):
         for out in range(3):
             want = sum(
-                signal.correlate2d(x[b, :, :, c], kernel[:, :, c, out], mode="same")
+                signal.correlate(x[b, ..., c], kernel[..., c, out], mode="same", method="direct")
                 for c in range(2)
             )
-            np.testing.assert_allclose(got[b, :, :, out], want, atol=1e-5)
+            np.testing.assert_allclose(got[b, ..., out], want, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +199,49 @@ def test_the_array_is_put_together_and_taken_apart(spec, model):
     np.testing.assert_allclose(back, values, atol=1e-6)
 
 
+def test_a_code_of_the_strided_codec_sees_the_samples_around_it():
+    """And is seen by those: a codec of the first half and of the whole agree far from the cut."""
+    spec = toy_codes.base("strided").spec("image")
+    model = toy_codes.model("strided", encoder_layers=0, decoder_layers=0)
+    module = model.make(Vocabulary((spec,)), {}, 0)
+    values = np.random.default_rng(0).normal(size=(1, 8, 16)).astype(np.float32)
+    other = values.copy()
+    other[:, 4, 5] += 1.0  # sample 69, of code 8
+    moved = np.abs(module._latents(jnp.asarray(values)) - module._latents(jnp.asarray(other)))
+    assert moved.max(axis=1).argmax() in (7, 8, 9)
+    vector = np.random.default_rng(0).normal(size=(1, 16, 4)).astype(np.float32)
+    change = vector.copy()
+    change[:, 8] += 1.0
+    moved = module._pieces(jnp.asarray(vector)) - module._pieces(jnp.asarray(change))
+    assert 56 <= np.abs(moved).argmax() < 80  # samples of codes 7 to 9
+
+
+def test_snake_and_its_slope_are_their_formulas():
+    x = np.linspace(-30, 30, 2001, dtype=np.float32)
+    for log_rate in (-1.0, 0.0, 1.0):
+        rate, of = np.exp(log_rate), lambda x, log_rate=log_rate: waveform_codec.snake(x, log_rate)
+        got, slope = of(jnp.asarray(x)), jax.vmap(jax.grad(of))(jnp.asarray(x))
+        np.testing.assert_allclose(got, x + np.sin(rate * x) ** 2 / rate, atol=3e-5)
+        np.testing.assert_allclose(slope, 1 + np.sin(2 * rate * x), atol=1e-4)
+    half = waveform_codec.snake(jnp.asarray(x, jnp.bfloat16), 0.0)
+    assert half.dtype == jnp.bfloat16
+    near = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32)
+    np.testing.assert_allclose(np.float32(half), near + np.sin(near) ** 2, rtol=0.01, atol=0.01)
+
+
+def test_the_array_of_a_video_is_its_frames():
+    video = toy_codes.base("video")
+    module = toy_codes.model("video").make(Vocabulary((video.spec("image"),)), {}, 0)
+    frames = np.random.default_rng(0).random((4, 4, 4, 2)).astype(np.float32)
+    values = jnp.asarray(video.encode(frames).values_LP)[None]
+    array = module._array(values)
+    np.testing.assert_allclose(array[0], frames * 2 - 1, atol=1e-6)
+    cells = convolution.taken_apart(array, (4, 2, 2))
+    np.testing.assert_array_equal(cells[0, 1, 0, 1], array[0, 1, :2, 2:].ravel())
+    object.__setattr__(module, "decoder", lambda x: cells)
+    np.testing.assert_allclose(module._pieces(jnp.zeros((1, 16, 3))), values, atol=1e-6)
+
+
 def test_errors_of_reconstruction_are_their_formulas():
     value, decoded = jnp.asarray([-1.0, 1.0, 1.0, 0.0]), jnp.asarray([-1.0, 3.0, 0.5, -1.0])
     gap = np.asarray([0.0, 2.0, 0.5, 1.0])
@@ -192,6 +261,7 @@ def test_what_does_not_fit_is_told():
     for fields, message in (
         ({"piece": (4, 2, 1)}, r"piece=\(4, 2, 1\) has 8 values, but those of stream 'image' have"),
         ({"code_grid": (3, 8)}, r"code_grid=\(3, 8\) does not divide the 8 x 16 array"),
+        ({"strides": (2,)}, r"strides=\(2,\) do not divide .* 16 of them side by side"),
     ):
         with pytest.raises(ValueError, match=message):
             toy_codes.model(**fields).make(vocabulary, {}, 0)
@@ -204,3 +274,17 @@ def test_what_does_not_fit_is_told():
         dataclasses.replace(toy_codes.model(), kernel=2)
     with pytest.raises(ValueError, match="num_heads=3 does not divide width=8"):
         dataclasses.replace(toy_codes.model(), num_heads=3)
+    with pytest.raises(ValueError, match=r"width=8 cannot be halved .*; use a multiple of 16"):
+        toy_codes.model(strides=(2, 2, 2, 2))
+    with pytest.raises(ValueError, match=r"code_grid=\(4, 2\) are of no array; use \(rows"):
+        toy_codes.model("video", code_grid=(4, 2))
+    with pytest.raises(ValueError, match=r"takes all axes .* ProductVQ has 2 codebooks; use a"):
+        toy_codes.model("video", quantizer=toy_codes.QUANTIZERS["product"])
+    video = toy_codes.base("video").spec("image")
+    with pytest.raises(ValueError, match=r"no grid along at most two axes.* of a video \(frames"):
+        toy_codes.model().make(Vocabulary((video,)), {}, 0)
+    with pytest.raises(ValueError, match=r"code_grid=\(3, 2, 2\) does not divide the 4 x 4 x 4"):
+        toy_codes.model("video", code_grid=(3, 2, 2)).make(Vocabulary((video,)), {}, 0)
+    spec = toy_codes.base("strided").spec("image")
+    with pytest.raises(ValueError, match=r"strides=\(3,\) do not divide the 8 samples of a code"):
+        toy_codes.model("strided", strides=(3,)).make(Vocabulary((spec,)), {}, 0)

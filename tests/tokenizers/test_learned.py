@@ -13,14 +13,13 @@ import toy_codes
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.codes import Codes
 from mmjax.modalities.segmentation import Segmentation
+from mmjax.tokenizers import learned as learned_lib
 from mmjax.tokenizers.learned import Learned
 
 
 @pytest.fixture
 def pieces() -> np.ndarray:
-    random = np.random.default_rng(0)
-    images = random.random((5, 8, 16)).astype(np.float32)
-    return np.stack([toy_codes.BASE.encode(x).values_LP for x in images])
+    return np.random.default_rng(0).uniform(-1, 1, (5, 8, 16)).astype(np.float32)
 
 
 @pytest.mark.parametrize("kind", toy_codes.QUANTIZERS)
@@ -98,6 +97,31 @@ def test_each_fingerprint_is_of_its_own_half():
     assert same(dataclasses.replace(one, preprocessing=blurred)) == (False, False)
     renamed = {**one.preprocessing, "field": "picture"}  # no id depends on the name of a field
     assert same(dataclasses.replace(one, preprocessing=renamed, parent={"step": 3})) == (True, True)
+
+
+def test_codes_of_sounds_are_of_the_whole_length(tmp_path):
+    """A shorter sound is coded as if silence followed it."""
+    base = toy_codes.base("strided")
+    toy_codes.write(tmp_path, "strided")
+    codes = Codes(base=base, path=str(tmp_path)).fit(lambda: iter(()), tmp_path / "own")
+    sound = np.random.default_rng(0).normal(size=128).astype(np.float32)
+    short, padded = sound[:40], np.where(np.arange(128) < 40, sound, 0).astype(np.float32)
+    ids = codes.encode_batch([sound, short])
+    assert ids.shape == (2, 32)
+    np.testing.assert_array_equal(codes.encode(short).ids_L, ids[1])
+    np.testing.assert_array_equal(codes.encode(padded).ids_L, ids[1])
+    assert codes.spec("codes").grid == (16, 2, 1)
+    assert codes.decode(codes.encode(short)).shape == (128,)
+
+
+def test_values_of_many_numbers_are_coded_a_few_at_a_time(monkeypatch, pieces):
+    whole = toy_codes.of(toy_codes.BASE, toy_codes.model()).encode(pieces)
+    monkeypatch.setattr(learned_lib, "ROOM", 300)  # two images
+    few, seen = toy_codes.of(toy_codes.BASE, toy_codes.model()), []
+    run = few._functions["codes"]
+    few._functions["codes"] = lambda arrays, x: seen.append(len(x)) or run(arrays, x)
+    np.testing.assert_array_equal(few.encode(pieces), whole)
+    assert seen == [2, 2, 2]
 
 
 def test_ids_of_another_tokenizer_are_refused():
