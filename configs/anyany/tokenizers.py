@@ -8,6 +8,8 @@ kept: strides, dilated units, residual codebooks, losses of samples and of spect
 differs: no adversary and no perceptual network; sounds are coded whole, not as a stream.
 command: mmjax train-tokenizer configs/anyany/tokenizers.py:speech_16k
   --workdir runs/tokenizers/speech_16k
+result: speech_16k, 1,000 clips of val: SI-SNR 7.1 dB, error 16.9 % of the variance, 55 % of codes
+  used, after 11 minutes on two cores that others used, too
 status: simplified
 
 `speech_16k` and `video` train in minutes on two cores. The others were not trained; they read your
