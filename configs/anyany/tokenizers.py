@@ -12,8 +12,9 @@ result: speech_16k, 1,000 clips of val: SI-SNR 7.1 dB, error 16.9 % of the varia
   used, after 11 minutes on two cores that others used, too
 status: simplified
 
-`speech_16k` and `video` train in minutes on two cores. The others were not trained; they read your
-own files: tar shards with a picture, a sound or a video in each record (docs/data.md); set DATA.
+`speech_16k` trains in eleven minutes on two cores; `video` is as small, and was tried for 150 steps
+alone (20.4 dB of PSNR, codes collapsed). The others were not trained; they read your own files: tar
+shards with a picture, a sound or a video in each record (docs/data.md); set DATA.
 `mmjax plan configs/anyany/tokenizers.py:image_64 --topology v5e-16` estimates of the 15.74 GiB of a
 device, and of a step at best:
 

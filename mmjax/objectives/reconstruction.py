@@ -112,8 +112,8 @@ class Reconstruction(objective.Objective):
         commitment_B = jnp.mean(encoded.captured["commitment"], axis=-1)
         losses["commitment"] = Loss(commitment_B[:, None], weight_B1)
         if self.spectral:
-            samples = (x.reshape(len(x), -1) for x in (decoded, given))
-            apart_B = spectral.distance(*samples, self.spectral)
+            made, wanted = (x.reshape(len(x), -1) for x in (decoded, given))
+            apart_B = spectral.distance(made, wanted, self.spectral)
             losses["spectral"] = Loss(self.spectral_weight * apart_B[:, None], weight_B1)
         metrics = code_use(encoded.captured["use"])
         if self.error == "cross_entropy":
