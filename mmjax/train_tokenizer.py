@@ -6,6 +6,7 @@ WORKDIR/tokenizer/{tokenizer.json, weights.safetensors, report.json}   reconstru
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,8 @@ def train_tokenizer(
         experiment, workdir, code=code, devices=devices, before_compile=before_compile
     )
     params, state = result.state.params, result.state.model_state
-    tensors = {name: to_host(x) for name, x in result.program.to_canonical(params).items()}
+    params = result.program.to_canonical(params)
+    tensors = {n: to_host(x) for n, x in params.items() if not n.startswith("critic/")}
     for name, x in names.flatten(state).items():
         if name == "codebook/codes":  # the rest is of use to training alone
             tensors[name] = to_host(x)
@@ -63,7 +65,7 @@ def train_tokenizer(
     learned = Learned(
         preprocessing=config.to_json(modality),
         spec=modality.spec(stream),
-        model=experiment.model,
+        model=dataclasses.replace(experiment.model, critic=None),  # of use to training alone
         tensors=tensors,
         parent={
             "workdir": str(folder), "step": result.step, "config": config.fingerprint(experiment)

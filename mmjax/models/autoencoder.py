@@ -6,11 +6,13 @@ Trained like any other model, by tasks with the objective `Reconstruction`.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from etils import epy
 
 from mmjax.config import ranges
 from mmjax.models.config import ModelConfig
+from mmjax.models.critic import Critic
 from mmjax.models.quantizer import Quantizer
 from mmjax.models.scalar_quantizers import FSQ
 from mmjax.typing import TokenSpec, Vocabulary
@@ -40,6 +42,8 @@ class Autoencoder(ModelConfig):
       num_heads: heads of attention, which divide the width; 0 = convolutions.
       expansion: inner width of a layer, in widths.
       quantizer: what a code is.
+      critic: tells given from decoded values, for `Reconstruction(adversarial=...)` and the task of
+        its `Adversary`. A tokenizer is written without it.
     """
 
     piece: tuple[ranges.Count, ranges.Count, ranges.Count] = (16, 16, 3)
@@ -51,6 +55,7 @@ class Autoencoder(ModelConfig):
     num_heads: ranges.Natural = 0
     expansion: ranges.Count = 2
     quantizer: Quantizer = FSQ()
+    critic: Critic | None = dataclasses.field(default=None, metadata={"is_new": True})
 
     def __post_init__(self):
         ranges.check(self)
@@ -61,6 +66,11 @@ class Autoencoder(ModelConfig):
                 f"Autoencoder: num_heads={self.num_heads} does not divide width={self.width}; use a"
                 " divisor."
             )
+
+    def parts(self) -> dict[str, Any]:
+        """Optional parts that it has, by name."""
+        parts = {"critic": self.critic}
+        return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def num_cells(self) -> int:
@@ -102,6 +112,11 @@ class Autoencoder(ModelConfig):
                 f" array of stream {spec.name!r}; use divisors."
             )
         return rows, columns, channels
+
+    def check_task(self, task):
+        from mmjax.models import optional_parts
+
+        optional_parts.check(task, self.parts())
 
     def make(self, vocabulary: Vocabulary, heads, seed: int):
         """The NNX module; the vocabulary holds the one stream that it is for."""

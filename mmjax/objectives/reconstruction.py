@@ -7,7 +7,8 @@ from typing import Literal
 
 from etils import epy
 
-from mmjax.objectives import objective
+from mmjax.config import ranges
+from mmjax.objectives import adversarial, coded, objective
 from mmjax.typing import Array, Loss
 
 with epy.lazy_imports():
@@ -31,6 +32,8 @@ class Reconstruction(objective.Objective):
       error: `mse`, `l1`, `smooth_l1` (quadratic within 1), or `bce`, the log-loss of the sign of
         values in -1..1, for masks: softplus(-2 value decoded). Of a stream of ids
         `cross_entropy`, in nats, whose metric `accuracy` is the share of right ones.
+      adversarial: weight of - mean D(decoded), by the critic of the model, which a task of its own
+        trains (`Adversary`); 0 = none.
 
     >>> from collections import namedtuple
     >>> from types import SimpleNamespace as Stub
@@ -47,6 +50,14 @@ class Reconstruction(objective.Objective):
     """
 
     error: Literal["mse", "l1", "smooth_l1", "bce", "cross_entropy"] = "mse"
+    adversarial: ranges.NonNegative = dataclasses.field(default=0.0, metadata={"is_new": True})
+
+    def __post_init__(self):
+        ranges.check(self)
+
+    @property
+    def parts(self):
+        return ("critic",) if self.adversarial else ()
 
     def check(self, task, specs, lanes):
         if lanes:
@@ -68,6 +79,8 @@ class Reconstruction(objective.Objective):
                 f"objective Reconstruction has error={self.error!r}, but stream {name!r} is of"
                 f" {kind} 'cross_entropy'."
             )
+        if self.adversarial:
+            coded.check_numbers("Reconstruction(adversarial=...)", specs[name])
 
     def losses(self, model, features, batch, key, extra):
         (view,) = batch.views.values()
@@ -84,6 +97,9 @@ class Reconstruction(objective.Objective):
         losses = {"reconstruction": Loss(error_B[:, None], weight_B1)}
         commitment_B = jnp.mean(encoded.captured["commitment"], axis=-1)
         losses["commitment"] = Loss(commitment_B[:, None], weight_B1)
+        if self.adversarial:
+            scale = self.adversarial
+            losses["adversarial"] = adversarial.deception(model, decoded, weight_B1, scale)
         metrics = code_use(encoded.captured["use"])
         if self.error == "cross_entropy":
             is_right_B = jnp.mean((jnp.argmax(decoded, -1) == given).astype(jnp.float32), axis=1)

@@ -30,7 +30,10 @@ MANIFEST, WEIGHTS = "tokenizer.json", "weights.safetensors"
 MAX_MANIFEST, MAX_WEIGHTS = 1 << 24, 1 << 33  # bytes of the files that are read
 MAX_CODES = 1 << 24
 # Fields of models that older tokenizers lack, with what these do: they keep their fingerprints.
-LATER = {"num_heads": 0, "symmetric": False, "gradient": "straight", "kmeans_steps": 0}
+LATER = {
+    **{"num_heads": 0, "symmetric": False, "gradient": "straight", "kmeans_steps": 0},
+    **{"critic": None},
+}
 FREE = ("field", "max_pixels", "max_samples")
 BATCH = 256  # values at a time; smaller batches are padded, so that only two shapes compile
 
