@@ -338,6 +338,7 @@ class Experiment:
                 )
         try:
             task.objective.check(task, _Specs(self.modalities), self.model.lane_names())
+            self.model.check_task(task)
         except ValueError as error:
             raise ValueError(f"{who}: {error}") from error
         self._check_router(who, task)

@@ -6,6 +6,7 @@ WORKDIR/tokenizer/{tokenizer.json, weights.safetensors, report.json}   reconstru
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,15 +80,17 @@ def train_tokenizer(
 
 def exported(program: Program, state: TrainState, parent: dict[str, Any]) -> Learned:
     """The tokenizer that a program of an `Autoencoder` has trained; `parent` says where."""
-    tensors = {name: to_host(x) for name, x in program.to_canonical(state.params).items()}
+    params = program.to_canonical(state.params).items()
+    tensors = {name: to_host(x) for name, x in params if not name.startswith("critic/")}
     for name, x in names.flatten(state.model_state).items():
         if name == "codebook/codes":  # the rest is of use to training alone
             tensors[name] = to_host(x)
     ((stream, modality),) = program.experiment.modalities.items()
+    model: Any = program.experiment.model
     return Learned(
         preprocessing=config.to_json(modality),
         spec=modality.spec(stream),
-        model=program.experiment.model,
+        model=dataclasses.replace(model, critic=None),  # of use to training alone
         tensors=tensors,
         parent=parent,
     )

@@ -16,13 +16,14 @@ from mmjax.modalities.video import Video
 from mmjax.modalities.waveform import Waveform
 from mmjax.models import FSQ, LFQ, VQ, Autoencoder, ProductVQ, ResidualVQ, blocks, names
 from mmjax.tokenizers.learned import Learned
-from mmjax.typing import Vocabulary
+from mmjax.typing import Batch, Tokens, Values, Vocabulary
 
 BASE = Image(size=(8, 16), patch=4, channels=1)
 BASES: dict[str, Modality] = {
     "strided": Waveform(sample_rate=1000, seconds=0.128, patch=16),
     "video": Video(num_frames=4, frames=2, size=(4, 4), patch=2, channels=2),
 }
+SPEC = BASE.spec("image")
 SIZES: dict[str, Any] = {
     "piece": (4, 4, 1), "code_grid": (2, 8), "width": 8, "encoder_layers": 1, "decoder_layers": 1,
 }  # fmt: skip
@@ -75,3 +76,23 @@ def write(workdir: Path, kind: str = "fsq", seed: int = 0) -> str:
     """A workdir as `mmjax train-tokenizer` leaves it."""
     learned(kind, seed).write(workdir / "tokenizer")
     return str(workdir)
+
+
+def batch(rows=16) -> Batch:
+    """Random pieces; the last row lacks the stream, the one before it is padding."""
+    values = np.random.default_rng(0).normal(size=(rows, 8, 16)).astype(np.float32)
+    there = np.ones((rows, 8), np.int32)
+    there[-1] = 0
+    slot = np.tile(np.arange(8, dtype=np.int32), (rows, 1))
+    weight = np.ones((rows, 1), np.float32)
+    weight[-2] = 0
+    tokens = Tokens(
+        ids_BL=np.zeros_like(there), stream_BL=there, segment_BL=there,
+        order_BL=np.zeros_like(there), position_BLA=np.zeros((rows, 8, 3), np.float32),
+        values={"image": Values(values, slot)},
+    )  # fmt: skip
+    return Batch(
+        views={"image": tokens}, targets={}, present_BSM=np.ones((rows, 1, 1), bool),
+        identity_BS=np.zeros((rows, 1), np.int32), sample_BSI=np.zeros((rows, 1, 2), np.uint32),
+        weight_BS=weight,
+    )  # fmt: skip

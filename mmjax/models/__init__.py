@@ -3,6 +3,7 @@
 from mmjax.models.autoencoder import Autoencoder
 from mmjax.models.block import BlockConfig
 from mmjax.models.config import ModelConfig
+from mmjax.models.critic import Critic
 from mmjax.models.embed import Classify, Head, Projection, Scale, ValueHead, VocabularyHead
 from mmjax.models.layers import Adapter, GatedCrossAttention, LoRA, Queries
 from mmjax.models.plan import Block, MoE, Run, Transformer
@@ -30,6 +31,7 @@ __all__ = [
     "ByStream",
     "Classify",
     "Convolutions",
+    "Critic",
     "ExpertChoice",
     "GatedCrossAttention",
     "Head",

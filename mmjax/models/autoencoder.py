@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 from etils import epy
 
 from mmjax.config import ranges
 from mmjax.models.config import ModelConfig
+from mmjax.models.critic import Critic
 from mmjax.models.quantizer import Quantizer
 from mmjax.models.scalar_quantizers import FSQ
 from mmjax.typing import TokenSpec, Vocabulary
@@ -49,6 +50,8 @@ class Autoencoder(ModelConfig):
         a code, of which those that are left are the channels of the first stage. Each stage doubles
         the width, up to `width`. () = one stride to the code grid.
       quantizer: what a code is.
+      critic: tells given from decoded values, for `Reconstruction(adversarial=...)` and the task of
+        its `Adversary`. A tokenizer is written without it.
     """
 
     piece: tuple[ranges.Count, ...] = (16, 16, 3)
@@ -57,10 +60,13 @@ class Autoencoder(ModelConfig):
     encoder_layers: ranges.Natural = 2
     decoder_layers: ranges.Natural = 2
     kernel: ranges.Count = 3
-    num_heads: ranges.Natural = 0
+    num_heads: ranges.Natural = dataclasses.field(default=0, metadata={"is_new": True})
     expansion: ranges.Count = 2
-    strides: tuple[Annotated[int, ranges.Range(2)], ...] = ()
+    strides: tuple[Annotated[int, ranges.Range(2)], ...] = dataclasses.field(
+        default=(), metadata={"is_new": True}
+    )
     quantizer: Quantizer = FSQ()
+    critic: Critic | None = dataclasses.field(default=None, metadata={"is_new": True})
 
     def __post_init__(self):
         ranges.check(self)
@@ -89,6 +95,11 @@ class Autoencoder(ModelConfig):
                 f" {len(self.strides)} strides={self.strides}; use a multiple of"
                 f" {2 ** len(self.strides)}."
             )
+
+    def parts(self) -> dict[str, Any]:
+        """Optional parts that it has, by name."""
+        parts = {"critic": self.critic}
+        return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def num_cells(self) -> int:
@@ -146,6 +157,11 @@ class Autoencoder(ModelConfig):
                 " rows, columns, channels) as the piece, and a code_grid (times, rows, columns)."
             )
         return grid[0] * grid[1], grid[2]
+
+    def check_task(self, task):
+        from mmjax.models import optional_parts
+
+        optional_parts.check(task, self.parts())
 
     def make(self, vocabulary: Vocabulary, heads, seed: int):
         """The NNX module; the vocabulary holds the one stream that it is for."""

@@ -24,6 +24,10 @@ class ModelConfig:
         """Raises ValueError for a field that does not suit the streams, by name."""
         del specs
 
+    def check_task(self, task: Any) -> None:
+        """Raises ValueError for a task that does not suit the model, which need not name it."""
+        del task
+
     def make(self, vocabulary: Vocabulary, heads: dict[str, Head], seed: int) -> Any:
         """The NNX module with fresh parameters; call it inside jit or `jax.eval_shape`."""
         raise NotImplementedError(f"{type(self).__name__} must define make().")

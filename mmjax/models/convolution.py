@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,6 +139,8 @@ class AutoencoderModule(nnx.Module):
     `codes` and `pieces` are the same for arrays without a batch around them.
     """
 
+    critic: Any  # where the config has one
+
     def __init__(self, config: autoencoder.Autoencoder, spec: TokenSpec, seed: int):
         rngs = nnx.Rngs(params=seed)
         self.config, self.spec = config, spec
@@ -152,6 +155,8 @@ class AutoencoderModule(nnx.Module):
             self.encoder = waveform_codec.Encoder(config, cell, self.encoder, rngs)
             self.decoder = waveform_codec.Decoder(config, cell, self.decoder, rngs)
         self.codebook = Codebook(config.quantizer.init(rngs.params()))
+        for name, part in config.parts().items():  # last: the rest is drawn as without them
+            setattr(self, name, part.make(self.array_shape, rngs))
 
     def encode(self, tokens: Tokens, lane: str = "", key=None) -> blocks.Encoded:
         """Vectors of the codes [B, Y Z, D], their ids and loss, statistics of the codebook.
@@ -184,6 +189,13 @@ class AutoencoderModule(nnx.Module):
         """Pieces [B, J, P] float32 from the vectors of the codes; of ids, their logits."""
         del lane, key
         return memory._replace(x_BLD=self._pieces(memory.x_BLD), tokens=tokens, record={})
+
+    def judge(self, value_BJP: Array, is_fixed: bool = False) -> Array:
+        """Logits [B, patches] of the critic; `is_fixed`: its parameters get no gradient."""
+        from mmjax.models import critic_module
+
+        critic = critic_module.fixed(self.critic) if is_fixed else self.critic
+        return critic(self._array(value_BJP.astype(jnp.dtype(self.compute_dtype))))
 
     def codes(self, given: Array) -> Array:
         """Ids [B, Y Z, Q] of pieces [B, J, P], or of ids [B, J]."""

@@ -1,5 +1,6 @@
 """Objectives: the losses that training steps minimise."""
 
+from mmjax.objectives.adversarial import Adversary
 from mmjax.objectives.coca import CoCa
 from mmjax.objectives.contrastive import Contrastive, InfoNCE, Sigmoid
 from mmjax.objectives.generative import MaskedTokens, NextToken
@@ -8,6 +9,6 @@ from mmjax.objectives.reconstruction import Reconstruction
 from mmjax.objectives.symile import Symile
 
 __all__ = [
-    "CoCa", "Contrastive", "Extra", "InfoNCE", "MaskedTokens", "NextToken", "Objective",
-    "Reconstruction", "Sigmoid", "Symile",
+    "Adversary", "CoCa", "Contrastive", "Extra", "InfoNCE", "MaskedTokens", "NextToken",
+    "Objective", "Reconstruction", "Sigmoid", "Symile",
 ]  # fmt: skip

@@ -59,14 +59,16 @@ class Objective:
         """Whether several streams of a task pass the model in one call."""
         return True
 
-    def check(self, task: Any, specs: Mapping[str, TokenSpec], lanes: Sequence[str]) -> None:
-        """Raises ValueError for a task that it cannot train: field=value, rule and remedy; the
-        experiment adds the name of the task.
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Optional parts of the model that it calls, such as the critic of an `Autoencoder`."""
+        return ()
 
-        Args:
-          task: `mmjax.data.task.Task`. specs: of all modalities, made when asked for.
-          lanes: of the model; () for one that is no stack of blocks.
-        """
+    def check(self, task: Any, specs: Mapping[str, TokenSpec], lanes: Sequence[str]) -> None:
+        """Raises ValueError for a `data.task.Task` that it cannot train: field=value, rule, remedy.
+
+        `specs` are of all modalities, made when asked for; `lanes` of the model, () for one that
+        is no stack of blocks. The experiment adds the name of the task."""
         del task, specs, lanes
 
     def heads(
@@ -105,11 +107,8 @@ class Objective:
     ) -> tuple[Array, dict]:
         """What `similarity` compares of the samples in a view, and the record of the model calls.
 
-        Args:
-          num_slots: sample slots S of a row.
-
         Returns one vector a sample, [B, S, D] float32, or a set of them, [B, S, N, D], in which
-        a zero vector is none.
+        a zero vector is none; `num_slots` are the sample slots S of a row.
         """
         del model, tokens, view, num_slots, key
         raise ValueError(

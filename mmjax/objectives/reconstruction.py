@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from etils import epy
 
 from mmjax.config import ranges
-from mmjax.objectives import objective, spectral
+from mmjax.objectives import adversarial, coded, objective, spectral
 from mmjax.typing import Array, Loss, TokenSpec
 
 with epy.lazy_imports():
@@ -35,6 +35,8 @@ class Reconstruction(objective.Objective):
       spectral: windows in samples, multiples of 4: of sounds of one channel the distance of spectra
         is a loss of its own, as `objectives/spectral.py` says; () = none.
       spectral_weight: of this loss.
+      adversarial: weight of - mean D(decoded), by the critic of the model, which a task of its own
+        trains (`Adversary`); 0 = none.
 
     >>> from collections import namedtuple
     >>> from types import SimpleNamespace as Stub
@@ -51,11 +53,18 @@ class Reconstruction(objective.Objective):
     """
 
     error: Literal["mse", "l1", "smooth_l1", "bce", "cross_entropy"] = "mse"
-    spectral: tuple[Annotated[int, ranges.Range(4)], ...] = ()
-    spectral_weight: ranges.NonNegative = 1.0
+    spectral: tuple[Annotated[int, ranges.Range(4)], ...] = dataclasses.field(
+        default=(), metadata={"is_new": True}
+    )
+    spectral_weight: ranges.NonNegative = dataclasses.field(default=1.0, metadata={"is_new": True})
+    adversarial: ranges.NonNegative = dataclasses.field(default=0.0, metadata={"is_new": True})
 
     def __post_init__(self):
         ranges.check(self)
+
+    @property
+    def parts(self):
+        return ("critic",) if self.adversarial else ()
 
     def check(self, task, specs, lanes):
         if lanes:
@@ -78,6 +87,8 @@ class Reconstruction(objective.Objective):
                 f" {kind} 'cross_entropy'."
             )
         self._check_spectral(specs[name])
+        if self.adversarial:
+            coded.check_numbers("Reconstruction(adversarial=...)", specs[name])
 
     def _check_spectral(self, spec: TokenSpec) -> None:
         if not self.spectral:
@@ -115,6 +126,9 @@ class Reconstruction(objective.Objective):
             made, wanted = (x.reshape(len(x), -1) for x in (decoded, given))
             apart_B = spectral.distance(made, wanted, self.spectral)
             losses["spectral"] = Loss(self.spectral_weight * apart_B[:, None], weight_B1)
+        if self.adversarial:
+            scale = self.adversarial
+            losses["adversarial"] = adversarial.deception(model, decoded, weight_B1, scale)
         metrics = code_use(encoded.captured["use"])
         if self.error == "cross_entropy":
             is_right_B = jnp.mean((jnp.argmax(decoded, -1) == given).astype(jnp.float32), axis=1)

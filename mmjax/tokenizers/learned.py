@@ -32,6 +32,7 @@ MAX_CODES = 1 << 24
 # Fields of models that older tokenizers lack, with what these do: they keep their fingerprints.
 LATER: dict[str, Any] = {
     "num_heads": 0, "symmetric": False, "gradient": "straight", "kmeans_steps": 0, "strides": [],
+    "critic": None,
 }  # fmt: skip
 FREE = ("field", "max_pixels", "max_samples")
 BATCH = 256  # values at a time; smaller batches are padded, so that only two shapes compile

@@ -17,30 +17,10 @@ from mmjax.models import convolution, waveform_codec
 from mmjax.objectives import Reconstruction
 from mmjax.optim import AdamW
 from mmjax.parallel import MeshConfig, MeshRules
-from mmjax.typing import Batch, Tokens, TokenSpec, Values, Vocabulary
+from mmjax.typing import TokenSpec, Values, Vocabulary
 
-SPEC = toy_codes.BASE.spec("image")
+SPEC = toy_codes.SPEC
 SOUND = TokenSpec(name="sound", kind="grid", max_tokens=6, width=20, grid=(6, 1, 1))
-
-
-def batch(rows=16) -> Batch:
-    """Random pieces; the last row lacks the stream, the one before it is padding."""
-    values = np.random.default_rng(0).normal(size=(rows, 8, 16)).astype(np.float32)
-    there = np.ones((rows, 8), np.int32)
-    there[-1] = 0
-    slot = np.tile(np.arange(8, dtype=np.int32), (rows, 1))
-    weight = np.ones((rows, 1), np.float32)
-    weight[-2] = 0
-    tokens = Tokens(
-        ids_BL=np.zeros_like(there), stream_BL=there, segment_BL=there,
-        order_BL=np.zeros_like(there), position_BLA=np.zeros((rows, 8, 3), np.float32),
-        values={"image": Values(values, slot)},
-    )  # fmt: skip
-    return Batch(
-        views={"image": tokens}, targets={}, present_BSM=np.ones((rows, 1, 1), bool),
-        identity_BS=np.zeros((rows, 1), np.int32), sample_BSI=np.zeros((rows, 1, 2), np.uint32),
-        weight_BS=weight,
-    )  # fmt: skip
 
 
 def train(kind: str, devices: int, steps: int = 3, mesh_config=MeshConfig()):
@@ -57,7 +37,7 @@ def train(kind: str, devices: int, steps: int = 3, mesh_config=MeshConfig()):
     )
     state, losses = step_lib.init_state(parts, tx, {}, shardings), []
     sharding = jax.sharding.NamedSharding(mesh, step_lib.rules_lib.batch_spec())
-    given = jax.device_put(batch(), sharding)
+    given = jax.device_put(toy_codes.batch(), sharding)
     # A convolution waits for threads of a pool that all devices share; devices that wait for one
     # another in it hold them, and eight of them on two cores have hung. So each keeps to its own.
     own = {"xla_cpu_multi_thread_eigen": False}
@@ -100,7 +80,7 @@ def test_bfloat16_gives_about_the_same_gradients(kind):
 
         def loss(params, graph=graph, state=state):
             losses, *_ = Reconstruction()(
-                nnx.merge(graph, params, state), batch(), jax.random.key(0), {}
+                nnx.merge(graph, params, state), toy_codes.batch(), jax.random.key(0), {}
             )
             return sum(step_lib.objective_lib.total(losses).values())
 
@@ -124,7 +104,7 @@ def test_every_parameter_gets_a_gradient_and_absent_rows_give_none(kind):
         total = sum(step_lib.objective_lib.total(losses).values())
         return total, record
 
-    given = batch()
+    given = toy_codes.batch()
     grads, record = jax.grad(loss, has_aux=True)(nnx.as_pure(params), given)
     silent = [
         step_lib.path_name(path)

@@ -13,6 +13,8 @@ import toy_codes
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.codes import Codes
 from mmjax.modalities.segmentation import Segmentation
+from mmjax.models import FSQ, VQ, Autoencoder
+from mmjax.objectives import Reconstruction
 from mmjax.tokenizers import learned as learned_lib
 from mmjax.tokenizers.learned import Learned
 
@@ -165,3 +167,15 @@ def test_maps_of_ids_are_coded_too(tmp_path):
     assert np.isin(back, (0, 1, 2)).all()
     with pytest.raises(ValueError, match=r"piece=\(1, 1, 4\), but a token .* use \(1, 1, 3\)"):
         toy_codes.of(base, toy_codes.model(piece=(1, 1, 4)))
+
+
+def test_what_came_later_does_not_change_the_identity_of_a_run():
+    """As it keeps fingerprints, it keeps the runs that train tokenizers: they resume."""
+    found = {
+        field.name: field.metadata.get("is_new")
+        for kind in (Autoencoder, FSQ, VQ, Reconstruction)
+        for field in dataclasses.fields(kind)
+        if field.name in learned_lib.LATER or field.name.startswith(("spectral", "adversarial"))
+    }
+    assert set(found) >= set(learned_lib.LATER)
+    assert all(found.values()), found
