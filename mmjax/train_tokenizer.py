@@ -39,8 +39,9 @@ def train_tokenizer(
 
     Arguments are those of `train`. Returns the report: `usage` (share of the codes that the
     evaluated split uses), `dead`, `perplexity` (of several codebooks their geometric mean), `mse`
-    of decoded values and `variance` of the originals, for pictures `psnr` in dB, or `accuracy` of
-    decoded ids, fingerprints.
+    of decoded values and `variance` of the originals, for pictures `psnr` in dB, `detail` (mean
+    square of the differences of neighbours, as a share of the originals'), or `accuracy` of decoded
+    ids, the same of the `first_decoder` of a model with a flow, fingerprints.
 
     Raises:
       ValueError: the model is no `Autoencoder`; and what `train` raises.
@@ -103,13 +104,13 @@ def evaluate(
     entropy_Q = -np.sum(share_QK * np.log(np.maximum(share_QK, 1e-12)), axis=1)
     path = folder / "reconstructions.png"
     _draw(originals[:SHOWN], decoded[:SHOWN], learned.is_over_time, path)
-    if learned.spec.vocab_size:
-        error = {"accuracy": float(np.mean(decoded == originals))}
-    else:
-        mse, variance = np.mean(np.square(decoded - originals)), np.var(originals)
-        error = {"mse": float(mse), "variance": float(variance)}
-        if originals.ndim == 4 and originals.min() >= 0 and originals.max() <= 1:  # pictures
-            error["psnr"] = float(-10 * np.log10(max(mse, 1e-10)))
+    error = _errors(originals, decoded)
+    if learned.model.flow:
+        model = dataclasses.replace(learned.model, flow=None)
+        first = dataclasses.replace(learned, model=model).decode(ids_NL)
+        place = pieces[0].position_LA
+        values = [codes.base.decode(Piece(place, values_LP=x)) for x in first]
+        error["first_decoder"] = _errors(originals, np.stack(values))
     return {
         "split": experiment.data.eval_split,
         "examples": len(pieces),
@@ -121,6 +122,20 @@ def evaluate(
         **error,
         "fingerprints": learned.fingerprints,
     }
+
+
+def _errors(originals: np.ndarray, decoded: np.ndarray) -> dict[str, Any]:
+    """Errors of decoded values; of maps and pictures also how much detail is left."""
+    if originals.dtype.kind in "iu":
+        return {"accuracy": float(np.mean(decoded == originals))}
+    mse, variance = np.mean(np.square(decoded - originals)), np.var(originals)
+    error = {"mse": float(mse), "variance": float(variance)}
+    if originals.ndim > 2:
+        detail = [np.mean(np.square(np.diff(x, axis=2))) for x in (decoded, originals)]
+        error["detail"] = float(detail[0] / max(detail[1], 1e-12))
+    if originals.ndim == 4 and originals.min() >= 0 and originals.max() <= 1:  # pictures
+        error["psnr"] = float(-10 * np.log10(max(mse, 1e-10)))
+    return error
 
 
 def _pieces(experiment: Experiment) -> list[Piece]:
@@ -143,12 +158,9 @@ def text(report: dict[str, Any]) -> str:
     """The report for people."""
     if not report:
         return ""
-    if "accuracy" in report:
-        error = f"{100 * (1 - report['accuracy']):.2f} % of the ids are others"
-    else:
-        lost = report["mse"] / max(report["variance"], 1e-12)
-        decibels = f" ({report['psnr']:.1f} dB PSNR)" if "psnr" in report else ""
-        error = f"{report['mse']:.4f} mean square{decibels}, {100 * lost:.1f} % of the variance"
+    errors = [f"error        {_error_text(report)}"]
+    if "first_decoder" in report:
+        errors.append(f"  by the decoder before the flow: {_error_text(report['first_decoder'])}")
     return "\n".join(
         [
             f"tokenizer    {report['fingerprints']['codes'][:12]}, decoder"
@@ -157,9 +169,18 @@ def text(report: dict[str, Any]) -> str:
             f"usage        {100 * report['usage']:.1f} % on {report['examples']} examples of"
             f" {report['split']}, {report['dead']} dead",
             f"perplexity   {report['perplexity']:.0f}",
-            f"error        {error}",
+            *errors,
         ]
     )
+
+
+def _error_text(found: dict[str, Any]) -> str:
+    if "accuracy" in found:
+        return f"{100 * (1 - found['accuracy']):.2f} % of the ids are others"
+    lost = found["mse"] / max(found["variance"], 1e-12)
+    decibels = f" ({found['psnr']:.1f} dB PSNR)" if "psnr" in found else ""
+    detail = f"; detail {100 * found['detail']:.0f} %" if "detail" in found else ""
+    return f"{found['mse']:.4f} mean square{decibels}, {100 * lost:.1f} % of the variance{detail}"
 
 
 def _draw(originals: np.ndarray, decoded: np.ndarray, is_over_time: bool, path: epath.Path) -> None:

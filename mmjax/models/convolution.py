@@ -8,6 +8,8 @@ Letters here: I rows, J columns, C channels of the array; Y code rows, Z code co
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -130,6 +132,9 @@ class AutoencoderModule(nnx.Module):
     `codes` and `pieces` are the same for arrays without a batch around them.
     """
 
+    critic: Any  # the optional parts, where the config has them
+    flow: Any
+
     def __init__(self, config: autoencoder.Autoencoder, spec: TokenSpec, seed: int):
         rngs = nnx.Rngs(params=seed)
         self.config, self.spec = config, spec
@@ -142,7 +147,7 @@ class AutoencoderModule(nnx.Module):
         self.decoder = Side(config, latent, cell, config.decoder_layers, rngs)
         self.codebook = Codebook(config.quantizer.init(rngs.params()))
         for name, part in config.parts().items():  # last: the rest is drawn as without them
-            setattr(self, name, part.make((rows, columns, channels), rngs))
+            setattr(self, name, part.make(config, (rows, columns, channels), rngs))
 
     def encode(self, tokens: Tokens, lane: str = "", key=None) -> blocks.Encoded:
         """Vectors of the codes [B, Y Z, D], their ids and loss, statistics of the codebook.
@@ -183,15 +188,26 @@ class AutoencoderModule(nnx.Module):
         critic = critic_module.fixed(self.critic) if is_fixed else self.critic
         return critic(self._array(value_BJP.astype(jnp.dtype(self.compute_dtype))))
 
+    def velocity(self, x_BJP: Array, time_B: Array, vector_BLD: Array) -> Array:
+        """Of the flow, [B, J, P] float32, at these times, by the vectors of the codes."""
+        x = self._array(x_BJP.astype(jnp.dtype(self.compute_dtype)))
+        return self._apart(self.flow(x, time_B, vector_BLD).astype(jnp.float32))
+
     def codes(self, given: Array) -> Array:
         """Ids [B, Y Z, Q] of pieces [B, J, P], or of ids [B, J]."""
         latent_ND = self._latents(given)
         ids_NQ = self.config.quantizer.quantize(latent_ND, self.codebook.arrays()).ids_NQ
         return ids_NQ.reshape(-1, self.config.num_cells, ids_NQ.shape[-1])
 
-    def pieces(self, ids_BLQ: Array) -> Array:
-        """Pieces [B, J, P], or ids [B, J], of codes."""
-        out = self._pieces(self.config.quantizer.vectors(ids_BLQ, self.codebook.arrays()))
+    def pieces(self, ids_BLQ: Array, seed: Array | int = 0) -> Array:
+        """Pieces [B, J, P], or ids [B, J], of codes; `seed`: of the noise of a flow."""
+        vector_BLD = self.config.quantizer.vectors(ids_BLQ, self.codebook.arrays())
+        if flow := self.config.flow:
+            from mmjax.models import flow_module
+
+            shape = (self.spec.max_tokens, self.spec.width)
+            return flow_module.sampled(flow, self.velocity, vector_BLD, shape, seed)
+        out = self._pieces(vector_BLD)
         return jnp.argmax(out, axis=-1).astype(jnp.int32) if self.spec.vocab_size else out
 
     def _latents(self, given: Array) -> Array:
@@ -213,7 +229,11 @@ class AutoencoderModule(nnx.Module):
         x = vector_BLD.astype(jnp.dtype(self.compute_dtype)).reshape(-1, y, z, vector_BLD.shape[-1])
         x = self.decoder(x).astype(jnp.float32)
         x = x.reshape(-1, y, z, rows // y, columns // z, channels)
-        x_BIJC = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows, columns, channels)
+        return self._apart(x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows, columns, channels))
+
+    def _apart(self, x_BIJC: Array) -> Array:
+        """Pieces [B, J, P] of an array."""
+        rows, columns, channels = x_BIJC.shape[1:]
         high, wide, _ = self.config.piece
         x = x_BIJC.reshape(-1, rows // high, high, columns // wide, wide, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmjax.models import blocks, convolution, critic
+from mmjax.models import blocks, convolution, critic, folding
 from mmjax.parallel import rules
 from mmjax.typing import Array
 
@@ -40,20 +40,10 @@ class CriticModule(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """Logits [B, patches], float32, of arrays [B, ..., C]; more = rather given."""
         for level, (one, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            x = folded(x, self.folds[level])
+            x = folding.folded(x, self.folds[level])
             x = x if level else self.into(x)
             x = rules.constrain_batch(jax.nn.leaky_relu(norm(one(x)), SLOPE))
         return self.out(x).astype(jnp.float32).reshape(len(x), -1)
-
-
-def folded(x: Array, by: Sequence[int]) -> Array:
-    """Blocks of neighbours as channels: sides divided by `by`."""
-    sides, channels = x.shape[1:-1], x.shape[-1]
-    split = [n for size, f in zip(sides, by, strict=True) for n in (size // f, f)]
-    x = x.reshape(len(x), *split, channels)
-    kept, inner = range(1, 2 * len(by), 2), range(2, 2 * len(by) + 1, 2)
-    x = x.transpose(0, *kept, *inner, x.ndim - 1)
-    return x.reshape(len(x), *x.shape[1 : 1 + len(by)], -1)
 
 
 def fixed(module: nnx.Module) -> nnx.Module:
