@@ -43,7 +43,9 @@ def train_tokenizer(
     Arguments are those of `train`. Returns the report: `usage` (share of the codes that the
     evaluated split uses), `dead`, `perplexity` (of several codebooks their geometric mean), `mse`
     of decoded values and `variance` of the originals, for pictures `psnr` and for samples of sounds
-    `si_snr` in dB, or `accuracy` of decoded ids, fingerprints.
+    `si_snr` in dB, for pictures and maps `detail` (mean square of the differences of neighbours, as
+    a share of the originals'), or `accuracy` of decoded ids; the same of the `first_decoder` of a
+    model with a flow; fingerprints.
 
     Raises:
       ValueError: the model is no `Autoencoder`; and what `train` raises.
@@ -113,17 +115,14 @@ def evaluate(
     entropy_Q = -np.sum(share_QK * np.log(np.maximum(share_QK, 1e-12)), axis=1)
     shown = reconstructions.drawn(originals[:SHOWN], decoded[:SHOWN], learned.is_over_time)
     files.write_bytes(folder / "reconstructions.png", shown)
-    if learned.spec.vocab_size:
-        error = {"accuracy": float(np.mean(decoded == originals))}
-    else:
-        mse, variance = np.mean(np.square(decoded - originals)), np.var(originals)
-        error = {"mse": float(mse), "variance": float(variance)}
-        is_seen = originals.ndim >= 4  # pictures and videos
-        if is_seen and originals.min() >= 0 and originals.max() <= 1:
-            error["psnr"] = float(-10 * np.log10(max(mse, 1e-10)))
-        if originals.ndim == 2 and learned.is_over_time:  # samples, followed by silence
-            lengths = [np.size(codes.base.decode(piece)) for piece in pieces]
-            error["si_snr"] = si_snr(originals, decoded, lengths)
+    error = _errors(originals, decoded)
+    if originals.ndim == 2 and learned.is_over_time:  # samples, followed by silence
+        lengths = [np.size(codes.base.decode(piece)) for piece in pieces]
+        error["si_snr"] = si_snr(originals, decoded, lengths)
+    if learned.model.flow:
+        model = dataclasses.replace(learned.model, flow=None)
+        first = dataclasses.replace(learned, model=model).decode(ids_NL)
+        error["first_decoder"] = _errors(originals, np.stack(codes.raw(first)))
     return {
         "split": experiment.data.eval_split,
         "examples": len(pieces),
@@ -151,6 +150,20 @@ def si_snr(originals: np.ndarray, decoded: np.ndarray, lengths: Sequence[int]) -
     return float(np.mean(found)) if found else 0.0
 
 
+def _errors(originals: np.ndarray, decoded: np.ndarray) -> dict[str, Any]:
+    """Errors of decoded values; of maps and pictures also how much detail is left."""
+    if originals.dtype.kind in "iu":
+        return {"accuracy": float(np.mean(decoded == originals))}
+    mse, variance = np.mean(np.square(decoded - originals)), np.var(originals)
+    error = {"mse": float(mse), "variance": float(variance)}
+    if originals.ndim > 2:
+        detail = [np.mean(np.square(np.diff(x, axis=2))) for x in (decoded, originals)]
+        error["detail"] = float(detail[0] / max(detail[1], 1e-12))
+    if originals.ndim >= 4 and originals.min() >= 0 and originals.max() <= 1:  # pictures, videos
+        error["psnr"] = float(-10 * np.log10(max(mse, 1e-10)))
+    return error
+
+
 def _pieces(experiment: Experiment) -> list[Piece]:
     """Of the first examples of the eval split, without those that cannot be read."""
     split, modalities = experiment.data.eval_split, experiment.modalities
@@ -171,13 +184,9 @@ def text(report: dict[str, Any]) -> str:
     """The report for people."""
     if not report:
         return ""
-    if "accuracy" in report:
-        error = f"{100 * (1 - report['accuracy']):.2f} % of the ids are others"
-    else:
-        lost = report["mse"] / max(report["variance"], 1e-12)
-        kinds = [("psnr", "PSNR"), ("si_snr", "SI-SNR")]
-        decibels = "".join(f" ({report[k]:.1f} dB {name})" for k, name in kinds if k in report)
-        error = f"{report['mse']:.4f} mean square{decibels}, {100 * lost:.1f} % of the variance"
+    errors = [f"error        {_error_text(report)}"]
+    if "first_decoder" in report:
+        errors.append(f"  by the decoder before the flow: {_error_text(report['first_decoder'])}")
     return "\n".join(
         [
             f"tokenizer    {report['fingerprints']['codes'][:12]}, decoder"
@@ -186,6 +195,16 @@ def text(report: dict[str, Any]) -> str:
             f"usage        {100 * report['usage']:.1f} % on {report['examples']} examples of"
             f" {report['split']}, {report['dead']} dead",
             f"perplexity   {report['perplexity']:.0f}",
-            f"error        {error}",
+            *errors,
         ]
     )
+
+
+def _error_text(found: dict[str, Any]) -> str:
+    if "accuracy" in found:
+        return f"{100 * (1 - found['accuracy']):.2f} % of the ids are others"
+    lost = found["mse"] / max(found["variance"], 1e-12)
+    kinds = [("psnr", "PSNR"), ("si_snr", "SI-SNR")]
+    decibels = "".join(f" ({found[k]:.1f} dB {name})" for k, name in kinds if k in found)
+    detail = f"; detail {100 * found['detail']:.0f} %" if "detail" in found else ""
+    return f"{found['mse']:.4f} mean square{decibels}, {100 * lost:.1f} % of the variance{detail}"

@@ -20,8 +20,8 @@ from mmjax.modalities.dense import Depth, Normals
 from mmjax.modalities.image import Image
 from mmjax.modalities.modality import Modality
 from mmjax.modalities.segmentation import Segmentation
-from mmjax.models import FSQ, LFQ, VQ, Autoencoder, Quantizer
-from mmjax.objectives import Reconstruction
+from mmjax.models import FSQ, LFQ, VQ, Autoencoder, FlowDecoder, Quantizer
+from mmjax.objectives import FlowMatching, Reconstruction
 from mmjax.optim import AdamW
 from mmjax.run.checkpoint import Checkpointing
 
@@ -43,6 +43,21 @@ def image_vq() -> Experiment:
     """As `image`, with a codebook: 1,024 codes."""
     model = _model((8, 8, 3), VQ(num_codes=1024, width=16))
     return _experiment("image", IMAGE, model, Reconstruction(error="l1"))
+
+
+def image_flow() -> Experiment:
+    """Another decoder for the codes of `image`, by flow matching: less blurred, less exact."""
+    first = image()
+    task = dataclasses.replace(
+        first.tasks["reconstruct"], objective=FlowMatching(), trainable=("flow/**",)
+    )
+    return dataclasses.replace(
+        first,
+        name="toyworld_image_flow",
+        model=dataclasses.replace(first.model, flow=FlowDecoder(width=128, layers=4)),
+        tasks={"flow": task},
+        init="runs/toyworld_tokenizers/image",
+    )
 
 
 def depth() -> Experiment:

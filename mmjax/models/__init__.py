@@ -5,6 +5,7 @@ from mmjax.models.block import BlockConfig
 from mmjax.models.config import ModelConfig
 from mmjax.models.critic import Critic
 from mmjax.models.embed import Classify, Head, Projection, Scale, ValueHead, VocabularyHead
+from mmjax.models.flow_decoder import FlowDecoder
 from mmjax.models.layers import Adapter, GatedCrossAttention, LoRA, Queries
 from mmjax.models.plan import Block, MoE, Run, Transformer
 from mmjax.models.quantizer import Quantizer
@@ -33,6 +34,7 @@ __all__ = [
     "Convolutions",
     "Critic",
     "ExpertChoice",
+    "FlowDecoder",
     "GatedCrossAttention",
     "Head",
     "LoRA",

@@ -14,6 +14,7 @@ from etils import epy
 from mmjax.config import ranges
 from mmjax.models.config import ModelConfig
 from mmjax.models.critic import Critic
+from mmjax.models.flow_decoder import FlowDecoder
 from mmjax.models.quantizer import Quantizer
 from mmjax.models.scalar_quantizers import FSQ
 from mmjax.typing import TokenSpec, Vocabulary
@@ -52,6 +53,7 @@ class Autoencoder(ModelConfig):
       quantizer: what a code is.
       critic: tells given from decoded values, for `Reconstruction(adversarial=...)` and the task of
         its `Adversary`. A tokenizer is written without it.
+      flow: decodes the codes in place of the decoder, once `FlowMatching` has trained it.
     """
 
     piece: tuple[ranges.Count, ...] = (16, 16, 3)
@@ -67,6 +69,7 @@ class Autoencoder(ModelConfig):
     )
     quantizer: Quantizer = FSQ()
     critic: Critic | None = dataclasses.field(default=None, metadata={"is_new": True})
+    flow: FlowDecoder | None = dataclasses.field(default=None, metadata={"is_new": True})
 
     def __post_init__(self):
         ranges.check(self)
@@ -84,11 +87,13 @@ class Autoencoder(ModelConfig):
             )
         if self.kernel % 2 == 0:
             raise ValueError(f"Autoencoder: kernel={self.kernel} must be odd, such as 3.")
-        if self.num_heads and self.width % self.num_heads:
-            raise ValueError(
-                f"Autoencoder: num_heads={self.num_heads} does not divide width={self.width}; use a"
-                " divisor."
-            )
+        widths = {"width": self.width} | ({"flow.width": self.flow.width} if self.flow else {})
+        for name, width in widths.items():
+            if self.num_heads and width % self.num_heads:
+                raise ValueError(
+                    f"Autoencoder: num_heads={self.num_heads} does not divide {name}={width}; use a"
+                    " divisor."
+                )
         if self.width % 2 ** len(self.strides):
             raise ValueError(
                 f"Autoencoder: width={self.width} cannot be halved for each of the"
@@ -98,7 +103,7 @@ class Autoencoder(ModelConfig):
 
     def parts(self) -> dict[str, Any]:
         """Optional parts that it has, by name."""
-        parts = {"critic": self.critic}
+        parts = {"critic": self.critic, "flow": self.flow}
         return {name: part for name, part in parts.items() if part is not None}
 
     @property
@@ -175,6 +180,10 @@ class Autoencoder(ModelConfig):
                 " of its own."
             )
         return convolution.AutoencoderModule(self, vocabulary.specs[0], seed)
+
+    @property
+    def state_is_learned(self):
+        return True
 
     def update_state(self, model_state, record):
         """The codebook, from the statistics in the record."""

@@ -32,6 +32,12 @@ class ModelConfig:
         """The NNX module with fresh parameters; call it inside jit or `jax.eval_shape`."""
         raise NotImplementedError(f"{type(self).__name__} must define make().")
 
+    @property
+    def state_is_learned(self) -> bool:
+        """Whether its parameters are worth nothing without the state beside them, as those of an
+        encoder without its codebook: what starts from a run takes both."""
+        return False
+
     def update_state(self, model_state: PyTree, record: dict) -> PyTree:
         """State beside the parameters after one optimizer step, from the record of the calls."""
         del record

@@ -139,7 +139,8 @@ class AutoencoderModule(nnx.Module):
     `codes` and `pieces` are the same for arrays without a batch around them.
     """
 
-    critic: Any  # where the config has one
+    critic: Any  # the optional parts, where the config has them
+    flow: Any
 
     def __init__(self, config: autoencoder.Autoencoder, spec: TokenSpec, seed: int):
         rngs = nnx.Rngs(params=seed)
@@ -156,7 +157,7 @@ class AutoencoderModule(nnx.Module):
             self.decoder = waveform_codec.Decoder(config, cell, self.decoder, rngs)
         self.codebook = Codebook(config.quantizer.init(rngs.params()))
         for name, part in config.parts().items():  # last: the rest is drawn as without them
-            setattr(self, name, part.make(self.array_shape, rngs))
+            setattr(self, name, part.make(config, self.array_shape, rngs))
 
     def encode(self, tokens: Tokens, lane: str = "", key=None) -> blocks.Encoded:
         """Vectors of the codes [B, Y Z, D], their ids and loss, statistics of the codebook.
@@ -197,15 +198,26 @@ class AutoencoderModule(nnx.Module):
         critic = critic_module.fixed(self.critic) if is_fixed else self.critic
         return critic(self._array(value_BJP.astype(jnp.dtype(self.compute_dtype))))
 
+    def velocity(self, x_BJP: Array, time_B: Array, vector_BLD: Array) -> Array:
+        """Of the flow, [B, J, P] float32, at these times, by the vectors of the codes."""
+        x = self._array(x_BJP.astype(jnp.dtype(self.compute_dtype)))
+        return self._apart(self.flow(x, time_B, vector_BLD).astype(jnp.float32))
+
     def codes(self, given: Array) -> Array:
         """Ids [B, Y Z, Q] of pieces [B, J, P], or of ids [B, J]."""
         latent_ND = self._latents(given)
         ids_NQ = self.config.quantizer.quantize(latent_ND, self.codebook.arrays()).ids_NQ
         return ids_NQ.reshape(-1, self.config.num_cells, ids_NQ.shape[-1])
 
-    def pieces(self, ids_BLQ: Array) -> Array:
-        """Pieces [B, J, P], or ids [B, J], of codes."""
-        out = self._pieces(self.config.quantizer.vectors(ids_BLQ, self.codebook.arrays()))
+    def pieces(self, ids_BLQ: Array, seed: Array | int = 0) -> Array:
+        """Pieces [B, J, P], or ids [B, J], of codes; `seed`: of the noise of a flow."""
+        vector_BLD = self.config.quantizer.vectors(ids_BLQ, self.codebook.arrays())
+        if flow := self.config.flow:
+            from mmjax.models import flow_module
+
+            shape = (self.spec.max_tokens, self.spec.width)
+            return flow_module.sampled(flow, self.velocity, vector_BLD, shape, seed)
+        out = self._pieces(vector_BLD)
         return jnp.argmax(out, axis=-1).astype(jnp.int32) if self.spec.vocab_size else out
 
     def _latents(self, given: Array) -> Array:
@@ -219,18 +231,21 @@ class AutoencoderModule(nnx.Module):
         return latent_BYZD.astype(jnp.float32).reshape(-1, latent_BYZD.shape[-1])
 
     def _pieces(self, vector_BLD: Array) -> Array:
-        grid = self.config.code_grid
         x = vector_BLD.astype(jnp.dtype(self.compute_dtype))
-        x = self.decoder(x.reshape(-1, *grid, x.shape[-1])).astype(jnp.float32)
-        x = taken_apart(put_together(x, self.array_shape), self._grid)
-        if len(grid) > 2:
+        x = self.decoder(x.reshape(-1, *self.config.code_grid, x.shape[-1]))
+        return self._apart(put_together(x.astype(jnp.float32), self.array_shape))
+
+    def _apart(self, x_BIJC: Array) -> Array:
+        """Pieces [B, J, P] of an array."""
+        x = taken_apart(x_BIJC, self._grid)
+        if len(self._grid) > 2:  # a piece is by row, column, frame and channel
             x = jnp.moveaxis(x.reshape(*x.shape[:-1], *self.config.piece), -4, -2)
         return x.reshape(-1, self.spec.max_tokens, self.spec.width or self.spec.vocab_size)
 
     def _array(self, value_BJP: Array) -> Array:
         """The array [B, I, J, C] that the pieces make."""
         x = value_BJP.reshape(-1, *self._grid, value_BJP.shape[-1])
-        if len(self._grid) > 2:  # a piece is by row, column, frame and channel
+        if len(self._grid) > 2:
             frames, *sides, channels = self.config.piece
             x = x.reshape(*x.shape[:-1], *sides, frames, channels)
             x = jnp.moveaxis(x, -2, -4).reshape(*x.shape[:-4], -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from mmjax.config import ranges
 
@@ -27,8 +28,9 @@ class Critic:
     def __post_init__(self):
         ranges.check(self)
 
-    def make(self, shape: Sequence[int], rngs):
-        """The NNX module, for arrays of this shape, channels last."""
+    def make(self, model: Any, shape: Sequence[int], rngs):
+        """The NNX module of an autoencoder, for arrays of this shape, channels last."""
         from mmjax.models import critic_module
 
+        del model
         return critic_module.CriticModule(self, shape, rngs)

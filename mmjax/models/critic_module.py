@@ -21,11 +21,11 @@ class CriticModule(nnx.Module):
 
     def __init__(self, config: critic.Critic, shape: Sequence[int], rngs: nnx.Rngs):
         *sides, channels = shape
-        self.folds, levels, width = [], [], channels
+        self.grids, levels, width = [], [], channels
         for level in range(config.levels):
             fold = tuple(2 if size % 2 == 0 else 1 for size in sides)
             sides = [size // by for size, by in zip(sides, fold, strict=True)]
-            self.folds.append(fold)
+            self.grids.append(tuple(sides))
             width, out = width * int(np.prod(fold)), config.width * 2**level
             if not level:
                 self.into = convolution.Affine(width, out, ("unsharded", "embed"), rngs)
@@ -40,20 +40,10 @@ class CriticModule(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """Logits [B, patches], float32, of arrays [B, ..., C]; more = rather given."""
         for level, (one, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            x = folded(x, self.folds[level])
+            x = convolution.taken_apart(x, self.grids[level])
             x = x if level else self.into(x)
             x = rules.constrain_batch(jax.nn.leaky_relu(norm(one(x)), SLOPE))
         return self.out(x).astype(jnp.float32).reshape(len(x), -1)
-
-
-def folded(x: Array, by: Sequence[int]) -> Array:
-    """Blocks of neighbours as channels: sides divided by `by`."""
-    sides, channels = x.shape[1:-1], x.shape[-1]
-    split = [n for size, f in zip(sides, by, strict=True) for n in (size // f, f)]
-    x = x.reshape(len(x), *split, channels)
-    kept, inner = range(1, 2 * len(by), 2), range(2, 2 * len(by) + 1, 2)
-    x = x.transpose(0, *kept, *inner, x.ndim - 1)
-    return x.reshape(len(x), *x.shape[1 : 1 + len(by)], -1)
 
 
 def fixed(module: nnx.Module) -> nnx.Module:

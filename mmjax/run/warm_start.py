@@ -47,15 +47,20 @@ class WarmStart:
     canonical: dict[str, names_lib.Part]
     match: matching.Match
 
+    @property
+    def takes_state(self) -> bool:
+        """Whether the state beside the parameters comes along with them."""
+        return self.init.router_state or self.program.experiment.model.state_is_learned
+
     def load(self, state: step_lib.TrainState) -> step_lib.TrainState:
         """The fresh state with parameters of the source; gives up the state that it is given.
 
         The optimizer and the extra state of objectives begin anew from these parameters, so that
         a teacher is a copy of what was loaded. Router state stays fresh unless `init` asks for it:
-        the loads that it evens out were those of other tasks.
+        the loads that it evens out were those of other tasks. A codebook comes along.
         """
         built, wanted = self.program, {"params": self._abstract()}
-        if self.init.router_state:
+        if self.takes_state:
             sharding = jax.sharding.NamedSharding(built.mesh, jax.sharding.PartitionSpec())
             whole = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
             wanted["model_state"] = jax.tree.map(whole, self.parts.model_state)
@@ -64,7 +69,7 @@ class WarmStart:
         def begin(fresh: step_lib.TrainState, source: PyTree) -> step_lib.TrainState:
             params = self._placed(fresh.params, source["params"])
             extra = {name: e.init(params) for name, e in built.extras.items()}
-            if self.init.router_state:
+            if self.takes_state:
                 state = self._with_state(fresh.model_state, source["model_state"])
                 fresh = fresh._replace(model_state=state)
             with step_lib.standard_promotion():

@@ -1,7 +1,7 @@
 """Learned codes on disk: an autoencoder exported from its run, with fingerprints.
 
     tokenizer.json       format, class, spec, preprocessing, model, fingerprints, parent run
-    weights.safetensors  encoder/..., decoder/..., codebook/codes
+    weights.safetensors  encoder/..., decoder/..., flow/..., codebook/codes
 
 Two SHA-256 fingerprints: `codes` covers everything that ids depend on, `decoder` the rest, so that
 the decoder can be improved without changing ids.
@@ -32,8 +32,9 @@ MAX_CODES = 1 << 24
 # Fields of models that older tokenizers lack, with what these do: they keep their fingerprints.
 LATER: dict[str, Any] = {
     "num_heads": 0, "symmetric": False, "gradient": "straight", "kmeans_steps": 0, "strides": [],
-    "critic": None,
+    "critic": None, "flow": None,
 }  # fmt: skip
+DECODERS = ("decoder/", "flow/")  # tensors that no id depends on
 FREE = ("field", "max_pixels", "max_samples")
 BATCH = 256  # values at a time; smaller batches are padded, so that only two shapes compile
 ROOM = 1 << 22  # numbers at a time, where a value has many
@@ -87,14 +88,14 @@ class Learned:
         preprocessing = config.short_names(without_field(self.preprocessing))
 
         def digest(is_decoder: bool) -> str:
-            other = "encoder_layers" if is_decoder else "decoder_layers"
-            fields = {k: v for k, v in model.items() if k not in (other, "dtype")}
+            other = ("encoder_layers",) if is_decoder else ("decoder_layers", "flow")
+            fields = {k: v for k, v in model.items() if k not in (*other, "dtype")}
             parts = {"format": FORMAT, "model": fields, "pieces": pieces}
             parts["preprocessing"] = preprocessing
             text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
             hashed = hashlib.sha256(text.encode())
             for name in sorted(self.tensors):
-                if name.startswith("decoder/") == is_decoder:
+                if name.startswith(DECODERS) == is_decoder:
                     array = np.ascontiguousarray(self.tensors[name], "<f4")
                     hashed.update(f"{name}{array.shape}".encode() + array.tobytes())
             return hashed.hexdigest()
@@ -110,8 +111,9 @@ class Learned:
             ids = ids.transpose(0, 1, 3, 2) if self.is_over_time else ids.transpose(0, 3, 1, 2)
         return ids.reshape(len(ids), self.model.num_tokens)
 
-    def decode(self, ids_NL: np.ndarray) -> np.ndarray:
-        """Pieces float32 [N, J, P], or ids int32 [N, J], of codes [N, L].
+    def decode(self, ids_NL: np.ndarray, seed: int = 0) -> np.ndarray:
+        """Pieces float32 [N, J, P], or ids int32 [N, J], of codes [N, L]; `seed`: of the noise of
+        a flow, which draws others with another.
 
         Raises ValueError for codes out of range.
         """
@@ -130,18 +132,19 @@ class Learned:
         if len(self.model.code_grid) == 2:
             ids = ids.transpose(0, 1, 3, 2) if self.is_over_time else ids.transpose(0, 2, 3, 1)
         codebooks = self.model.quantizer.num_codebooks
-        return self._in_batches("pieces", ids.reshape(-1, self.model.num_cells, codebooks))
+        ids = ids.reshape(-1, self.model.num_cells, codebooks)
+        return self._in_batches("pieces", ids, np.uint32(seed))
 
-    def _in_batches(self, name: str, x: np.ndarray) -> np.ndarray:
+    def _in_batches(self, name: str, x: np.ndarray, *more: Any) -> np.ndarray:
         run, parts = self._functions[name], []
         size = 1 if len(x) == 1 else max(1, min(BATCH, ROOM // self._numbers))
         for start in range(0, len(x), size):
             part = x[start : start + size]
             padded = np.zeros((size, *x.shape[1:]), x.dtype)
             padded[: len(part)] = part
-            parts.append(np.asarray(run(self._arrays, padded))[: len(part)])
+            parts.append(np.asarray(run(self._arrays, padded, *more))[: len(part)])
         if not parts:
-            return np.asarray(run(self._arrays, np.zeros((1, *x.shape[1:]), x.dtype)))[:0]
+            return np.asarray(run(self._arrays, np.zeros((1, *x.shape[1:]), x.dtype), *more))[:0]
         return np.concatenate(parts)
 
     @property
@@ -157,7 +160,7 @@ class Learned:
         graph = self._split[0]
 
         def call(name):
-            return jax.jit(lambda arrays, x: getattr(nnx.merge(graph, *arrays), name)(x))
+            return jax.jit(lambda arrays, *x: getattr(nnx.merge(graph, *arrays), name)(*x))
 
         return {name: call(name) for name in ("codes", "pieces")}
 
@@ -267,6 +270,7 @@ class Learned:
     def _check(self) -> None:
         """Raises ValueError unless the tensors match the model."""
         layers = self.model.encoder_layers + self.model.decoder_layers
+        layers += self.model.flow.layers if self.model.flow else 0
         if layers > len(self.tensors) or self.vocab_size > MAX_CODES:
             raise ValueError(
                 f"{layers} layers and {self.vocab_size} codes are more than {len(self.tensors)}"

@@ -10,8 +10,8 @@ import pytest
 import toy_codes
 
 from mmjax import step as step_lib
-from mmjax.models import Critic, names
-from mmjax.objectives import Adversary, Reconstruction
+from mmjax.models import Critic, FlowDecoder, names
+from mmjax.objectives import Adversary, FlowMatching, Reconstruction
 from mmjax.optim import AdamW
 from mmjax.parallel import MeshConfig, MeshRules
 from mmjax.typing import Values, Vocabulary
@@ -21,13 +21,15 @@ OBJECTIVES = {
     "reconstruction": (Reconstruction(), FIRST),
     "adversarial": (Reconstruction(adversarial=0.5), FIRST),
     "adversary": (Adversary(), ("critic/**",)),
+    "flow": (FlowMatching(), ("flow/**",)),
 }
 # A convolution waits for threads that all devices share, so each keeps to its own.
 OWN = {"xla_cpu_multi_thread_eigen": False}
 
 
 def model(kind: str = "vq"):
-    return toy_codes.model(kind, critic=Critic(width=8, levels=2))
+    flow = FlowDecoder(width=8, layers=1)
+    return toy_codes.model(kind, critic=Critic(width=8, levels=2), flow=flow)
 
 
 def setup(devices: int = 1, mesh_config=MeshConfig()):

@@ -268,3 +268,14 @@ def test_what_does_not_fit_is_told():
     spec = toy_codes.base("strided").spec("image")
     with pytest.raises(ValueError, match=r"strides=\(3,\) do not divide the 8 samples of a code"):
         toy_codes.model("strided", strides=(3,)).make(Vocabulary((spec,)), {}, 0)
+
+
+@pytest.mark.parametrize(
+    ("sides", "grid"), [((8, 6), (2, 2)), ((4, 1), (2, 1)), ((2, 4, 6), (1, 4, 2))]
+)
+def test_cells_keep_neighbours_together_and_are_put_together_again(sides, grid):
+    x = np.random.default_rng(0).normal(size=(2, *sides, 3))
+    cells = convolution.taken_apart(x, grid)
+    first = x[(slice(None), *(slice(0, n // of) for n, of in zip(sides, grid, strict=True)))]
+    np.testing.assert_array_equal(cells[(slice(None), *(0 for _ in grid))], first.reshape(2, -1))
+    np.testing.assert_array_equal(convolution.put_together(cells, (*sides, 3)), x)
