@@ -129,6 +129,9 @@ def test_another_class_is_no_tokenizer(folder):
         {"quantizer": {"class": "FSQ", "levels": [2] * 40}},
         {"quantizer": {"class": "VQ", "num_codes": 10**12, "width": 4}},
         {"code_grid": [10**6, 10**6]},
+        {"flow": {"class": "FlowDecoder", "layers": 10**9}},
+        {"flow": {"class": "FlowDecoder", "steps": 10**9}},
+        {"critic": {"class": "Critic", "levels": 40}},
     ],
     ids=str,
 )
