@@ -22,6 +22,7 @@ from mmjax.experiment import Experiment
 from mmjax.modalities.codes import Codes, content
 from mmjax.models import names
 from mmjax.models.autoencoder import Autoencoder
+from mmjax.models.optional_parts import reaches
 from mmjax.parallel import distributed
 from mmjax.report import reconstructions
 from mmjax.run.program import Program
@@ -48,13 +49,20 @@ def train_tokenizer(
     model with a flow; fingerprints.
 
     Raises:
-      ValueError: the model is no `Autoencoder`; and what `train` raises.
+      ValueError: the model is no `Autoencoder`, or its encoder is trained nowhere; and what `train`
+        raises.
     """
     if not isinstance(experiment.model, Autoencoder) or len(experiment.modalities) != 1:
         raise ValueError(
             f"Experiment: model={type(experiment.model).__name__} with modalities"
             f" {', '.join(experiment.modalities)} is no tokenizer; use an Autoencoder and one"
             " modality, or mmjax train."
+        )
+    tasks = experiment.tasks.values()
+    if not experiment.init and not any(reaches(t.trainable, "encoder") for t in tasks):
+        raise ValueError(
+            "Experiment: init='', but no task trains the encoder, so that its codes would be those"
+            " of chance; set init to the workdir of the run that made the codes."
         )
     folder = files.given(workdir)
     result = train.train(

@@ -106,8 +106,10 @@ def test_integration_has_the_order_that_it_should():
     )
 
 
-def test_what_does_not_fit_is_refused():
+def test_what_does_not_fit_is_refused(tmp_path):
     flow = FlowDecoder(width=8)
+    with pytest.raises(ValueError, match="init='', but no task trains the encoder, so that its c"):
+        mmjax.train_tokenizer(experiment(FlowMatching(), ("flow/**",), flow), tmp_path)
     with pytest.raises(ValueError, match="FlowMatching needs a flow, but the model has flow=None"):
         experiment(FlowMatching(), ("flow/**",))
     with pytest.raises(ValueError, match=r"trains the flow alone; use trainable=\('flow/"):

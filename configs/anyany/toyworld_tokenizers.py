@@ -46,7 +46,7 @@ def image_vq() -> Experiment:
 
 
 def image_flow() -> Experiment:
-    """Another decoder for the codes of `image`, by flow matching: less blurred, less exact."""
+    """Another decoder for the codes of `image`, by flow matching, from the run of `image` on."""
     first = image()
     task = dataclasses.replace(
         first.tasks["reconstruct"], objective=FlowMatching(), trainable=("flow/**",)

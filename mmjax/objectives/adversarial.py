@@ -17,8 +17,9 @@ with epy.lazy_imports():
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adversary(objective.Objective):
-    """Trains the critic of an `Autoencoder` to tell given values from decoded ones (VQGAN, Esser et
-    al. 2021, arXiv 2012.09841), by hinges on its logits:
+    """Hinges of the critic of an `Autoencoder`, which tells given values from decoded ones.
+
+    As in VQGAN (Esser et al. 2021, arXiv 2012.09841):
 
         loss = mean over samples and patches of (relu(1 - D(given)) + relu(1 + D(decoded))) / 2
 

@@ -16,14 +16,28 @@ with epy.lazy_imports():
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowMatching(objective.Objective):
-    """Trains the flow of an `Autoencoder` to decode the codes of a frozen encoder (rectified flow;
-    Lipman et al. 2022, arXiv 2210.02747, Liu et al. 2022, arXiv 2209.03003):
+    """Error of the velocities of an `Autoencoder`'s flow, which decodes codes that stay.
+
+    Rectified flow (Lipman et al. 2022, arXiv 2210.02747; Liu et al. 2022, arXiv 2209.03003):
 
         x_t = (1 - t) noise + t value,   t uniform in 0..1, a sample
         loss = mean over samples and values of (velocity(x_t, t, codes) - (value - noise))^2
 
     Its task has one input, the layout `Aligned` and `trainable=("flow/**",)`, in a run whose `init`
     is the run that made the codes: encoder, codebook and first decoder stay as they are.
+
+    >>> from collections import namedtuple
+    >>> from types import SimpleNamespace as Stub
+    >>> import jax, jax.numpy as jnp
+    >>> value_BJP = jnp.ones((1, 1, 2))
+    >>> encoded = Stub(x_BLD=jnp.zeros((1, 1, 3)), captured={"given": value_BJP})
+    >>> model = Stub(encode=lambda view: encoded)
+    >>> model.velocity = lambda x_BJP, time_B, _: (value_BJP - x_BJP) / (1 - time_B[:, None, None])
+    >>> view = namedtuple("View", "stream_BL")(jnp.ones((1, 1)))
+    >>> batch = Stub(views={"image": view}, weight_BS=jnp.ones((1, 1)))
+    >>> losses, _, _ = FlowMatching().losses(model, {}, batch, jax.random.key(0), {})
+    >>> float(losses["flow"].value_BS[0, 0]) < 1e-9  # all that is left of the way, in the time left
+    True
     """
 
     @property

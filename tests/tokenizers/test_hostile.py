@@ -132,6 +132,9 @@ def test_another_class_is_no_tokenizer(folder):
         {"code_grid": [1] * 10**5, "piece": [1] * (10**5 + 1)},
         {"strides": [2] * 10**5},
         {"strides": [2**30], "width": 2**30},
+        {"flow": {"class": "FlowDecoder", "layers": 10**9}},
+        {"flow": {"class": "FlowDecoder", "steps": 10**9}},
+        {"critic": {"class": "Critic", "levels": 40}},
     ],
     ids=lambda fields: str(fields)[:40],
 )
