@@ -161,13 +161,4 @@ MODULES: dict[str, types.ModuleType] = {
     "report": report,
 }
 VERBS: dict[str, Callable[[list[str]], Any]] = {n: m.run for n, m in MODULES.items()}
-COMPUTING = (
-    "train",
-    "extend",
-    "train-tokenizer",
-    "tokenize",
-    "eval",
-    "embed",
-    "generate",
-    "export",
-)
+COMPUTING = {*VERBS} - {"doctor", "list", "recipes", "data", "plan", "info", "launch", "report"}

@@ -192,4 +192,6 @@ def content(piece: Piece, spec: TokenSpec) -> np.ndarray:
     """The numbers [J, P] or ids [J] that the tokenizer codes; zeros follow a shorter value."""
     found = piece.values_LP if piece.ids_L is None else piece.ids_L
     assert found is not None
+    if len(found) == spec.max_tokens:
+        return found
     return np.pad(found, [(0, spec.max_tokens - len(found)), *[(0, 0)] * (found.ndim - 1)])

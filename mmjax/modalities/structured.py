@@ -151,9 +151,7 @@ class Bins:
     num: ranges.Count
     low: ranges.Finite | None = None
     high: ranges.Finite | None = None
-    scale: Literal["linear", "log", "mu_law"] = dataclasses.field(
-        default="linear", metadata={"is_new": True}
-    )
+    scale: Literal["linear", "log", "mu_law"] = "linear"
 
     def __post_init__(self):
         ranges.check(self)

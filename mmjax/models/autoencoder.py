@@ -62,7 +62,7 @@ class Autoencoder(ModelConfig):
     encoder_layers: ranges.Natural = 2
     decoder_layers: ranges.Natural = 2
     kernel: ranges.Count = 3
-    num_heads: ranges.Natural = dataclasses.field(default=0, metadata={"is_new": True})
+    num_heads: ranges.Natural = 0
     expansion: ranges.Count = 2
     strides: tuple[Annotated[int, ranges.Range(2)], ...] = dataclasses.field(
         default=(), metadata={"is_new": True}

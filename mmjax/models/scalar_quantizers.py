@@ -44,7 +44,7 @@ class FSQ(Quantizer):
     """
 
     levels: tuple[Annotated[int, ranges.Range(2)], ...] = (8, 8, 8)
-    symmetric: bool = dataclasses.field(default=False, metadata={"is_new": True})
+    symmetric: bool = False
 
     def __post_init__(self):
         super().__post_init__()

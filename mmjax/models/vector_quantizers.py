@@ -45,10 +45,8 @@ class VQ(Quantizer):
     cosine: bool = True
     commitment: ranges.NonNegative = 1.0
     dead_threshold: ranges.NonNegative = 1.0
-    gradient: Literal["straight", "rotation"] = dataclasses.field(
-        default="straight", metadata={"is_new": True}
-    )
-    kmeans_steps: ranges.Natural = dataclasses.field(default=0, metadata={"is_new": True})
+    gradient: Literal["straight", "rotation"] = "straight"
+    kmeans_steps: ranges.Natural = 0
 
     def __post_init__(self):
         super().__post_init__()

@@ -52,9 +52,7 @@ class SentencePiece(Tokenizer):
     vocab_size: ranges.Count = 32_000
     num_sentinels: ranges.Natural = 100
     max_texts: ranges.Count = 1_000_000
-    kind: Literal["unigram", "bpe"] = dataclasses.field(
-        default="unigram", metadata={"is_new": True}
-    )
+    kind: Literal["unigram", "bpe"] = "unigram"
 
     # The trained model is kept on the object (and in its pickles) but is not a field: the saved
     # config says how to train, and the folder holds the result.
