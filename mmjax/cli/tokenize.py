@@ -43,8 +43,9 @@ def parser() -> options.Parser:
     made.add_argument(
         "--shard-examples", type=int, default=10_000, metavar="N", help="of a shard, at most"
     )
-    made.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
-    made.add_argument(
+    who = made.add_mutually_exclusive_group()
+    who.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
+    who.add_argument(
         "--beam", metavar="OPTIONS",
         help='by Apache Beam, with its options in one word: "--runner=DataflowRunner --region=..."',
     )  # fmt: skip

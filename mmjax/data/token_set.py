@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from etils import epath
 from mmjax import files
 from mmjax.data import array_records, staging
 from mmjax.data.source import HELD, BadRecord, Held, Source
-from mmjax.files import confined
+from mmjax.files import bucket, confined
 from mmjax.typing import Piece, TokenSpec, positions
 
 __all__ = ["TokenSet"]
@@ -81,8 +82,10 @@ class TokenSet(Source):
             )
         for name, part in manifest["parts"].items():
             folder = epath.Path(self.path) / name / split
+            have = _sizes(folder)
             for number, shard in enumerate(part["shards"][split]):
-                _check_size(folder / shard_name(number), shard["bytes"])
+                file = shard_name(number)
+                _check_size(folder / file, have.get(file), shard["bytes"])
         return TokenRecords(self.path, split)
 
     def fingerprint(self) -> str:
@@ -195,8 +198,16 @@ def _read(place: str, stamp: tuple[int, int]) -> dict[str, Any]:
     return manifest
 
 
-def _check_size(path: Any, size: int) -> None:
-    have = path.stat().length if files.exists(path) else None
+def _sizes(folder: Any) -> dict[str, int]:
+    """Bytes of the files in a folder, by one listing."""
+    if files.is_remote(folder):
+        return {name: about.size for name, about in bucket.listing(folder).items()}
+    if not files.exists(folder):
+        return {}
+    return {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
+
+
+def _check_size(path: Any, have: int | None, size: int) -> None:
     if have != size:
         wrong = "is missing" if have is None else f"has {have} bytes, not {size}, and is cut"
         raise ValueError(

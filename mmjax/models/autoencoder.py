@@ -28,13 +28,12 @@ class Autoencoder(ModelConfig):
     """An encoder, a quantiser and a decoder for one grid stream.
 
     The pieces of the stream are put together to one array (rows, columns, channels), of a video
-    (frames, rows, columns, channels); a strided
-    convolution makes one vector a code, layers let codes see one another, and the decoder mirrors
-    this. A layer is a residual block of convolutions, which see their neighbours, or, with
-    `num_heads`, the block of the transformer, in which each code sees all (ViT-VQGAN, Yu et al.
-    2021, arXiv 2110.04627). With a `code_grid` of (1, 1) it is a residual network of matrices, for
-    vectors. With `strides` stages of strided convolutions lead to the code grid and back, for
-    waveforms (models/waveform_codec.py).
+    (frames, rows, columns, channels); a strided convolution makes one vector a code, layers let
+    codes see one another, and the decoder mirrors this. A layer is a residual block of
+    convolutions, which see their neighbours, or, with `num_heads`, the block of the transformer, in
+    which each code sees all (ViT-VQGAN, Yu et al. 2021, arXiv 2110.04627). With a `code_grid` of
+    (1, 1) it is a residual network of matrices, for vectors. With `strides` stages of strided
+    convolutions lead to the code grid and back, for waveforms (models/waveform_codec.py).
 
     Fields:
       piece: (rows, columns, channels) of a piece: (patch, patch, channels) of an `Image`,

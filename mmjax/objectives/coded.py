@@ -1,4 +1,4 @@
-"""What the objectives of the parts of an autoencoder have in common."""
+"""What the objectives of an autoencoder have in common."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ def check(
     name: str, part: str, task: Any, specs: Mapping[str, TokenSpec], lanes: Sequence[str]
 ) -> None:
     """Raises ValueError for a task that an objective which trains one part cannot train."""
+    check_input(name, task, lanes)
+    check_numbers(name, specs[task.inputs[0]])
+    if not all(pattern.startswith(f"{part}/") for pattern in task.trainable):
+        raise ValueError(
+            f"trainable={task.trainable}, but objective {name} trains the {part} alone; use"
+            f" trainable=('{part}/**',)."
+        )
+
+
+def check_input(name: str, task: Any, lanes: Sequence[str]) -> None:
+    """Raises ValueError for another model than an autoencoder, or other than one input."""
     if lanes:
         raise ValueError(
             f"objective {name} needs an Autoencoder, not a model with lanes ({', '.join(lanes)})."
@@ -25,12 +36,6 @@ def check(
         raise ValueError(
             f"inputs={task.inputs}, targets={task.targets}, but a tokenizer is for one modality;"
             " name it in inputs, and no targets."
-        )
-    check_numbers(name, specs[task.inputs[0]])
-    if not all(pattern.startswith(f"{part}/") for pattern in task.trainable):
-        raise ValueError(
-            f"trainable={task.trainable}, but objective {name} trains the {part} alone; use"
-            f" trainable=('{part}/**',)."
         )
 
 

@@ -67,16 +67,7 @@ class Reconstruction(objective.Objective):
         return ("critic",) if self.adversarial else ()
 
     def check(self, task, specs, lanes):
-        if lanes:
-            raise ValueError(
-                "objective Reconstruction needs an Autoencoder, not a model with lanes"
-                f" ({', '.join(lanes)})."
-            )
-        if len(task.inputs) != 1 or task.targets:
-            raise ValueError(
-                f"inputs={task.inputs}, targets={task.targets}, but a tokenizer is for one"
-                " modality; name it in inputs, and no targets."
-            )
+        coded.check_input("Reconstruction", task, lanes)
         (name,) = task.inputs
         if bool(specs[name].vocab_size) != (self.error == "cross_entropy"):
             kind = (
@@ -108,17 +99,12 @@ class Reconstruction(objective.Objective):
             )
 
     def losses(self, model, features, batch, key, extra):
-        (view,) = batch.views.values()
         # What counts for nothing is not there for the codebook either.
-        there_B1 = (batch.weight_BS[:, :1] > 0).astype(view.stream_BL.dtype)
-        view = view._replace(stream_BL=view.stream_BL * there_B1)
+        view, weight_B1 = coded.weighed(batch)
         encoded = model.encode(view, key=key)
         decoded = model.decode(view, encoded, key=key).x_BLD
         error, given = self._error(decoded, encoded.captured["given"]), encoded.captured["given"]
         error_B = jnp.mean(error.reshape(len(error), -1), axis=1)
-        is_there_B1 = (view.stream_BL[:, :1] > 0).astype(jnp.float32)
-        weight_B1 = batch.weight_BS * is_there_B1
-        weight_B1 = weight_B1 / jnp.maximum(jnp.sum(weight_B1), 1e-9)
         losses = {"reconstruction": Loss(error_B[:, None], weight_B1)}
         commitment_B = jnp.mean(encoded.captured["commitment"], axis=-1)
         losses["commitment"] = Loss(commitment_B[:, None], weight_B1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from mmjax.data.batches import used_streams
 from mmjax.data.source import Records, Source
 from mmjax.data.task import Task
 from mmjax.experiment import Experiment
+from mmjax.modalities.modality import Modality
 from mmjax.run import workdir
 from mmjax.typing import TokenSpec, Vocabulary
 
@@ -101,7 +102,7 @@ class Job:
         """All shards, in order."""
         found = []
         for split, ends in self.ends.items():
-            starts = (0, *ends[:-1])
+            starts = (0, *ends)[:-1]
             found += [
                 Unit(split, i, a, b) for i, (a, b) in enumerate(zip(starts, ends, strict=True))
             ]
@@ -114,13 +115,20 @@ class Job:
     def about(self) -> dict[str, Any]:
         """job.json: all that the content of the shards depends on."""
         experiment = self.experiment
-        made = config.short_names(config.to_json(experiment.modalities))
+        tokens = config.identity(experiment, "tokens")  # without fields that change no token
         varied = config.short_names(config.to_json(self.augments))
         return {
             "format": FORMAT,
             "source": self.source.fingerprint(),
             "streams": {
-                name: {"spec": dataclasses.asdict(spec), "modality": made[name]}
+                name: {
+                    "spec": dataclasses.asdict(spec),
+                    "modality": {
+                        path.removeprefix(f"modalities.{name}"): value
+                        for path, value in tokens.items()
+                        if path.startswith((f"modalities.{name}.", f"modalities.{name}@"))
+                    },
+                }
                 for name, spec in self.specs().items()
             },
             "augment": varied if self.crops else {},
@@ -217,6 +225,7 @@ def make(
         fitted = workdir.fit_modalities(
             experiment, tuple(dict.fromkeys((*streams, *wanted))), folder
         )
+        _check_tokenizers(experiment, fitted, folder)
         ready = dataclasses.replace(experiment, modalities={**experiment.modalities, **fitted})
     job = Job(
         experiment=ready, task=name, out=str(folder), part="+".join(add) if add else FIRST,
@@ -230,10 +239,18 @@ def make(
     return dataclasses.replace(job, ends=ends)
 
 
-def tokenizer_of(job: Job, stream: str) -> str:
-    """The folder of a stream's tokenizer, below DIR; empty if it has none."""
-    found = files.children(epath.Path(job.out) / "tokenizers", f"{stream}@*")
-    return f"tokenizers/{found[0].name}" if found else ""
+def _check_tokenizers(experiment: Experiment, fitted: Mapping[str, Modality], folder: Any) -> None:
+    """Raises ConfigError where the config names another tokenizer than DIR has a copy of."""
+    for name, modality in fitted.items():
+        given, have = (
+            experiment.modalities[name].given_fingerprint(),
+            modality.spec(name).fingerprint,
+        )
+        if given not in ("", have):
+            raise ConfigError(
+                f"--out {folder}: its tokenizer of {name!r} is {have[:12]}, but"
+                f" modalities[{name!r}] names {given[:12]}; use the same, or another folder."
+            )
 
 
 def _only_task(experiment: Experiment) -> str:

@@ -104,7 +104,7 @@ def unit(made: Job, one: Unit) -> str:
     Raises OSError or StorageError if the disk is full or fails, after which no unit can be done.
     """
     path = shard.path_of(made, one)
-    note = path.parent / f"{one.number:05d}.failed.json"
+    note = shard.note_of(path)
     for _ in range(ATTEMPTS):
         try:
             shard.make(made, one)

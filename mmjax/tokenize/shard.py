@@ -23,13 +23,13 @@ from mmjax.data.augment import varied
 from mmjax.data.reader import as_bad, encode_sample
 from mmjax.data.source import BadRecord, Records, key_of
 from mmjax.modalities.modality import Modality
+from mmjax.run import choose
 from mmjax.tokenize.job import Job, Unit
 from mmjax.typing import Piece
 
 BATCH = 1024  # examples whose codes are computed at a time
 GROUP = 16  # records that are compressed together: a random read unpacks so many
 SHOWN = 8  # keys of rejected records that a sidecar names, of each reason
-MAX_SIDECAR = 1 << 22
 
 
 def path_of(job: Job, unit: Unit) -> Any:
@@ -40,6 +40,11 @@ def path_of(job: Job, unit: Unit) -> Any:
 def sidecar_of(path: Any) -> Any:
     """Beside a shard: what it holds."""
     return path.parent / f"{path.name.removesuffix(token_set.SUFFIX)}.json"
+
+
+def note_of(path: Any) -> Any:
+    """Beside a shard that is not there: the error of the last attempts."""
+    return path.parent / f"{path.name.removesuffix(token_set.SUFFIX)}.failed.json"
 
 
 def known(job: Job, unit: Unit) -> dict[str, Any] | None:
@@ -104,17 +109,12 @@ class _Tally:
             "records": self.records,
             "rows": [unit.start, unit.stop],
             "bytes": path.stat().st_size,
-            "sha256": _sha256(path),
+            "sha256": choose.hash_file(path),
             "examples": dict(sorted(self.present.items())),
             "tokens": dict(sorted(self.tokens.items())),
             "rejected": {reason: len(keys) for reason, keys in sorted(self.rejected.items())},
             "rejected_keys": {r: keys[:SHOWN] for r, keys in sorted(self.rejected.items())},
         }
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _verify(path: Path, tally: _Tally) -> None:

@@ -7,7 +7,6 @@ DIR/README.md     the card, for people
 from __future__ import annotations
 
 import collections
-import hashlib
 from typing import Any
 
 from etils import epath
@@ -16,7 +15,9 @@ import mmjax
 from mmjax import errors, files
 from mmjax.config.error import ConfigError
 from mmjax.data import reader, token_set
-from mmjax.tokenize.job import JOB
+from mmjax.run import choose
+from mmjax.tokenize import shard
+from mmjax.tokenize.job import FIRST, JOB
 
 CARD = "README.md"
 NAMED = 8  # shards that a line names
@@ -54,7 +55,7 @@ def _jobs(folder: Any) -> dict[str, dict[str, Any]]:
         raise ConfigError(
             f"{folder}: holds no tokens; mmjax tokenize CONFIG --out {folder} makes them."
         )
-    return dict(sorted(found.items(), key=lambda item: (item[0] != "tokens", item[0])))
+    return dict(sorted(found.items(), key=lambda item: (item[0] != FIRST, item[0])))
 
 
 def _part(folder: Any, job: dict[str, Any], verify: bool) -> dict[str, Any]:
@@ -67,17 +68,15 @@ def _part(folder: Any, job: dict[str, Any], verify: bool) -> dict[str, Any]:
         for number in range(len(ends)):
             path = folder / split / token_set.shard_name(number)
             name = f"{split}/{path.name}"
-            side = path.parent / f"{number:05d}.json"
-            note = path.parent / f"{number:05d}.failed.json"
-            about = _read(side)
+            about = _read(shard.sidecar_of(path))
             if about is None or not files.exists(path):
                 missing.append(name)
-                if (why := _read(note)) is not None:
+                if (why := _read(shard.note_of(path))) is not None:
                     failed[name] = why
                 continue
             is_changed = path.stat().length != about["bytes"]
             if not is_changed and verify:
-                is_changed = _sha256(path) != about["sha256"]
+                is_changed = choose.hash_file(path) != about["sha256"]
             damaged += [name] if is_changed else []
             rejected.update(about["rejected"])
             shards[split].append(about)
@@ -103,14 +102,6 @@ def _read(path: Any) -> dict[str, Any] | None:
         return None
 
 
-def _sha256(path: Any) -> str:
-    hashed = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            hashed.update(block)
-    return hashed.hexdigest()
-
-
 def finalize(out: Any, max_bad: float = 0.01) -> dict[str, Any]:
     """Writes the manifest and the card of all parts; returns the manifest.
 
@@ -126,7 +117,7 @@ def finalize(out: Any, max_bad: float = 0.01) -> dict[str, Any]:
     first = next(iter(jobs.values()))
     for part, job in jobs.items():
         about = _part(folder / part, job, verify=False)
-        if part != "tokens" and (about["missing"] or about["damaged"]) and len(parts):
+        if part != FIRST and (about["missing"] or about["damaged"]):
             continue  # a part that is being added changes nothing until it is whole
         _check_whole(folder, part, about)
         _check_rejected(folder, part, about, max_bad)

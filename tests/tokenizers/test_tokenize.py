@@ -61,6 +61,16 @@ def test_one_input_shard_is_one_unit_and_large_ones_are_cut(raw, codes, tmp_path
     assert sum(u.stop - u.start for u in small.units()) == 60
 
 
+def test_an_empty_split_stays_empty(codes, tmp_path):
+    raw = toy_set.write_tars(tmp_path / "raw", shards=1, each=8)
+    experiment = toy_set.get_config(str(raw), codes)
+    sizes = {s: len(experiment.tasks["masked"].source.open(s)) for s in ("train", "val")}
+    assert sizes["val"] == 0
+    run.tokenize(experiment, tmp_path / "out")
+    held = TokenSet(path=str(tmp_path / "out"))
+    assert {split: len(held.open(split)) for split in held.splits()} == sizes
+
+
 def test_a_set_holds_the_pieces_of_the_raw_source(raw, codes, made, tmp_path):
     experiment = toy_set.get_config(str(raw), codes)
     ready = job.make(experiment, tmp_path / "x")
@@ -151,6 +161,20 @@ def test_another_job_in_the_same_folder_is_refused(raw, codes, made, tmp_path):
     Learned.read(Path(other) / "tokenizer").write(found)
     with pytest.raises(ConfigError, match=r"tokenizer of 'tok_image' is .*, there "):
         run.tokenize(config, out)
+
+
+def test_a_config_that_names_another_tokenizer_than_the_folder_has_is_refused(
+    raw, codes, made, tmp_path
+):
+    other = toy_codes.write(tmp_path / "other", seed=1)
+    own, its = (toy_codes.learned("fsq", seed).fingerprints["codes"][:12] for seed in (0, 1))
+    with pytest.raises(
+        ConfigError, match=rf"tokenizer of 'tok_image' is {own}, but .* names {its}"
+    ):
+        run.tokenize(toy_set.get_config(str(raw), other), made)
+    # Where the tokenizer lies is of no account.
+    moved = toy_codes.write(tmp_path / "moved")
+    run.tokenize(toy_set.get_config(str(raw), moved), made)
 
 
 def test_tokens_of_another_tokenizer_are_refused_with_both_fingerprints(raw, codes, made, tmp_path):
